@@ -1,0 +1,160 @@
+"""Block addresses: parse, print, match. A pure parser; knows no models.
+
+    UNet  in.4   mid   out.3          DiT  joint.7   double.3   single.12   layer.5
+    one layer inside a block:  out.3.0        ranges:  in.4-8, out.3.0-1        lists:  mid, out.3-5
+    auto: the model family's default          all: every self-attention layer
+
+The spelling d4, m0, u3.1 known from other guidance extensions is read as in.4, mid, out.3.1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+PARTS = ("in", "mid", "out", "joint", "double", "single", "layer")
+ALIASES = {"d": "in", "m": "mid", "u": "out"}
+EXAMPLES = "auto, all, mid, in.4, out.3.0, in.4-8, joint.7, double.3, single.10-19, layer.5, or a list with commas"
+LONGEST_TEXT = 2000
+
+SPAN = r"(\d{1,4})(?:-(\d{1,4}))?"
+SELECTOR = re.compile(rf"(in|out|joint|double|single|layer)\.{SPAN}(?:\.{SPAN})?|(mid)(?:\.{SPAN})?")
+ALIAS = re.compile(rf"([dmu]){SPAN}(?:\.{SPAN})?|(m)")
+
+
+class BlocksError(ValueError):
+    """A block list that can't be read, or that names what a model doesn't have."""
+
+
+class Address(NamedTuple):
+    """One self-attention layer: its part, the block's number (0 for the middle) and the layer's number inside it."""
+
+    part: str
+    block: int
+    layer: int
+
+    def __str__(self) -> str:
+        return f"{block_name(self)}.{self.layer}"
+
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Selector:
+    """What one item of a list selects: a part, a range of blocks and a range of layers (None: all of them)."""
+
+    part: str
+    blocks: Span = (0, 0)
+    layers: Span | None = None
+
+    def __contains__(self, address: Address) -> bool:
+        return (
+            address.part == self.part
+            and self.blocks[0] <= address.block <= self.blocks[1]
+            and (self.layers is None or self.layers[0] <= address.layer <= self.layers[1])
+        )
+
+    def __str__(self) -> str:
+        blocks = "" if self.part == "mid" else "." + _print_span(self.blocks)
+        return self.part + blocks + ("" if self.layers is None else "." + _print_span(self.layers))
+
+
+@dataclass(frozen=True)
+class BlockList:
+    """A parsed list. `keyword` is "auto", "all" or "" (then the selectors count)."""
+
+    selectors: tuple[Selector, ...] = ()
+    keyword: str = ""
+
+    def __str__(self) -> str:
+        return self.keyword or ", ".join(map(str, self.selectors))
+
+
+def parse_blocks(text: str) -> BlockList:
+    """Read a list of addresses (see the module's text). Case and blanks don't matter.
+
+    Raises:
+        BlocksError: naming the item that can't be read and what is allowed.
+    """
+    if not isinstance(text, str) or len(text) > LONGEST_TEXT:
+        raise BlocksError(f"{str(text)[:40]!r}; allowed: text of at most {LONGEST_TEXT} characters: {EXAMPLES}")
+    items = [item.strip() for item in text.lower().split(",")]
+    if items in (["auto"], ["all"]):
+        return BlockList(keyword=items[0])
+    if not any(items):
+        raise BlocksError(f"{text!r}; allowed: {EXAMPLES}")
+    return BlockList(tuple(_parse_selector(item) for item in items if item))
+
+
+def _parse_selector(item: str) -> Selector:
+    match = SELECTOR.fullmatch(item)
+    if match:
+        part = match[1] or match[6]
+        blocks, layers = (
+            ((0, 0), _span(match[7], match[8]))
+            if match[6]
+            else (
+                _span(match[2], match[3]),
+                _span(match[4], match[5]),
+            )
+        )
+    else:
+        match = ALIAS.fullmatch(item)
+        if not match:
+            raise BlocksError(f"{item!r}; allowed: {EXAMPLES}")
+        part = ALIASES[match[1] or match[6]]
+        blocks, layers = _span(match[2], match[3]) or (0, 0), _span(match[4], match[5])
+        if part == "mid" and blocks != (0, 0):
+            raise BlocksError(f"{item!r}; allowed: m0, since there is one middle block")
+    for span in (blocks, layers):
+        if span and span[0] > span[1]:
+            raise BlocksError(f"{item!r}; allowed: ranges that rise, such as {span[1]}-{span[0]}")
+    return Selector(part, blocks, layers)
+
+
+def _span(first: str | None, last: str | None) -> Span | None:
+    return None if first is None else (int(first), int(last or first))
+
+
+def _print_span(span: Span) -> str:
+    return str(span[0]) if span[0] == span[1] else f"{span[0]}-{span[1]}"
+
+
+Layer = TypeVar("Layer")
+
+
+def select(blocks: BlockList, inventory: Sequence[tuple[Address, Layer]], default: BlockList) -> list[Layer]:
+    """The layers of an inventory that a list selects, in the model's order; `default` is what "auto" means.
+
+    A range selects what exists inside it; every item of the list must select something.
+
+    Raises:
+        BlocksError: naming the item and, in short, the addresses that the model has.
+    """
+    if blocks.keyword == "all":
+        return [layer for _, layer in inventory]
+    chosen = default if blocks.keyword == "auto" else blocks
+    for selector in chosen.selectors:
+        if not any(address in selector for address, _ in inventory):
+            raise BlocksError(f"'{selector}'; this model has: {summarize(address for address, _ in inventory)}")
+    return [layer for address, layer in inventory if any(address in selector for selector in chosen.selectors)]
+
+
+def summarize(addresses: Iterable[Address]) -> str:
+    """Addresses in short, such as "in.1-2, in.4-5, mid, out.3-11"."""
+    runs: list[Selector] = []
+    for address in addresses:
+        last = runs[-1] if runs else None
+        if last and last.part == address.part and last.blocks[1] + 1 >= address.block:
+            runs[-1] = Selector(address.part, (last.blocks[0], address.block))
+        else:
+            runs.append(Selector(address.part, (address.block, address.block)))
+    return ", ".join(map(str, runs)) or "no self-attention"
+
+
+def block_name(address: Address) -> str:
+    """The block's address without the layer: "mid", "out.3"."""
+    return address.part if address.part == "mid" else f"{address.part}.{address.block}"

@@ -1,0 +1,76 @@
+"""From the difference of two predictions to a guided one. Knows tensors only; touches no model.
+
+δ = ε(x, c) - ε̃(x, c), guided = ε + s δ (paper: Eq. 4 and Algorithm 2), in whatever space the model predicts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SCHEDULES = ("constant", "linear", "cosine", "bell")
+
+
+def in_window(call: int, calls: int, start: float, end: float) -> bool:
+    """Whether model call `call` of `calls`, counted from 0, is guided: start <= call / calls < end."""
+    return start <= call / max(calls, 1) < end
+
+
+def scheduled_scale(scale: float, schedule: str, call: int, calls: int, start: float, end: float) -> float:
+    """The guidance scale at model call `call` of `calls`; 0 outside the window.
+
+    "constant": scale. "linear": from scale down to 0 at the window's end. "cosine": scale (1 + cos πu) / 2.
+    "bell": scale sin² πu, highest in the middle. u is the place in the window, 0 to 1.
+    """
+    if not in_window(call, calls, start, end):
+        return 0.0
+    place = (call / max(calls, 1) - start) / (end - start)
+    if schedule == "linear":
+        return scale * (1 - place)
+    if schedule == "cosine":
+        return scale * (1 + math.cos(math.pi * place)) / 2
+    if schedule == "bell":
+        # Half a step in, so that the first guided call isn't wasted on a scale of 0.
+        middle = place + 0.5 / max(calls * (end - start), 1)
+        return scale * math.sin(math.pi * min(middle, 1.0)) ** 2
+    return scale
+
+
+def mean_delta(cond: Tensor, perturbed: Tensor, weights: Sequence[Sequence[float]]) -> Tensor:
+    """δ per image, (images, …), from the conditional rows and the same rows perturbed, both (rows, …).
+
+    `weights` has a list for each image with the weight of each of its rows, in the rows' order (composable prompts:
+    AND). δ of an image is the mean of its rows' differences weighted by w / Σ|w|. A weight list that sums to 0 in
+    absolute value counts its rows equally.
+    """
+    difference = cond - perturbed
+    result, row = [], 0
+    for parts in weights:
+        total = sum(abs(weight) for weight in parts)
+        shares = [weight / total if total else 1 / len(parts) for weight in parts]
+        result.append(sum(share * difference[row + index] for index, share in enumerate(shares)))
+        row += len(parts)
+    if row != difference.shape[0]:
+        raise ValueError(f"weights: {row} rows; allowed: those of the predictions, {difference.shape[0]}")
+    return torch.stack(result)
+
+
+def shift_rows(rows: Tensor, shift: Tensor, images: Sequence[int]) -> None:
+    """The row-shift rule, in place: add shift[i] to every prediction row of image i, conditional or not.
+
+    A combination of rows that looks only at differences, as classifier-free guidance does with any scale, AND
+    weights or NGMS, is then shifted by exactly that. rows (rows, …), shift (images, …), images: the image of a row.
+    """
+    rows += shift[torch.as_tensor(images, device=shift.device)].to(rows.dtype)
+
+
+def rescale_factor(reference: Tensor, guided: Tensor, amount: float) -> Tensor:
+    """What to multiply each guided image by so that its spread comes back to the reference's (Lin et al. 2023,
+    arXiv 2305.08891, Eq. 15 and 16): amount · std(reference) / std(guided) + 1 - amount, shape (images, 1, …)."""
+    dimensions = tuple(range(1, guided.ndim))
+    reference_std = reference.float().std(dim=dimensions, keepdim=True)
+    guided_std = guided.float().std(dim=dimensions, keepdim=True).clamp_min(1e-12)
+    return (amount * reference_std / guided_std + (1 - amount)).to(guided.dtype)

@@ -1,0 +1,77 @@
+"""What perturb.py needs to know of a model family: where its self-attention is and how to run another one there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from asag.blocks import Address, BlockList
+from asag.operators import Operator
+
+Forward = Callable[..., Any]
+
+
+class UnsupportedModel(ValueError):
+    """The model's family isn't known, or this instance of it can't be perturbed; the message says why."""
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """One self-attention layer of a model: its address and the module whose forward is replaced."""
+
+    address: Address
+    module: nn.Module
+
+
+class Family(Protocol):
+    """A model family. Stateless: everything of a run lives in what `replacement` returns."""
+
+    name: str
+    default_blocks: BlockList
+
+    def matches(self, model: nn.Module) -> bool:
+        """Whether `model` is of this family."""
+
+    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+        """The self-attention layers in the order in which the model runs them."""
+
+    def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
+        """A forward for the layer's module that attends as `operator` says and does all else as `original`."""
+
+
+@dataclass
+class Scene:
+    """What a layer needs to know of the pass it runs in: the (height, width) of the latent image."""
+
+    latent_size: tuple[int, int] | None = None
+
+    def grid(self, tokens: int) -> tuple[int, int] | None:
+        """(height, width) of `tokens` image tokens, from the latent size halved (rounding up) until it fits."""
+        if self.latent_size is None:
+            return None
+        height, width = self.latent_size
+        while height * width > tokens and (height > 1 or width > 1):
+            height, width = -(-height // 2), -(-width // 2)
+        return (height, width) if height * width == tokens else None
+
+
+def split_heads(tensor: Tensor, heads: int) -> Tensor:
+    """(batch, tokens, heads * head_dim) -> (batch, heads, tokens, head_dim), a view."""
+    return tensor.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def join_heads(tensor: Tensor) -> Tensor:
+    """(batch, heads, tokens, head_dim) -> (batch, tokens, heads * head_dim)."""
+    return tensor.transpose(1, 2).flatten(2)
+
+
+def family_of(model: nn.Module, families: Sequence[Family]) -> Family:
+    """The family that `model` belongs to; raises UnsupportedModel naming the class and the families known."""
+    for family in families:
+        if family.matches(model):
+            return family
+    known = ", ".join(family.name for family in families)
+    raise UnsupportedModel(f"model: {type(model).__module__}.{type(model).__name__}; allowed: {known}")

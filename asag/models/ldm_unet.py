@@ -1,0 +1,68 @@
+"""The ldm and sgm UNet (SD1.x, SD2, SDXL) as AUTOMATIC1111 runs it.
+
+Sources: ldm/modules/diffusionmodules/openaimodel.py (UNetModel: input_blocks, middle_block, output_blocks),
+ldm/modules/attention.py and sgm/modules/attention.py (BasicTransformerBlock.attn1, CrossAttention).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from asag.blocks import Address, parse_blocks
+from asag.models.base import AttentionLayer, Forward, Scene, join_heads, split_heads
+from asag.operators import Operator
+
+
+class LdmUnet:
+    """Addresses are the UNet's own block numbers: in.1 is input_blocks.1, out.3 output_blocks.3.
+
+    `key_value_inputs` gives the inputs of to_k and to_v for a layer's context, for hosts in which something stands
+    between the two (AUTOMATIC1111's hypernetworks); by default both are the context itself.
+    """
+
+    name = "SD1.x, SD2 and SDXL UNets (ldm, sgm)"
+    # The middle block, as the paper and PAG use: the coarsest tokens, where attention decides structure.
+    default_blocks = parse_blocks("mid")
+
+    def __init__(self, key_value_inputs: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None) -> None:
+        self.key_value_inputs = key_value_inputs or (lambda context: (context, context))
+
+    def matches(self, model: nn.Module) -> bool:
+        return all(hasattr(model, part) for part in ("input_blocks", "middle_block", "output_blocks"))
+
+    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+        found: list[AttentionLayer] = []
+        for index, block in enumerate(model.input_blocks):
+            found += _layers_of("in", index, block)
+        found += _layers_of("mid", 0, model.middle_block)
+        for index, block in enumerate(model.output_blocks):
+            found += _layers_of("out", index, block)
+        return found
+
+    def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
+        module = layer.module
+
+        def forward(x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, **others: Any) -> Tensor:
+            if mask is not None or any(others.get(name) for name in ("n_times_crossframe_attn_in_self",)):
+                raise ValueError(f"{layer.address}: masked or cross-frame self-attention can't be perturbed")
+            extra = others.get("additional_tokens")
+            if extra is not None:
+                raise ValueError(f"{layer.address}: self-attention with additional tokens can't be perturbed")
+            key_input, value_input = self.key_value_inputs(x if context is None else context)
+            query, key, value = (
+                split_heads(projection(given), module.heads)
+                for projection, given in ((module.to_q, x), (module.to_k, key_input), (module.to_v, value_input))
+            )
+            out = operator.plain(query, key, value, scene.grid(query.shape[2]))
+            return module.to_out(join_heads(out))
+
+        return forward
+
+
+def _layers_of(part: str, index: int, block: nn.Module) -> Iterator[AttentionLayer]:
+    attentions = (child.attn1 for child in block.modules() if isinstance(getattr(child, "attn1", None), nn.Module))
+    for number, attention in enumerate(attentions):
+        yield AttentionLayer(Address(part, index, number), attention)

@@ -1,0 +1,164 @@
+"""What a chosen self-attention layer computes instead of SoftMax attention, plain and joint with text.
+
+Every operator has one interface: `plain` for layers whose tokens are all image tokens (UNets), `joint` for layers
+whose queries and keys are text and image tokens together (MMDiT). Tensors are (batch, heads, tokens, head_dim).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from asag.attention import adversarial_sinkhorn_attention
+
+METHODS = ("asag", "pag", "seg", "uniform", "similarity")
+
+# SEG's official code takes any sigma above this for infinity.
+INFINITE_SIGMA = 9999.0
+JOINT_TILE_ELEMENTS = 1 << 24
+
+
+class Operator:
+    """Base: a subclass supplies `plain`; `joint` follows from it."""
+
+    def plain(self, query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Perturbed attention among image tokens. `grid` is (height, width) of the tokens, row by row."""
+        raise NotImplementedError
+
+    def joint(
+        self, query: Tensor, key: Tensor, value: Tensor, image: slice, grid: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Attention of a joint sequence in which only image→image attention is perturbed.
+
+        `image` is where the image tokens lie; all others are text. Text queries are untouched. An image query keeps
+        its SoftMax weights on the text keys; what it gave to image keys is spread as `plain` says. Both come from one
+        SDPA call whose values are zero on image keys and that has one more value feature, 1 on image keys: its output
+        is the mass on the image.
+        """
+        out = F.scaled_dot_product_attention(query, key, value)
+        image_query, image_key, image_value = query[:, :, image], key[:, :, image], value[:, :, image]
+        text_value = F.pad(value, (0, 8))
+        text_value[:, :, image] = 0
+        text_value[:, :, image, value.shape[3]] = 1
+        padded_query, padded_key = F.pad(image_query, (0, 8)), F.pad(key, (0, 8))
+        kept = F.scaled_dot_product_attention(padded_query, padded_key, text_value, scale=1 / math.sqrt(query.shape[3]))
+        mass = kept[..., value.shape[3], None]
+        out[:, :, image] = kept[..., : value.shape[3]] + mass * self.plain(image_query, image_key, image_value, grid)
+        return out
+
+
+@dataclass(frozen=True)
+class Sinkhorn(Operator):
+    """ASA and its ablations (paper: Eq. 13 and Table 3); the options are those of adversarial_sinkhorn_attention."""
+
+    iterations: int = 2
+    strength: float = 1.0
+    cost: str = "adversarial"
+    normalize: str = "rows"
+    tolerance: float | None = None
+    impl: str = "auto"
+
+    def plain(self, query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        return adversarial_sinkhorn_attention(
+            query,
+            key,
+            value,
+            iterations=self.iterations,
+            strength=self.strength,
+            cost=self.cost,
+            normalize=self.normalize,
+            tolerance=self.tolerance,
+            impl=self.impl,
+        )
+
+
+class Identity(Operator):
+    """Perturbed Attention Guidance (arXiv 2403.17377): the attention map is the identity, so the output is value."""
+
+    def plain(self, query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        if value.shape[2] == query.shape[2]:
+            return value
+        # Reference-only control appends keys; the tokens' own come first, as in every host.
+        if value.shape[2] > query.shape[2]:
+            return value[:, :, : query.shape[2]]
+        raise ValueError(
+            f"value: {value.shape[2]} tokens; allowed: at least those of query, {query.shape[2]}, for an identity map"
+        )
+
+    def joint(
+        self, query: Tensor, key: Tensor, value: Tensor, image: slice, grid: tuple[int, int] | None = None
+    ) -> Tensor:
+        """SoftMax over the text keys and the token's own key, as PAG is defined for MMDiT (diffusers,
+        attention_processor.py: PAGJointAttnProcessor2_0), in tiles of rows."""
+        out = F.scaled_dot_product_attention(query, key, value)
+        is_text = torch.ones(key.shape[2], dtype=torch.bool, device=key.device)
+        is_text[image] = False
+        text_key, text_value = key[:, :, is_text], value[:, :, is_text]
+        scale = 1 / math.sqrt(query.shape[3])
+        images = range(*image.indices(query.shape[2]))
+        step = max(JOINT_TILE_ELEMENTS // (query.shape[0] * query.shape[1] * (text_key.shape[2] + 1)), 1)
+        for start in range(images.start, images.stop, step):
+            rows = slice(start, min(start + step, images.stop))
+            own = (query[:, :, rows] * key[:, :, rows]).sum(dim=-1, keepdim=True)
+            logits = torch.cat([query[:, :, rows] @ text_key.transpose(-1, -2), own], dim=-1) * scale
+            weights = torch.softmax(logits.float(), dim=-1).to(value.dtype)
+            out[:, :, rows] = weights[..., :-1] @ text_value + weights[..., -1:] * value[:, :, rows]
+        return out
+
+
+@dataclass(frozen=True)
+class QueryBlur(Operator):
+    """Smoothed Energy Guidance (arXiv 2408.00760): SoftMax attention of queries blurred over the token grid.
+
+    `sigma` is in tokens; inf is the mean query, which needs no grid.
+    """
+
+    sigma: float = math.inf
+
+    def plain(self, query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        return F.scaled_dot_product_attention(self.blur(query, grid), key, value)
+
+    def blur(self, query: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        """Queries (batch, heads, height * width, d) blurred; raises ValueError when the grid doesn't fit them."""
+        if self.sigma > INFINITE_SIGMA:
+            return query.mean(dim=2, keepdim=True).expand_as(query)
+        if grid is None or grid[0] * grid[1] != query.shape[2]:
+            raise ValueError(f"grid: {grid}; allowed: (height, width) whose product is {query.shape[2]} tokens")
+        rows, columns = (gaussian_matrix(size, self.sigma).to(query) for size in grid)
+        planes = query.unflatten(2, grid)
+        return torch.einsum("yh,xw,bnhwd->bnyxd", rows, columns, planes).flatten(2, 3)
+
+
+def gaussian_matrix(size: int, sigma: float) -> Tensor:
+    """The blur along one axis of `size` tokens as a (size, size) float32 matrix, borders reflected.
+
+    The kernel is that of SEG's official code: ceil(6 sigma) + 1 taps, made odd. Reflection is a triangle wave, so a
+    kernel longer than the axis is folded as often as it takes (the official code fails there).
+    """
+    length = math.ceil(6 * sigma) + 1 - math.ceil(6 * sigma) % 2
+    offsets = torch.arange(length) - length // 2
+    taps = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    taps = taps / taps.sum()
+    period = max(2 * (size - 1), 1)
+    reached = (torch.arange(size)[:, None] + offsets).remainder(period)
+    source = torch.minimum(reached, period - reached) if size > 1 else torch.zeros_like(reached)
+    return torch.zeros(size, size).scatter_add_(1, source, taps.expand(size, -1))
+
+
+def make_operator(method: str, iterations: int = 2, strength: float = 1.0, sigma: float = math.inf) -> Operator:
+    """The operator that a `method` of METHODS names; iterations and strength matter to "asag" and "similarity"."""
+    if method == "asag":
+        return Sinkhorn(iterations=iterations, strength=strength)
+    if method == "similarity":
+        return Sinkhorn(iterations=iterations, strength=strength, cost="similarity")
+    if method == "uniform":
+        return Sinkhorn(cost="uniform")
+    if method == "pag":
+        return Identity()
+    if method == "seg":
+        return QueryBlur(sigma)
+    raise ValueError(f"method: {method!r}; allowed: {', '.join(METHODS)}")

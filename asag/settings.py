@@ -1,0 +1,206 @@
+"""Every option of the extension, once: default, bounds, label, help, infotext key and X/Y/Z axis.
+
+The user interface, the infotext, the API and the X/Y/Z plot are derived from the metadata of these fields.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
+from typing import Any
+
+from asag.blocks import BlocksError, parse_blocks
+from asag.guidance import SCHEDULES
+from asag.operators import METHODS
+
+
+class SettingsError(ValueError):
+    """One or more settings are wrong. `problems` has a line for each: field, value and what is allowed."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("ASAG settings: " + "; ".join(problems))
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is known of one setting beyond its name, type and default."""
+
+    label: str
+    help: str
+    minimum: float | None = None
+    maximum: float | None = None
+    slider_maximum: float | None = None
+    step: float | None = None
+    choices: tuple[str, ...] = ()
+    axis: str = ""
+
+
+def option(default: Any, label: str, help: str, **details: Any) -> Any:
+    return field(default=default, metadata={"option": Option(label, help, **details)})
+
+
+@dataclass(frozen=True)
+class AsagSettings:
+    """The settings of one generation; construct through `from_mapping` where values come from outside."""
+
+    enabled: bool = option(False, "Enable ASAG", "Guide this generation with ASAG.")
+    scale: float = option(
+        1.5,
+        "Scale",
+        "How far each step is pushed away from the weakened prediction. Higher: more structure; "
+        "too high: burnt colours.",
+        minimum=0.0,
+        maximum=100.0,
+        slider_maximum=30.0,
+        step=0.1,
+        axis="Scale",
+    )
+    blocks: str = option(
+        "auto",
+        "Blocks",
+        "Which self-attention is weakened: auto, all, or addresses such as mid, in.4-8, out.3.0, joint.7.",
+        axis="Blocks",
+    )
+    iterations: int = option(
+        2,
+        "Iterations",
+        "Sinkhorn iterations of the weakened attention. The paper uses 2; more costs time and changes little.",
+        minimum=1,
+        maximum=50,
+        slider_maximum=10,
+        step=1,
+        axis="Iterations",
+    )
+    strength: float = option(
+        1.0,
+        "Strength",
+        "How strongly unlike tokens attract each other (a factor on the paper's lambda). 0 is uniform attention.",
+        minimum=0.0,
+        maximum=10.0,
+        slider_maximum=3.0,
+        step=0.05,
+        axis="Strength",
+    )
+    method: str = option(
+        "asag",
+        "Method",
+        "How attention is weakened: asag, or pag, seg, uniform and similarity for comparison.",
+        choices=METHODS,
+        axis="Method",
+    )
+    start: float = option(
+        0.0,
+        "Start",
+        "Guide from this fraction of the steps on.",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.01,
+        axis="Start",
+    )
+    end: float = option(
+        1.0,
+        "End",
+        "Guide until this fraction of the steps. Steps outside cost nothing.",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.01,
+        axis="End",
+    )
+    schedule: str = option(
+        "constant",
+        "Schedule",
+        "How the scale runs between start and end: constant, falling linearly or as a cosine, or as a bell.",
+        choices=SCHEDULES,
+        axis="Schedule",
+    )
+    rescale: float = option(
+        0.0,
+        "Rescale",
+        "Pulls the contrast of the guided prediction back to that of the unguided one. Helps against burnt colours.",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.01,
+        axis="Rescale",
+    )
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> AsagSettings:
+        """Settings from any subset of the names, the rest at their defaults.
+
+        Numbers may come as text ("1.5") and booleans as "true" or "false", as they do from infotexts and plots.
+
+        Raises:
+            SettingsError: listing every unknown name and bad value.
+        """
+        known = {each.name: each for each in fields(cls)}
+        problems = [f"{name}: unknown; allowed: {', '.join(known)}" for name in mapping if name not in known]
+        given: dict[str, Any] = {}
+        for name, each in known.items():
+            if name not in mapping:
+                continue
+            try:
+                given[name] = _read(each, mapping[name])
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:
+            raise SettingsError(problems)
+        return cls(**given)
+
+    @property
+    def active(self) -> bool:
+        """Whether these settings change anything: switched on, a scale, and a window that isn't empty."""
+        return self.enabled and self.scale > 0 and self.start < self.end
+
+    def to_mapping(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def options() -> dict[str, tuple[Field[Any], Option]]:
+    """Every setting in the order of the user interface: name to (dataclass field, option)."""
+    return {each.name: (each, each.metadata["option"]) for each in fields(AsagSettings)}
+
+
+def _read(each: Field[Any], given: Any) -> Any:
+    known: Option = each.metadata["option"]
+    kind = type(each.default)
+    if kind is bool:
+        return _read_bool(each.name, given)
+    if kind is str:
+        return _read_text(each.name, given, known)
+    return _read_number(each.name, given, known, whole=kind is int)
+
+
+def _read_bool(name: str, given: Any) -> bool:
+    if isinstance(given, bool):
+        return given
+    if isinstance(given, str) and given.strip().lower() in ("true", "false"):
+        return given.strip().lower() == "true"
+    raise ValueError(f"{name}: {given!r}; allowed: true or false")
+
+
+def _read_text(name: str, given: Any, known: Option) -> str:
+    if known.choices:
+        text = given.strip().lower() if isinstance(given, str) else given
+        if text not in known.choices:
+            raise ValueError(f"{name}: {given!r}; allowed: {', '.join(known.choices)}")
+        return text
+    if not isinstance(given, str):
+        raise ValueError(f"{name}: {given!r}; allowed: text")
+    try:
+        parse_blocks(given)
+    except BlocksError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return given.strip()
+
+
+def _read_number(name: str, given: Any, known: Option, whole: bool) -> float | int:
+    allowed = f"{'a whole number' if whole else 'a number'} from {known.minimum:g} to {known.maximum:g}"
+    try:
+        number = math.nan if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (known.minimum <= number <= known.maximum) or (whole and not number.is_integer()):
+        raise ValueError(f"{name}: {given!r}; allowed: {allowed}")
+    return int(number) if whole else number
