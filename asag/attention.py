@@ -8,6 +8,7 @@ sum to 1, so the plan is multiplied by the number of queries here.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +59,7 @@ def adversarial_sinkhorn_attention(
     Raises:
         ValueError: naming the argument, the value and what is allowed.
 
-    For inference: no gradient flows through the potentials.
+    For inference: no gradient is recorded.
     """
     check_attention_inputs(query, key, value)
     check_options(iterations, strength, cost, normalize, tolerance, impl)
@@ -68,17 +69,17 @@ def adversarial_sinkhorn_attention(
     scale = sign * strength / math.sqrt(query.shape[3])
     dtype = computation_dtype(query, key, scale)
     flat_query, flat_key, flat_value = (tensor.flatten(0, 1) for tensor in (query, key, value))
-    with torch.no_grad():
+    with torch.no_grad(), without_autocast(query.device.type):
         if impl == "dense":
             out = _dense(flat_query, flat_key, flat_value, scale, dtype, iterations, tolerance, normalize)
-            return out.to(query.dtype).unflatten(0, query.shape[:2])
-        scores = StreamingScores(flat_query, flat_key, scale, dtype)
-        potentials = iterate(scores.sweep, scores.start(), iterations, tolerance)
-    if normalize == "columns" or not has_linear_kernel(query):
-        out = scores.product(potentials, flat_value, by_columns=normalize == "columns")
-        return out.to(query.dtype).unflatten(0, query.shape[:2])
-    bias = potentials.key.unflatten(0, query.shape[:2])
-    return biased_attention(query, key, value, bias, scale, dtype)
+        else:
+            scores = StreamingScores(flat_query, flat_key, scale, dtype)
+            potentials = iterate(scores.sweep, scores.start(), iterations, tolerance)
+            if normalize == "rows" and has_linear_kernel(query):
+                bias = potentials.key.unflatten(0, query.shape[:2])
+                return biased_attention(query, key, value, bias, scale, dtype)
+            out = scores.product(potentials, flat_value, by_columns=normalize == "columns")
+    return out.to(query.dtype).unflatten(0, query.shape[:2])
 
 
 def _dense(
@@ -146,6 +147,11 @@ def has_linear_kernel(query: Tensor) -> bool:
     """Whether SDPA with a key bias needs no n x m tensor here: CPU and CUDA kernels since torch 2.3."""
     major, minor = (int(part) for part in torch.__version__.split(".")[:2])
     return (major, minor) >= (2, 3) and query.device.type in ("cpu", "cuda")
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Hosts sample under autocast, which would put the potentials' products into half precision."""
+    return torch.autocast(device_type, enabled=False) if device_type in ("cpu", "cuda") else nullcontext()
 
 
 def computation_dtype(query: Tensor, key: Tensor, scale: float) -> torch.dtype:

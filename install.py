@@ -1,0 +1,1 @@
+"""WebUI's hook at start: installs nothing, for ASAG needs only what every WebUI ships."""
