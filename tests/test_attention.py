@@ -1,0 +1,207 @@
+"""The public function: accuracy against a float64 dense reference, memory, closed forms, errors."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asag.attention import adversarial_sinkhorn_attention, bias_features, biased_attention
+
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+
+
+def make(n, m, d, largest=5.0, dtype=torch.float32, heads=2, seed=0, strength=1.0):
+    """Queries, keys and values whose largest |logit| is about `largest` at this strength."""
+    generator = torch.Generator().manual_seed(seed)
+    query, key, value = (torch.randn(1, heads, count, d, generator=generator) for count in (n, m, m))
+    present = (query @ key.transpose(-1, -2)).abs().max() * strength / math.sqrt(d)
+    gain = math.sqrt(largest / float(present))
+    return (query * gain).to(dtype), (key * gain).to(dtype), value.to(dtype)
+
+
+def error(out, query, key, value, **options):
+    reference = adversarial_sinkhorn_attention(query.double(), key.double(), value.double(), impl="dense", **options)
+    return float((out.double() - reference).norm() / reference.norm())
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("normalize", ["rows", "columns"])
+@pytest.mark.parametrize("largest", [5.0, 60.0, 1e3, 1e4])
+@pytest.mark.parametrize(
+    ("n", "m", "d"), [(1, 1, 8), (1, 77, 40), (7, 7, 64), (64, 141, 72), (256, 256, 128), (333, 50, 160)]
+)
+def test_accuracy(n, m, d, largest, normalize, dtype):
+    for strength, iterations in ((1.0, 2), (0.3, 1), (3.0, 10)):
+        query, key, value = make(n, m, d, largest, dtype, strength=strength)
+        options = {"iterations": iterations, "strength": strength, "normalize": normalize}
+        out = adversarial_sinkhorn_attention(query, key, value, **options)
+        assert out.dtype == dtype
+        assert out.shape == query.shape
+        assert error(out, query, key, value, **options) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_accuracy_at_4096_tokens(dtype):
+    query, key, value = make(4096, 4096, 40, 30.0, dtype, heads=1)
+    assert error(adversarial_sinkhorn_attention(query, key, value), query, key, value) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("normalize", ["rows", "columns"])
+def test_non_contiguous_inputs(normalize):
+    packed = torch.randn(2, 100, 3, 4, 40, generator=torch.Generator().manual_seed(3))
+    query, key, value = packed.permute(2, 0, 3, 1, 4)
+    assert not query.is_contiguous()
+    out = adversarial_sinkhorn_attention(query, key, value, normalize=normalize)
+    again = adversarial_sinkhorn_attention(*(t.contiguous() for t in (query, key, value)), normalize=normalize)
+    torch.testing.assert_close(out, again)
+    assert error(out, query, key, value, normalize=normalize) < 2e-5
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 40),
+    m=st.integers(1, 40),
+    d=st.sampled_from([1, 3, 8, 40]),
+    largest=st.floats(0.1, 1e4),
+    strength=st.floats(0.3, 3),
+    iterations=st.integers(1, 10),
+    cost=st.sampled_from(["adversarial", "similarity", "uniform"]),
+    normalize=st.sampled_from(["rows", "columns"]),
+    seed=st.integers(0, 99),
+)
+def test_streaming_is_dense_for_any_options(n, m, d, largest, strength, iterations, cost, normalize, seed):
+    query, key, value = make(n, m, d, largest, seed=seed, strength=strength)
+    options = {"iterations": iterations, "strength": strength, "cost": cost, "normalize": normalize}
+    assert error(adversarial_sinkhorn_attention(query, key, value, **options), query, key, value, **options) < 2e-5
+
+
+MEMORY_SCRIPT = """
+import resource, torch
+from asag.attention import adversarial_sinkhorn_attention
+torch.set_num_threads(1)
+query, key, value = (torch.randn(1, 8, {n}, 40) for _ in range(3))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+adversarial_sinkhorn_attention(query, key, value, iterations=1)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def test_memory_at_16384_tokens_stays_under_700_mib():
+    """One iteration: what a second one uses is the same buffers."""
+    script = MEMORY_SCRIPT.format(n=16384)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=280)
+    assert float(done.stdout) < 700
+
+
+def test_rows_mode_without_bias_is_softmax_of_negated_logits_rescaled_by_columns():
+    """After one iteration the plan's columns sum to 1 (times n) in columns mode; in rows mode its rows do."""
+    query, key, _ = make(50, 50, 16)
+    identity = torch.eye(50).expand(1, 2, 50, 50)
+    for normalize, axis in (("rows", -1), ("columns", -2)):
+        plan = adversarial_sinkhorn_attention(query, key, identity, normalize=normalize)
+        torch.testing.assert_close(plan.sum(axis), torch.ones(1, 2, 50), rtol=1e-4, atol=1e-5)
+        assert (plan.sum(-1 if axis == -2 else -2) - 1).abs().max() > 1e-4
+
+
+def test_doubly_stochastic_when_converged():
+    query, key, _ = make(50, 50, 16, 3.0)
+    identity = torch.eye(50).expand(1, 2, 50, 50)
+    for normalize in ("rows", "columns"):
+        plan = adversarial_sinkhorn_attention(query, key, identity, iterations=50, normalize=normalize)
+        torch.testing.assert_close(plan.sum(-1), torch.ones(1, 2, 50), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(plan.sum(-2), torch.ones(1, 2, 50), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"cost": "uniform"}, {"strength": 0.0}, {"strength": 1e-7}])
+def test_uniform_limit_is_the_mean_value(options):
+    query, key, value = make(30, 20, 8)
+    out = adversarial_sinkhorn_attention(query, key, value, **options)
+    torch.testing.assert_close(out, value.mean(2, keepdim=True).expand_as(out), rtol=1e-5, atol=1e-6)
+
+
+def test_one_key_gives_its_value():
+    query, key, value = make(9, 1, 8)
+    torch.testing.assert_close(adversarial_sinkhorn_attention(query, key, value), value.expand(1, 2, 9, 8))
+
+
+def test_equivariant_to_permutations():
+    query, key, value = make(40, 40, 8)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    out = adversarial_sinkhorn_attention(query, key, value)
+    moved = adversarial_sinkhorn_attention(query[:, :, order], key[:, :, order], value[:, :, order])
+    torch.testing.assert_close(moved, out[:, :, order], rtol=1e-4, atol=1e-5)
+
+
+def test_similarity_is_adversarial_with_negated_queries():
+    query, key, value = make(20, 30, 8)
+    similar = adversarial_sinkhorn_attention(query, key, value, cost="similarity")
+    torch.testing.assert_close(similar, adversarial_sinkhorn_attention(-query, key, value))
+    assert (similar - adversarial_sinkhorn_attention(query, key, value)).abs().max() > 0.1
+
+
+def test_heads_and_batches_do_not_mix():
+    query, key, value = make(25, 25, 8, heads=4)
+    whole = adversarial_sinkhorn_attention(query, key, value, iterations=3, tolerance=1e-3)
+    for head in range(4):
+        one = (t[:, head : head + 1] for t in (query, key, value))
+        alone = adversarial_sinkhorn_attention(*one, iterations=3, tolerance=1e-3)
+        torch.testing.assert_close(whole[:, head : head + 1], alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("spread", [1e-3, 3.0, 3e3])
+def test_bias_as_features_of_half_precision(dtype, spread):
+    """The path of half precision on CUDA, by this CPU's half-precision kernels."""
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(1, 2, 60, 40, generator=generator).to(dtype) for _ in range(2))
+    bias = torch.randn(1, 2, 60, generator=generator) * spread + 7
+    scale = 0.2
+    long_query, long_key, padding = bias_features(query, key, bias, scale)
+    assert (40 + padding) % 8 == 0
+    logits = scale * long_query.double() @ long_key.double().transpose(-1, -2)
+    wanted = scale * query.double() @ key.double().transpose(-1, -2) + bias[:, :, None].double()
+    constant = (wanted - logits).mean(-1, keepdim=True)
+    torch.testing.assert_close(logits + constant, wanted, rtol=0, atol=1e-5 * max(spread, 1))
+    value = torch.randn(1, 2, 60, 40, generator=generator).to(dtype)
+    out = F.scaled_dot_product_attention(long_query, long_key, F.pad(value, (0, padding)), scale=scale)[..., :40]
+    expected = biased_attention(query, key, value, bias, scale, torch.float32)
+    assert (out - expected).float().norm() / expected.float().norm() < TOLERANCE[dtype]
+
+
+def test_autocast_does_not_reach_the_potentials():
+    query, key, value = make(64, 64, 40, 30.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = adversarial_sinkhorn_attention(query, key, value)
+    assert error(out, query, key, value) < 2e-5
+
+
+BAD = [
+    ({"query": torch.zeros(2, 3, 4)}, "query: shape .*allowed: 4 dimensions"),
+    ({"key": torch.zeros(1, 3, 5, 8)}, "key: batch and heads .*allowed"),
+    ({"key": torch.zeros(1, 2, 5, 9)}, "key: head_dim 9; allowed: that of query, 8"),
+    ({"key": torch.zeros(1, 2, 0, 8)}, "key: shape .*at least one"),
+    ({"value": torch.zeros(1, 2, 6, 8)}, "value: .*allowed: those of key"),
+    ({"value": torch.zeros(1, 2, 5, 8, dtype=torch.float16)}, "value: torch.float16 on cpu; allowed: the query's"),
+    ({"query": torch.zeros(1, 2, 5, 8, dtype=torch.int64)}, "query: dtype .*floating"),
+    ({"iterations": 0}, "iterations: 0; allowed: an integer of at least 1"),
+    ({"iterations": 1.5}, "iterations: 1.5; allowed"),
+    ({"iterations": True}, "iterations: True; allowed"),
+    ({"strength": math.nan}, "strength: nan; allowed: a finite number"),
+    ({"strength": -1}, "strength: -1; allowed"),
+    ({"tolerance": math.inf}, "tolerance: inf; allowed"),
+    ({"cost": "cheap"}, "cost: 'cheap'; allowed: adversarial, similarity, uniform"),
+    ({"normalize": "both"}, "normalize: 'both'; allowed: rows, columns"),
+    ({"impl": "fast"}, "impl: 'fast'; allowed: auto, dense, streaming"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD)
+def test_bad_input_names_argument_value_and_what_is_allowed(change, message):
+    arguments = {name: torch.zeros(1, 2, 5, 8) for name in ("query", "key", "value")} | change
+    with pytest.raises(ValueError, match=message):
+        adversarial_sinkhorn_attention(**arguments)

@@ -1,0 +1,123 @@
+"""Plans and potentials against POT, which nobody here wrote, and against answers known in closed form."""
+
+import math
+
+import numpy as np
+import ot
+import pytest
+import torch
+
+from asag.sinkhorn import CPU_TILE_BYTES, DenseScores, StreamingScores, iterate
+
+
+def tokens(n: int, m: int, d: int = 8, heads: int = 2, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(heads, count, d, generator=generator, dtype=torch.float64) for count in (n, m))
+
+
+def plan(scores: DenseScores, iterations: int, tolerance: float | None = None) -> torch.Tensor:
+    potentials = iterate(scores.sweep, scores.start(), iterations, tolerance)
+    rows = scores.row_potential(potentials.key)
+    return torch.exp(scores.logits + rows[:, :, None] + potentials.key[:, None])
+
+
+@pytest.mark.parametrize(("n", "m"), [(12, 12), (7, 19), (30, 4), (1, 5)])
+def test_converged_plan_is_pots(n, m):
+    query, key = tokens(n, m)
+    ours = plan(DenseScores(query, key, -0.5), 3000)
+    for head in range(2):
+        cost = (query[head] @ key[head].T).numpy()
+        theirs = ot.bregman.sinkhorn_log(np.full(n, 1 / n), np.full(m, 1 / m), cost, reg=2.0, stopThr=1e-14)
+        np.testing.assert_allclose(ours[head].numpy(), theirs, rtol=1e-8, atol=1e-14)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 5])
+def test_unconverged_potentials_are_pots_scaling_iterations(iterations):
+    """POT's plain Sinkhorn scales columns, then rows; ours rows, then columns: the same on the transposed problem."""
+    query, key = tokens(9, 6, heads=1)
+    scores = DenseScores(query, key, -0.7)
+    potentials = iterate(scores.sweep, scores.start(), iterations, None)
+    rows = scores.row_potential(potentials.previous)
+    ours = torch.exp(scores.logits + rows[:, :, None] + potentials.key[:, None])[0]
+    cost = (query[0] @ key[0].T * 0.7).numpy()
+    with pytest.warns(UserWarning, match="did not converge"):
+        theirs = ot.bregman.sinkhorn_knopp(
+            np.full(6, 1 / 6), np.full(9, 1 / 9), cost.T, reg=1.0, numItermax=iterations, stopThr=0
+        )
+    # sinkhorn_knopp starts from u = 1/6, v = 1/9, a constant that cancels, and updates v (our rows) first.
+    np.testing.assert_allclose(ours.numpy(), theirs.T, rtol=1e-10)
+
+
+def test_marginals_are_uniform_when_converged_and_rows_always():
+    query, key = tokens(20, 15)
+    unconverged, converged = (plan(DenseScores(query, key, -1.0), count) for count in (1, 2000))
+    torch.testing.assert_close(unconverged.sum(2), torch.full((2, 20), 1 / 20, dtype=torch.float64))
+    assert (unconverged.sum(1) - 1 / 15).abs().max() > 1e-3
+    torch.testing.assert_close(converged.sum(1), torch.full((2, 15), 1 / 15, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+def test_first_row_update_is_softmax():
+    query, key = tokens(10, 10)
+    scores = DenseScores(query, key, -0.35)
+    rows = scores.row_potential(scores.start())
+    first = torch.exp(scores.logits + rows[:, :, None]) * 10
+    torch.testing.assert_close(first, torch.softmax(-0.35 * query @ key.transpose(1, 2), dim=-1))
+
+
+def test_constant_logits_give_potentials_of_zero_change():
+    scores = DenseScores(torch.zeros(1, 4, 2), torch.zeros(1, 6, 2), -1.0)
+    torch.testing.assert_close(torch.exp(scores.sweep(scores.start())), torch.full((1, 6), 4 / 4.0))
+
+
+@pytest.mark.parametrize("scale", [-0.2, -3.0, -80.0, 0.5])
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (5, 9), (300, 1100), (1500, 700)])
+def test_streaming_sweep_is_the_dense_sweep(n, m, scale):
+    query, key = tokens(n, m, heads=3)
+    dense, streaming = DenseScores(query, key, scale), StreamingScores(query, key, scale, torch.float64)
+    start = torch.randn(3, m, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(streaming.sweep(start), dense.sweep(start), rtol=1e-9, atol=1e-9)
+
+
+def test_streaming_uses_several_tiles_and_groups_of_heads():
+    many_rows = StreamingScores(*tokens(600, 4096), -1.0, torch.float32)
+    assert many_rows.tile_heads == 1
+    assert many_rows.tile_rows * 4096 * 4 <= CPU_TILE_BYTES
+    many_heads = StreamingScores(*tokens(16, 16, heads=40), -1.0, torch.float32)
+    assert many_heads.tile_heads == 40
+
+
+def test_columns_that_underflow_take_the_log_domain():
+    query = torch.tensor([[[1.0], [1.0]]])
+    key = torch.tensor([[[0.0], [400.0]]])
+    streaming, dense = StreamingScores(query, key, -1.0, torch.float32), DenseScores(query, key, -1.0)
+    swept = streaming.sweep(streaming.start())
+    assert torch.isfinite(swept).all()
+    torch.testing.assert_close(swept, dense.sweep(dense.start()))
+
+
+def test_tolerance_stops_each_head_by_itself():
+    query, key = tokens(12, 12)
+    query[1] *= 0.01
+    both = DenseScores(query, key, -1.0)
+    calls = []
+
+    def counted(key_potential: torch.Tensor) -> torch.Tensor:
+        calls.append(None)
+        return both.sweep(key_potential)
+
+    together = iterate(counted, both.start(), 500, 1e-3)
+    assert 2 < len(calls) < 500
+    for head in range(2):
+        alone = DenseScores(query[head : head + 1], key[head : head + 1], -1.0)
+        single = iterate(alone.sweep, alone.start(), 500, 1e-3)
+        torch.testing.assert_close(together.key[head : head + 1], single.key)
+        torch.testing.assert_close(together.previous[head : head + 1], single.previous)
+
+
+def test_tolerance_reached_means_close_to_converged():
+    query, key = tokens(12, 12)
+    scores = DenseScores(query, key, -1.0)
+    stopped = iterate(scores.sweep, scores.start(), 10_000, 1e-9)
+    converged = iterate(scores.sweep, scores.start(), 2000, None)
+    torch.testing.assert_close(stopped.key, converged.key, rtol=0, atol=1e-6)
+    assert math.isfinite(stopped.key.sum())
