@@ -19,7 +19,7 @@ ALIASES = {"d": "in", "m": "mid", "u": "out"}
 EXAMPLES = "auto, all, mid, in.4, out.3.0, in.4-8, joint.7, double.3, single.10-19, layer.5, or a list with commas"
 LONGEST_TEXT = 2000
 
-SPAN = r"(\d{1,4})(?:-(\d{1,4}))?"
+SPAN = r"([0-9]{1,4})(?:-([0-9]{1,4}))?"
 SELECTOR = re.compile(rf"(in|out|joint|double|single|layer)\.{SPAN}(?:\.{SPAN})?|(mid)(?:\.{SPAN})?")
 ALIAS = re.compile(rf"([dmu]){SPAN}(?:\.{SPAN})?|(m)")
 

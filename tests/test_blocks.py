@@ -1,0 +1,98 @@
+"""The parser with malice, and the selection from inventories."""
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asag.blocks import PARTS, Address, BlockList, BlocksError, Selector, parse_blocks, select, summarize
+
+SDXL = [Address("in", block, layer) for block, depth in ((4, 2), (5, 2), (7, 10), (8, 10)) for layer in range(depth)]
+SDXL += [Address("mid", 0, layer) for layer in range(10)]
+SDXL += [Address("out", block, layer) for block in range(6) for layer in range(10 if block < 3 else 2)]
+INVENTORY = [(address, str(address)) for address in SDXL]
+MID = parse_blocks("mid")
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("auto", "auto"),
+        (" ALL ", "all"),
+        ("mid", "mid"),
+        ("in.4-8,out.3.0", "in.4-8, out.3.0"),
+        ("Single.10-19 , double.3,", "single.10-19, double.3"),
+        ("joint.7, layer.5, mid.0-4", "joint.7, layer.5, mid.0-4"),
+        ("d4, m0, u3.1", "in.4, mid, out.3.1"),
+        ("m", "mid"),
+        ("m0.2-9", "mid.2-9"),
+    ],
+)
+def test_parse_and_print(text, printed):
+    assert str(parse_blocks(text)) == printed
+    assert parse_blocks(printed) == parse_blocks(text)
+
+
+UNREADABLE = ["", ",", " ", "blocks.1", "in", "in.", "in.-1", "in.1.", "in.1.2.3", "in.8-4", "in.1.3-2", "mid.x"]
+UNREADABLE += ["mid.0.1", "m1", "d", "auto, mid", "all,all", "in.99999", "in.1;out.2", "in.١", "in.1\n.2", "in.4 - 8"]
+UNREADABLE += ["(" * 500, "mid," * 2000]
+
+
+@pytest.mark.parametrize("text", UNREADABLE)
+def test_what_cannot_be_read_is_an_error_that_says_what_is_allowed(text):
+    with pytest.raises(BlocksError, match="allowed: "):
+        parse_blocks(text)
+
+
+@given(st.text(max_size=60))
+def test_any_text_parses_or_raises_blocks_error(text):
+    with suppress(BlocksError):
+        assert str(parse_blocks(text))
+
+
+spans = st.tuples(st.integers(0, 99), st.integers(0, 99)).map(lambda span: (min(span), max(span)))
+selectors = st.builds(Selector, st.sampled_from(PARTS), spans, st.none() | spans).map(
+    lambda selector: Selector("mid", (0, 0), selector.layers) if selector.part == "mid" else selector
+)
+
+
+@given(st.lists(selectors, min_size=1, max_size=5))
+def test_printed_lists_parse_back(items):
+    blocks = BlockList(tuple(items))
+    assert parse_blocks(str(blocks)) == blocks
+
+
+def chosen(text: str) -> list[str]:
+    return select(parse_blocks(text), INVENTORY, MID)
+
+
+def test_mid_means_all_ten_layers_of_sdxl():
+    assert chosen("mid") == [f"mid.{layer}" for layer in range(10)]
+    assert chosen("auto") == chosen("mid")
+
+
+def test_one_is_not_ten():
+    inventory = [(Address("single", block, 0), block) for block in (1, 10, 11, 100)]
+    assert select(parse_blocks("single.1"), inventory, MID) == [1]
+    assert select(parse_blocks("single.10"), inventory, MID) == [10]
+
+
+def test_selection_keeps_the_models_order_and_repeats_nothing():
+    assert chosen("out.5, in.4, out.3-5") == ["in.4.0", "in.4.1", *(f"out.{b}.{n}" for b in (3, 4, 5) for n in (0, 1))]
+    assert chosen("all") == [str(address) for address in SDXL]
+    assert chosen("in.7.2-3") == ["in.7.2", "in.7.3"]
+
+
+@pytest.mark.parametrize("text", ["in.6", "joint.3", "mid, out.9", "out.3.2", "mid.10"])
+def test_what_the_model_lacks_is_an_error_that_lists_what_it_has(text):
+    with pytest.raises(BlocksError, match=r"this model has: in\.4-5, in\.7-8, mid, out\.0-5"):
+        chosen(text)
+
+
+def test_a_range_takes_what_exists_in_it():
+    assert chosen("in.4-6") == ["in.4.0", "in.4.1", "in.5.0", "in.5.1"]
+
+
+def test_summary_of_nothing():
+    assert summarize([]) == "no self-attention"

@@ -1,0 +1,94 @@
+"""Equation 4, the row-shift rule, the window and schedules, the rescaling."""
+
+import pytest
+import torch
+
+from asag.guidance import SCHEDULES, in_window, mean_delta, rescale_factor, scheduled_scale, shift_rows
+
+
+def rows(count: int, seed: int) -> torch.Tensor:
+    return torch.randn(count, 4, 6, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def combine(x_out: torch.Tensor, conds_list, images: int, scale: float) -> torch.Tensor:
+    """What AUTOMATIC1111's combine_denoised does (a double of the host's function)."""
+    denoised = x_out[-images:].clone()
+    for image, conds in enumerate(conds_list):
+        for row, weight in conds:
+            denoised[image] += (x_out[row] - x_out[-images:][image]) * (weight * scale)
+    return denoised
+
+
+@pytest.mark.parametrize("scale", [1.0, 7.0, -2.0, 0.0])
+def test_row_shift_moves_the_combination_by_exactly_the_shift(scale):
+    weights = [[1.0, 0.5], [2.0, -1.0, 0.3]]
+    predictions, shift = rows(7, 0), rows(2, 1)
+    conds_list = [[(0, 1.0), (1, 0.5)], [(2, 2.0), (3, -1.0), (4, 0.3)]]
+    before = combine(predictions, conds_list, 2, scale)
+    images = [image for image, parts in enumerate(weights) for _ in parts] + [0, 1]
+    shift_rows(predictions, shift, images)
+    torch.testing.assert_close(combine(predictions, conds_list, 2, scale), before + shift)
+
+
+def test_equation_4():
+    cond, perturbed = rows(3, 0), rows(3, 1)
+    delta = mean_delta(cond, perturbed, [[1.0], [1.0], [1.0]])
+    torch.testing.assert_close(delta, cond - perturbed)
+    guided = cond.clone()
+    shift_rows(guided, 1.5 * delta, [0, 1, 2])
+    torch.testing.assert_close(guided, cond + 1.5 * (cond - perturbed))
+
+
+def test_composed_prompts_share_one_delta_by_weight():
+    cond, perturbed = rows(4, 0), rows(4, 1)
+    difference = cond - perturbed
+    delta = mean_delta(cond, perturbed, [[1.0], [1.0, -2.0, 1.0]])
+    torch.testing.assert_close(delta[0], difference[0])
+    torch.testing.assert_close(delta[1], (difference[1] - 2 * difference[2] + difference[3]) / 4)
+    equal = mean_delta(cond[:2], perturbed[:2], [[0.0, 0.0]])
+    torch.testing.assert_close(equal[0], difference[:2].mean(0))
+    with pytest.raises(ValueError, match="weights: 3 rows; allowed: those of the predictions, 4"):
+        mean_delta(cond, perturbed, [[1.0], [1.0, 1.0]])
+
+
+def test_rows_keep_their_dtype():
+    half = torch.ones(2, 1, dtype=torch.float16)
+    shift_rows(half, torch.full((1, 1), 0.5), [0, 0])
+    assert half.dtype == torch.float16
+    assert half.tolist() == [[1.5], [1.5]]
+
+
+def test_window_counts_model_calls_from_zero():
+    assert [call for call in range(10) if in_window(call, 10, 0.2, 0.5)] == [2, 3, 4]
+    assert [call for call in range(3) if in_window(call, 3, 0.0, 1.0)] == [0, 1, 2]
+    assert not any(in_window(call, 5, 0.4, 0.4) for call in range(5))
+
+
+def test_schedules():
+    def scales(schedule, **window):
+        window = {"start": 0.0, "end": 1.0} | window
+        return [scheduled_scale(2.0, schedule, call, 10, **window) for call in range(10)]
+
+    assert scales("constant") == [2.0] * 10
+    assert scales("linear") == pytest.approx([2 - 0.2 * call for call in range(10)])
+    assert scales("cosine")[0] == 2
+    assert scales("cosine")[5] == pytest.approx(1)
+    bell = scales("bell")
+    assert bell == pytest.approx(bell[::-1])
+    assert max(bell) == pytest.approx(2.0, abs=0.06)
+    assert min(bell) > 0
+    for schedule in SCHEDULES:
+        windowed = scales(schedule, start=0.3, end=0.6)
+        assert [scale > 0 for scale in windowed] == [3 <= call < 6 for call in range(10)]
+        assert max(windowed) <= 2
+
+
+def test_rescale_brings_the_spread_back():
+    reference, guided = rows(3, 0), 3 * rows(3, 1) + 1
+    full = guided * rescale_factor(reference, guided, 1.0)
+    spread = tuple(range(1, 4))
+    torch.testing.assert_close(full.std(spread), reference.std(spread))
+    assert torch.equal(rescale_factor(reference, guided, 0.0), torch.ones(3, 1, 1, 1, dtype=torch.float64))
+    half = rescale_factor(reference, guided, 0.5)
+    torch.testing.assert_close(half, (rescale_factor(reference, guided, 1.0) + 1) / 2)
+    assert torch.isfinite(rescale_factor(reference, torch.zeros_like(guided), 1.0)).all()

@@ -1,0 +1,116 @@
+"""The operators plain and joint, against matrices written out and the published formulas."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from asag.attention import adversarial_sinkhorn_attention
+from asag.operators import METHODS, Identity, Operator, QueryBlur, Sinkhorn, gaussian_matrix, make_operator
+
+
+class SoftMax(Operator):
+    """The ordinary attention as an operator: in its place nothing may change."""
+
+    def plain(self, query, key, value, grid=None):
+        return F.scaled_dot_product_attention(query, key, value)
+
+
+def sequence(text: int = 5, image: int = 12, d: int = 8, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(2 * torch.randn(2, 3, text + image, d, generator=generator) for _ in range(3))
+
+
+@pytest.mark.parametrize("image", [slice(5, 17), slice(0, 12)])
+def test_joint_with_softmax_changes_nothing(image):
+    query, key, value = sequence()
+    out = SoftMax().joint(query, key, value, image)
+    torch.testing.assert_close(out, F.scaled_dot_product_attention(query, key, value), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("image", [slice(5, 17), slice(0, 12)])
+def test_joint_sinkhorn_keeps_text_weights_and_spreads_the_rest(image):
+    query, key, value = sequence()
+    out = Sinkhorn().joint(query, key, value, image)
+    weights = torch.softmax(query @ key.transpose(-1, -2) / math.sqrt(8), dim=-1)
+    text = [token for token in range(17) if token not in range(image.start, image.stop)]
+    plain = adversarial_sinkhorn_attention(query[:, :, image], key[:, :, image], value[:, :, image])
+    expected = weights @ value
+    mass = weights[:, :, image, image].sum(-1, keepdim=True)
+    expected[:, :, image] = weights[:, :, image][..., text] @ value[:, :, text] + mass * plain
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out[:, :, text], F.scaled_dot_product_attention(query, key, value)[:, :, text])
+
+
+def test_identity_joint_is_attention_with_image_keys_masked_but_the_diagonal(monkeypatch):
+    monkeypatch.setattr("asag.operators.JOINT_TILE_ELEMENTS", 200)
+    query, key, value = sequence()
+    image = slice(5, 17)
+    mask = torch.zeros(17, 17)
+    mask[image, image] = -math.inf
+    mask[image, image].fill_diagonal_(0)
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    torch.testing.assert_close(Identity().joint(query, key, value, image), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_identity_returns_the_tokens_own_values_where_keys_were_appended():
+    query, key, value = sequence()
+    assert torch.equal(Identity().plain(query, key, value), value)
+    longer = torch.cat([value, torch.ones(2, 3, 4, 8)], dim=2)
+    assert torch.equal(Identity().plain(query, longer, longer), value)
+    with pytest.raises(ValueError, match="value: 3 tokens; allowed: at least those of query, 17"):
+        Identity().plain(query, key[:, :, :3], value[:, :, :3])
+
+
+def official_blur(query: torch.Tensor, height: int, width: int, sigma: float) -> torch.Tensor:
+    """SEG's published procedure: reflect padding and one convolution per channel."""
+    size = math.ceil(6 * sigma) + 1 - math.ceil(6 * sigma) % 2
+    offsets = torch.linspace(-(size - 1) / 2, (size - 1) / 2, size)
+    taps = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    taps = taps / taps.sum()
+    planes = query.transpose(-1, -2).reshape(-1, query.shape[-1], height, width)
+    kernel = (taps[:, None] * taps[None, :]).expand(planes.shape[1], 1, size, size)
+    padded = F.pad(planes, [size // 2] * 4, mode="reflect")
+    blurred = F.conv2d(padded, kernel, groups=planes.shape[1])
+    return blurred.flatten(2).transpose(1, 2).reshape(query.shape)
+
+
+@pytest.mark.parametrize("sigma", [0.4, 1.0, 1.6])
+def test_blur_is_segs(sigma):
+    query = torch.randn(2, 3, 8 * 7, 5, generator=torch.Generator().manual_seed(0))
+    ours = QueryBlur(sigma).blur(query, (8, 7))
+    torch.testing.assert_close(ours, official_blur(query, 8, 7, sigma), rtol=1e-4, atol=1e-5)
+
+
+def test_wide_blur_is_constant_and_infinity_is_the_mean_query():
+    query, key, value = sequence()
+    mean = query.mean(2, keepdim=True).expand_as(query)
+    assert torch.equal(QueryBlur(math.inf).blur(query, None), mean)
+    # Reflection doesn't repeat the border tokens, so a wide blur is a mean that counts them half: constant, not equal.
+    wide = QueryBlur(100.0).blur(query[:, :, :12], (3, 4))
+    torch.testing.assert_close(wide, wide[:, :, :1].expand_as(wide), rtol=0, atol=1e-3)
+    assert (QueryBlur(0.5).blur(query[:, :, :12], (3, 4)) - wide).abs().max() > 1
+    out = QueryBlur().plain(query, key, value)
+    torch.testing.assert_close(out, F.scaled_dot_product_attention(mean, key, value))
+
+
+@pytest.mark.parametrize(("size", "sigma"), [(1, 2.0), (2, 5.0), (16, 0.3), (9, 40.0)])
+def test_gaussian_matrix_rows_sum_to_one(size, sigma):
+    torch.testing.assert_close(gaussian_matrix(size, sigma).sum(1), torch.ones(size))
+
+
+def test_blur_without_a_fitting_grid_is_an_error():
+    query, key, value = sequence()
+    with pytest.raises(ValueError, match=r"grid: \(4, 4\); allowed: .* 17 tokens"):
+        QueryBlur(1.0).plain(query, key, value, (4, 4))
+
+
+def test_every_method_has_its_own_operator():
+    query, key, value = sequence()
+    outs = [make_operator(method).plain(query, key, value) for method in METHODS]
+    for first in range(len(outs)):
+        for second in range(first):
+            assert (outs[first] - outs[second]).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="method: 'none'; allowed: asag, pag"):
+        make_operator("none")

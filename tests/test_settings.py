@@ -1,0 +1,108 @@
+"""Settings from outside: what is accepted, and errors that list every problem."""
+
+import math
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asag.settings import AsagSettings, SettingsError, options
+from asag.webui import api, infotext
+
+
+def test_defaults_are_the_papers_and_off():
+    settings = AsagSettings.from_mapping({})
+    assert (settings.enabled, settings.scale, settings.iterations, settings.blocks) == (False, 1.5, 2, "auto")
+    assert not settings.active
+
+
+def test_every_default_is_within_its_own_bounds():
+    assert AsagSettings.from_mapping(AsagSettings().to_mapping()) == AsagSettings()
+
+
+def test_every_option_has_a_label_and_a_help_text_of_its_own():
+    known = [option for _, option in options().values()]
+    assert len({option.label for option in known}) == len(known) == len(fields(AsagSettings))
+    assert all(len(option.help) > 20 for option in known)
+
+
+def test_text_is_read_as_plots_and_infotexts_write_it():
+    settings = AsagSettings.from_mapping(
+        {"enabled": "True", "scale": "3", "iterations": "4", "method": " PAG ", "blocks": " mid "}
+    )
+    assert settings == AsagSettings(enabled=True, scale=3.0, iterations=4, method="pag", blocks="mid")
+
+
+BAD = {
+    "enabled": ["yes", 1, None],
+    "scale": [-0.1, 100.5, math.nan, math.inf, "much", None, True, [1]],
+    "blocks": ["blocks.1", "", 4, None],
+    "iterations": [0, 51, 1.5, "two"],
+    "strength": [-1, 11],
+    "method": ["cfg", 3],
+    "start": [-0.1, 1.1],
+    "end": [2],
+    "schedule": ["up"],
+    "rescale": [1.01],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_a_bad_value_is_named_with_what_is_allowed(name, value):
+    with pytest.raises(SettingsError) as caught:
+        AsagSettings.from_mapping({name: value})
+    assert len(caught.value.problems) == 1
+    assert caught.value.problems[0].startswith(f"{name}: ")
+    assert "allowed: " in caught.value.problems[0]
+
+
+def test_every_problem_is_listed():
+    bad = {name: values[0] for name, values in BAD.items()} | {"sacle": 2}
+    with pytest.raises(SettingsError) as caught:
+        AsagSettings.from_mapping(bad)
+    assert {problem.split(":")[0] for problem in caught.value.problems} == set(bad)
+    assert "sacle: unknown; allowed: enabled, scale" in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [{"scale": 0}, {"start": 0.5, "end": 0.5}, {"enabled": False}])
+def test_what_changes_nothing_is_not_active(change):
+    assert AsagSettings(enabled=True).active
+    assert not AsagSettings.from_mapping({"enabled": True} | change).active
+
+
+def test_args_positional_or_as_an_object_anywhere():
+    assert api.read_args([True, 2.0, "mid"]) == AsagSettings(enabled=True, scale=2.0, blocks="mid")
+    given = {"enabled": True, "scale": 2}
+    for args in ([given], [given, 7, "x"], [False, given]):
+        assert api.read_args(args) == AsagSettings(enabled=True, scale=2.0)
+    assert api.read_args([]) == AsagSettings()
+    with pytest.raises(SettingsError, match="args: 2 objects"):
+        api.read_args([{}, {}])
+    with pytest.raises(SettingsError, match="args: 40 values; allowed: at most"):
+        api.read_args([1.0] * 40)
+
+
+numbers = {
+    name: st.integers(option.minimum, option.maximum)
+    if isinstance(field.default, int)
+    else st.floats(option.minimum, option.maximum)
+    for name, (field, option) in options().items()
+    if option.minimum is not None
+}
+choices = {name: st.sampled_from(option.choices) for name, (_, option) in options().items() if option.choices}
+
+
+@given(st.fixed_dictionaries(numbers | choices | {"blocks": st.sampled_from(["auto", "all", "mid, in.4-8, out.3.0"])}))
+def test_infotext_reads_back_what_it_wrote(values):
+    settings = AsagSettings.from_mapping({"enabled": True} | values)
+    assert infotext.read({infotext.KEY: infotext.write(settings)}) == settings
+
+
+def test_infotext_is_compact_and_absence_switches_off():
+    assert infotext.write(AsagSettings(enabled=True, blocks="mid, out.3")) == "scale 1.5; blocks mid, out.3"
+    assert infotext.pasted_value({}, "enabled") is False
+    assert infotext.pasted_value({}, "scale") is None
+    assert infotext.pasted_value({"ASAG": "scale 3.0"}, "scale") == 3.0
+    assert infotext.pasted_value({"ASAG": "scale 3.0"}, "method") == "asag"
+    assert infotext.pasted_value({"ASAG": "sclae 3.0"}, "enabled") is False
