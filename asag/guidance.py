@@ -74,3 +74,24 @@ def rescale_factor(reference: Tensor, guided: Tensor, amount: float) -> Tensor:
     reference_std = reference.float().std(dim=dimensions, keepdim=True)
     guided_std = guided.float().std(dim=dimensions, keepdim=True).clamp_min(1e-12)
     return (amount * reference_std / guided_std + (1 - amount)).to(guided.dtype)
+
+
+class AdaptiveScale:
+    """s₀ / (EMA‖δ‖ + ε) per image over the steps of one pass, ‖·‖ the RMS ("When guidance breaks", adaptive λ).
+
+    With it the push has about the size s₀ at every step. δ has to be given in a space in which its size doesn't
+    follow σ, that is as a difference of noise or velocity predictions.
+    """
+
+    def __init__(self, momentum: float = 0.9, epsilon: float = 1e-3) -> None:
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.average: Tensor | None = None
+
+    def __call__(self, scale: float, delta: Tensor) -> Tensor:
+        """The scale of each image, (images, 1, …), after taking in this step's δ (images, …)."""
+        dimensions = tuple(range(1, delta.ndim))
+        size = delta.float().square().mean(dim=dimensions, keepdim=True).sqrt()
+        known = self.average is not None and self.average.shape[0] == size.shape[0]
+        self.average = self.momentum * self.average + (1 - self.momentum) * size if known else size
+        return (scale / (self.average + self.epsilon)).to(delta.dtype)

@@ -1,4 +1,4 @@
-"""Every option of the extension, once: default, bounds, label, help, infotext key and X/Y/Z axis.
+"""Every option of the extension, once: name, default, bounds, label and help.
 
 The user interface, the infotext, the API and the X/Y/Z plot are derived from the metadata of these fields.
 """
@@ -34,7 +34,7 @@ class Option:
     slider_maximum: float | None = None
     step: float | None = None
     choices: tuple[str, ...] = ()
-    axis: str = ""
+    keywords: tuple[str, ...] = ()
 
 
 def option(default: Any, label: str, help: str, **details: Any) -> Any:
@@ -55,13 +55,11 @@ class AsagSettings:
         maximum=100.0,
         slider_maximum=30.0,
         step=0.1,
-        axis="Scale",
     )
     blocks: str = option(
         "auto",
         "Blocks",
         "Which self-attention is weakened: auto, all, or addresses such as mid, in.4-8, out.3.0, joint.7.",
-        axis="Blocks",
     )
     iterations: int = option(
         2,
@@ -71,7 +69,6 @@ class AsagSettings:
         maximum=50,
         slider_maximum=10,
         step=1,
-        axis="Iterations",
     )
     strength: float = option(
         1.0,
@@ -81,14 +78,12 @@ class AsagSettings:
         maximum=10.0,
         slider_maximum=3.0,
         step=0.05,
-        axis="Strength",
     )
     method: str = option(
         "asag",
         "Method",
         "How attention is weakened: asag, or pag, seg, uniform and similarity for comparison.",
         choices=METHODS,
-        axis="Method",
     )
     start: float = option(
         0.0,
@@ -97,7 +92,6 @@ class AsagSettings:
         minimum=0.0,
         maximum=1.0,
         step=0.01,
-        axis="Start",
     )
     end: float = option(
         1.0,
@@ -106,14 +100,12 @@ class AsagSettings:
         minimum=0.0,
         maximum=1.0,
         step=0.01,
-        axis="End",
     )
     schedule: str = option(
         "constant",
         "Schedule",
         "How the scale runs between start and end: constant, falling linearly or as a cosine, or as a bell.",
         choices=SCHEDULES,
-        axis="Schedule",
     )
     rescale: float = option(
         0.0,
@@ -122,7 +114,32 @@ class AsagSettings:
         minimum=0.0,
         maximum=1.0,
         step=0.01,
-        axis="Rescale",
+    )
+    adaptive: bool = option(
+        False,
+        "Adaptive",
+        "Divides the scale by the running size of the push, per image: the scale is then that size (try 0.02 to 0.2).",
+    )
+    hires: str = option(
+        "both",
+        "Hires fix",
+        "Which pass is guided when hires fix is on: both, the first alone, or the hires pass alone.",
+        choices=("both", "first", "hires"),
+    )
+    hires_scale: float = option(
+        0.0,
+        "Hires scale",
+        "The scale in the hires pass; 0: the same scale as in the first.",
+        minimum=0.0,
+        maximum=100.0,
+        slider_maximum=30.0,
+        step=0.1,
+    )
+    hires_blocks: str = option(
+        "same",
+        "Hires blocks",
+        "The blocks in the hires pass: same, or a list as above.",
+        keywords=("same",),
     )
 
     @classmethod
@@ -152,6 +169,14 @@ class AsagSettings:
     def active(self) -> bool:
         """Whether these settings change anything: switched on, a scale, and a window that isn't empty."""
         return self.enabled and self.scale > 0 and self.start < self.end
+
+    def in_pass(self, hires: bool) -> tuple[float, str]:
+        """Scale (0: unguided) and blocks of the first pass, or of the hires pass."""
+        if self.hires != "both" and hires != (self.hires == "hires"):
+            return 0.0, self.blocks
+        if not hires:
+            return self.scale, self.blocks
+        return self.hires_scale or self.scale, self.blocks if self.hires_blocks == "same" else self.hires_blocks
 
     def to_mapping(self) -> dict[str, Any]:
         return asdict(self)
@@ -188,6 +213,8 @@ def _read_text(name: str, given: Any, known: Option) -> str:
         return text
     if not isinstance(given, str):
         raise ValueError(f"{name}: {given!r}; allowed: text")
+    if given.strip().lower() in known.keywords:
+        return given.strip().lower()
     try:
         parse_blocks(given)
     except BlocksError as error:

@@ -4,7 +4,7 @@ from modules import script_callbacks, scripts
 
 from asag.hosts import a1111
 from asag.settings import SettingsError
-from asag.webui import api, infotext, ui
+from asag.webui import api, infotext, ui, xyz
 
 
 class AsagScript(scripts.Script):
@@ -26,7 +26,7 @@ class AsagScript(scripts.Script):
         a1111.disarm(p)
         p.extra_generation_params.pop(infotext.KEY, None)
         try:
-            settings = api.read_args(args)
+            settings = api.read_args(args, xyz.overrides(p))
         except SettingsError as error:
             a1111.refuse(p, error)
             return
@@ -38,6 +38,21 @@ class AsagScript(scripts.Script):
         a1111.disarm(p)
 
 
+def add_axes(*_):
+    for script in scripts.scripts_data:
+        if script.script_class.__module__ == "xyz_grid.py":
+            xyz.add_axes(script.module)
+
+
+def add_routes(_, app):
+    app.add_api_route("/asag/schema", api.schema, methods=["GET"])
+    app.add_api_route("/asag/blocks", lambda: api.inventory(a1111.unet(), a1111.FAMILY), methods=["GET"])
+
+
 callbacks = a1111.Callbacks()
 script_callbacks.on_cfg_denoiser(callbacks.cfg_denoiser)
 script_callbacks.on_cfg_denoised(callbacks.cfg_denoised)
+script_callbacks.on_before_ui(add_axes)
+# Without a user interface the host never calls on_before_ui.
+script_callbacks.on_app_started(add_axes)
+script_callbacks.on_app_started(add_routes)

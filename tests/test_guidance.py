@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from asag.guidance import SCHEDULES, in_window, mean_delta, rescale_factor, scheduled_scale, shift_rows
+from asag.guidance import SCHEDULES, AdaptiveScale, in_window, mean_delta, rescale_factor, scheduled_scale, shift_rows
 
 
 def rows(count: int, seed: int) -> torch.Tensor:
@@ -92,3 +92,14 @@ def test_rescale_brings_the_spread_back():
     half = rescale_factor(reference, guided, 0.5)
     torch.testing.assert_close(half, (rescale_factor(reference, guided, 1.0) + 1) / 2)
     assert torch.isfinite(rescale_factor(reference, torch.zeros_like(guided), 1.0)).all()
+
+
+def test_adaptive_scale_divides_by_the_running_size_per_image():
+    adaptive = AdaptiveScale()
+    small, large = torch.full((1, 4, 2, 2), 0.01), torch.full((1, 4, 2, 2), 0.5)
+    first = adaptive(2.0, torch.cat([small, large]))
+    assert first.shape == (2, 1, 1, 1)
+    assert first.flatten().tolist() == pytest.approx([2 / 0.011, 2 / 0.501])
+    second = adaptive(2.0, torch.cat([large, large]))
+    assert second.flatten().tolist() == pytest.approx([2 / (0.9 * 0.01 + 0.1 * 0.5 + 1e-3), 2 / 0.501])
+    assert adaptive(2.0, small).flatten().tolist() == pytest.approx([2 / 0.011])

@@ -1,14 +1,16 @@
 """Settings from outside: what is accepted, and errors that list every problem."""
 
+import copy
 import math
 from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from asag.settings import AsagSettings, SettingsError, options
-from asag.webui import api, infotext
+from asag.webui import api, infotext, xyz
 
 
 def test_defaults_are_the_papers_and_off():
@@ -45,6 +47,10 @@ BAD = {
     "end": [2],
     "schedule": ["up"],
     "rescale": [1.01],
+    "adaptive": ["on"],
+    "hires": ["second"],
+    "hires_scale": [-1],
+    "hires_blocks": ["blocks.1", "different"],
 }
 
 
@@ -71,6 +77,58 @@ def test_what_changes_nothing_is_not_active(change):
     assert not AsagSettings.from_mapping({"enabled": True} | change).active
 
 
+def test_hires_pass_has_its_own_scale_and_blocks():
+    plain = AsagSettings(scale=2.0, blocks="mid")
+    assert plain.in_pass(hires=False) == plain.in_pass(hires=True) == (2.0, "mid")
+    own = AsagSettings(scale=2.0, blocks="mid", hires_scale=1.0, hires_blocks="out.3")
+    assert (own.in_pass(False), own.in_pass(True)) == ((2.0, "mid"), (1.0, "out.3"))
+    for which, guided in (("first", [False]), ("hires", [True]), ("both", [False, True])):
+        assert [hires for hires in (False, True) if AsagSettings(hires=which).in_pass(hires)[0]] == guided
+
+
+def test_schema_describes_every_setting_and_its_default():
+    properties = api.schema()["properties"]
+    assert list(properties) == list(options())
+    assert properties["scale"] == properties["scale"] | {"type": "number", "default": 1.5, "maximum": 100.0}
+    assert properties["iterations"]["type"] == "integer"
+    assert properties["method"]["enum"] == ["asag", "pag", "seg", "uniform", "similarity"]
+
+
+def test_axes_of_a_plot_override_single_settings():
+    args = [{"enabled": True, "scale": 2}]
+    assert api.read_args(args, {"scale": 5.0}) == AsagSettings(enabled=True, scale=5.0)
+    assert api.read_args([False, 2.0], {"enabled": True, "iterations": 3}) == AsagSettings(True, 2.0, iterations=3)
+
+
+class PlotDouble:
+    """A double of the host's xyz_grid module: its list of axes and its AxisOption's arguments."""
+
+    def __init__(self):
+        self.axis_options = []
+
+    class AxisOption:
+        def __init__(self, label, type, apply, confirm=None, choices=None):
+            self.label, self.type, self.apply, self.confirm, self.choices = label, type, apply, confirm, choices
+
+
+def test_axes_write_into_the_cells_own_copy_and_are_added_once():
+    plot, p = PlotDouble(), SimpleNamespace()
+    xyz.add_axes(plot)
+    xyz.add_axes(plot)
+    axes = {axis.label: axis for axis in plot.axis_options}
+    assert len(axes) == len(plot.axis_options) == len(options()) - 1
+    cell = copy.copy(p)
+    axes["[ASAG] Scale"].apply(cell, 3.0, [3.0])
+    other = copy.copy(cell)
+    axes["[ASAG] Blocks"].apply(other, "mid, in.4", [])
+    assert xyz.overrides(p) == {}
+    assert xyz.overrides(cell) == {"enabled": True, "scale": 3.0}
+    assert xyz.overrides(other) == {"enabled": True, "scale": 3.0, "blocks": "mid, in.4"}
+    assert axes["[ASAG] Method"].choices() == ["asag", "pag", "seg", "uniform", "similarity"]
+    with pytest.raises(SettingsError, match="iterations: 0"):
+        axes["[ASAG] Iterations"].confirm(p, [2, 0])
+
+
 def test_args_positional_or_as_an_object_anywhere():
     assert api.read_args([True, 2.0, "mid"]) == AsagSettings(enabled=True, scale=2.0, blocks="mid")
     given = {"enabled": True, "scale": 2}
@@ -93,7 +151,14 @@ numbers = {
 choices = {name: st.sampled_from(option.choices) for name, (_, option) in options().items() if option.choices}
 
 
-@given(st.fixed_dictionaries(numbers | choices | {"blocks": st.sampled_from(["auto", "all", "mid, in.4-8, out.3.0"])}))
+@given(
+    st.fixed_dictionaries(
+        numbers
+        | choices
+        | {"blocks": st.sampled_from(["auto", "all", "mid, in.4-8, out.3.0"])}
+        | {"hires_blocks": st.sampled_from(["same", "mid"]), "adaptive": st.booleans()}
+    )
+)
 def test_infotext_reads_back_what_it_wrote(values):
     settings = AsagSettings.from_mapping({"enabled": True} | values)
     assert infotext.read({infotext.KEY: infotext.write(settings)}) == settings

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from modules import sd_unet, shared
 from modules.hypernetworks import hypernetwork
+from modules.sd_samplers_timesteps import CompVisTimestepsDenoiser, CompVisTimestepsVDenoiser
 from torch import Tensor, nn
 
 from asag.blocks import BlocksError
-from asag.guidance import mean_delta, rescale_factor, scheduled_scale, shift_rows
+from asag.guidance import AdaptiveScale, mean_delta, rescale_factor, scheduled_scale, shift_rows
 from asag.models.base import Scene
 from asag.models.ldm_unet import LdmUnet
 from asag.operators import make_operator
@@ -24,6 +25,7 @@ from asag.perturb import choose_layers, perturbed, slice_rows
 from asag.settings import AsagSettings
 
 RUN = "_asag_run"
+FAMILY = LdmUnet(lambda context: hypernetwork.apply_hypernetworks(shared.loaded_hypernetworks, context))
 
 
 class Refused(RuntimeError):
@@ -38,9 +40,10 @@ class Refused(RuntimeError):
 class Step:
     """What `inner_model` was given in one denoiser step: the rows of x_out in order, over one call or several."""
 
-    def __init__(self, inner_model: nn.Module, scale: float, cond_rows: int, images: int) -> None:
+    def __init__(self, inner_model: nn.Module, scale: float, blocks: str, cond_rows: int, images: int) -> None:
         self.inner_model = inner_model
         self.scale = scale
+        self.blocks = blocks
         self.cond_rows = cond_rows
         self.images = images
         self.calls: list[tuple[Tensor, Tensor, Any]] = []
@@ -74,7 +77,7 @@ class GuidedRun:
     def __init__(self, settings: AsagSettings) -> None:
         self.settings = settings
         self.operator = make_operator(settings.method, settings.iterations, settings.strength)
-        self.family = LdmUnet(lambda context: hypernetwork.apply_hypernetworks(shared.loaded_hypernetworks, context))
+        self.adaptive = AdaptiveScale()
         self.guided_calls = 0
         self.error: Exception | None = None
         self.step: Step | None = None
@@ -86,12 +89,14 @@ class GuidedRun:
         if self.error is not None:
             # The host swallows what a callback raises, but not what a hook inside the model raises.
             raise self.error
+        if denoiser.step == 0:
+            self.adaptive = AdaptiveScale()
         chosen = self.settings
-        scale = scheduled_scale(
-            chosen.scale, chosen.schedule, denoiser.step, denoiser.total_steps, chosen.start, chosen.end
-        )
+        base, blocks = chosen.in_pass(getattr(denoiser.p, "is_hr_pass", False))
+        scale = scheduled_scale(base, chosen.schedule, denoiser.step, denoiser.total_steps, chosen.start, chosen.end)
         if scale:
-            self.step = Step(denoiser.inner_model, scale, rows_of(params.text_cond), rows_of(params.text_uncond))
+            rows = rows_of(params.text_cond), rows_of(params.text_uncond)
+            self.step = Step(denoiser.inner_model, scale, blocks, *rows)
 
     def on_cfg_denoised(self, params: Any, denoiser: Any) -> None:
         """After the host's pass: the perturbed pass on the conditional rows, and the row shift, in place."""
@@ -115,11 +120,12 @@ class GuidedRun:
                 500,
             )
         model = unet()
-        layers = choose_layers(model, self.family, self.settings.blocks)
+        layers = choose_layers(model, FAMILY, step.blocks)
         scene = Scene(latent_size=tuple(rows.shape[-2:]))
-        with perturbed(layers, self.family, self.operator, scene):
+        with perturbed(layers, FAMILY, self.operator, scene):
             perturbed_rows = step.predict_cond_rows()
-        shift = step.scale * mean_delta(rows[: step.cond_rows], perturbed_rows, weights)
+        delta = mean_delta(rows[: step.cond_rows], perturbed_rows, weights)
+        shift = delta * (self._adapted(step, delta) if self.settings.adaptive else step.scale)
         # Conditional rows image by image, then a block of one row per image: uncond, or two with InstructPix2Pix.
         images = [image for image, parts in enumerate(weights) for _ in parts]
         images += list(range(step.images)) * ((rows.shape[0] - step.cond_rows) // step.images)
@@ -129,6 +135,11 @@ class GuidedRun:
             guided = self._combined(rows, weights, step, denoiser)
             factor = rescale_factor(reference, guided, self.settings.rescale)
             rows *= factor[images]
+
+    def _adapted(self, step: Step, delta: Tensor) -> Tensor:
+        """The adaptive scale: δ of a denoised picture is σ times that of the noise, which DDIM and the like give."""
+        sigma = step.calls[0][1][0]
+        return self.adaptive(step.scale, delta if is_timestep_sampler(step.inner_model) else delta / sigma)
 
     def _combined(self, rows: Tensor, weights: list[list[float]], step: Step, denoiser: Any) -> Tensor:
         """What the host will make of the rows, (images, …): rows scaled by a factor give it scaled by the factor."""
@@ -148,6 +159,12 @@ class GuidedRun:
             self.step = None
 
 
+def is_timestep_sampler(inner_model: nn.Module) -> bool:
+    """Whether `inner_model` predicts noise at integer timesteps (modules/sd_samplers_timesteps.py: DDIM, PLMS, UniPC)
+    rather than a denoised picture at a sigma."""
+    return isinstance(inner_model, (CompVisTimestepsDenoiser, CompVisTimestepsVDenoiser))
+
+
 def rows_of(cond: Any) -> int:
     """The number of rows of a text conditioning: a tensor, or SDXL's dict of tensors."""
     return (cond["crossattn"] if isinstance(cond, dict) else cond).shape[0]
@@ -163,12 +180,13 @@ def unet() -> nn.Module:
 def check_blocks(run: GuidedRun) -> None:
     """Raise Refused before sampling when the model has no such blocks, or isn't of a family that can be perturbed."""
     model = unet()
-    if not run.family.matches(model):
-        raise Refused(f"ASAG can't guide a {type(model).__name__}; allowed: {run.family.name}", 422)
+    if not FAMILY.matches(model):
+        raise Refused(f"ASAG can't guide a {type(model).__name__}; allowed: {FAMILY.name}", 422)
     try:
-        choose_layers(model, run.family, run.settings.blocks)
+        for hires in (False, True):
+            choose_layers(model, FAMILY, run.settings.in_pass(hires)[1])
     except BlocksError as error:
-        raise Refused(f"ASAG settings: blocks: {error}", 422) from error
+        raise Refused(f"ASAG settings: {'hires_' if hires else ''}blocks: {error}", 422) from error
 
 
 def arm(p: Any, settings: AsagSettings, finished: Callable[[], None]) -> None:

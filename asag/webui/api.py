@@ -1,17 +1,23 @@
-"""Script arguments, from the user interface or the WebUI's API, to settings."""
+"""Script arguments, from the user interface or the WebUI's API, to settings; and what the API tells of them."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from asag.settings import AsagSettings, SettingsError, options
+from torch import nn
+
+from asag.blocks import block_name
+from asag.models.base import Family
+from asag.settings import AsagSettings, Option, SettingsError, options
 
 
-def read_args(args: Sequence[Any]) -> AsagSettings:
+def read_args(args: Sequence[Any], overrides: Mapping[str, Any] | None = None) -> AsagSettings:
     """Settings from a script's arguments: positional in the user interface's order, or one JSON object anywhere.
 
-    With an object only the object counts: what stands beside it is the host's filling up with defaults.
+    With an object only the object counts: what stands beside it is the host's filling up with defaults. `overrides`
+    (of an X/Y/Z plot) replace single settings.
 
     Raises:
         SettingsError: listing every problem.
@@ -21,7 +27,39 @@ def read_args(args: Sequence[Any]) -> AsagSettings:
     if len(objects) > 1:
         raise SettingsError([f"args: {len(objects)} objects; allowed: one object, or values in this order: {names}"])
     if objects:
-        return AsagSettings.from_mapping(objects[0])
+        return AsagSettings.from_mapping({**objects[0], **(overrides or {})})
     if len(args) > len(names):
         raise SettingsError([f"args: {len(args)} values; allowed: at most {len(names)}, in this order: {names}"])
-    return AsagSettings.from_mapping(dict(zip(names, args, strict=False)))
+    return AsagSettings.from_mapping({**dict(zip(names, args, strict=False)), **(overrides or {})})
+
+
+def schema() -> dict[str, Any]:
+    """The settings as a JSON schema (draft 2020-12)."""
+    properties = {name: _property(field.default, option) for name, (field, option) in options().items()}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "ASAG settings",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+def _property(default: Any, option: Option) -> dict[str, Any]:
+    kinds = {bool: "boolean", int: "integer", float: "number", str: "string"}
+    found = {"type": kinds[type(default)], "title": option.label, "description": option.help, "default": default}
+    if option.minimum is not None:
+        found |= {"minimum": option.minimum, "maximum": option.maximum}
+    if option.choices:
+        found["enum"] = list(option.choices)
+    return found
+
+
+def inventory(model: nn.Module, family: Family) -> dict[str, Any]:
+    """The self-attention blocks of a model: its family, what "auto" means, and each block with its layers."""
+    layers = Counter(block_name(layer.address) for layer in family.layers(model))
+    return {
+        "family": family.name,
+        "auto": str(family.default_blocks(model)),
+        "blocks": [{"address": address, "layers": count} for address, count in layers.items()],
+    }

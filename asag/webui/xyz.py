@@ -1,0 +1,55 @@
+"""Axes of the X/Y/Z plot, one for each setting but the switch, derived from the settings' metadata.
+
+An axis writes into a dict on the cell's own `p`; a setting on an axis also switches ASAG on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from asag.settings import AsagSettings, Option, options
+
+PREFIX = "[ASAG] "
+ATTRIBUTE = "_asag_axes"
+
+
+def overrides(p: Any) -> dict[str, Any]:
+    """The settings that axes have set on a cell's `p`."""
+    return getattr(p, ATTRIBUTE, {})
+
+
+def add_axes(xyz_grid: Any) -> None:
+    """Add the axes to the host's xyz_grid module; those that are there already stay."""
+    present = {axis.label for axis in xyz_grid.axis_options}
+    for name, (field, option) in options().items():
+        label = PREFIX + option.label
+        if name != "enabled" and label not in present:
+            xyz_grid.axis_options.append(_axis(xyz_grid, name, type(field.default), label, option))
+
+
+def _axis(xyz_grid: Any, name: str, kind: type, label: str, option: Option) -> Any:
+    choices = ("True", "False") if kind is bool else option.choices
+    return xyz_grid.AxisOption(
+        label,
+        str if kind is bool else kind,
+        _apply(name),
+        confirm=_confirm(name),
+        choices=(lambda: list(choices)) if choices else None,
+    )
+
+
+def _apply(name: str) -> Callable[[Any, Any, Sequence[Any]], None]:
+    def apply(p: Any, value: Any, values: Sequence[Any]) -> None:
+        # A new dict: cells are shallow copies of one another.
+        setattr(p, ATTRIBUTE, {"enabled": True, **overrides(p), name: value})
+
+    return apply
+
+
+def _confirm(name: str) -> Callable[[Any, Sequence[Any]], None]:
+    def confirm(p: Any, values: Sequence[Any]) -> None:
+        for value in values:
+            AsagSettings.from_mapping({name: value})
+
+    return confirm
