@@ -7,6 +7,7 @@ count. Exceptions in callbacks are logged and swallowed by the host; those out o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -18,11 +19,14 @@ from torch import Tensor, nn
 
 from asag.blocks import BlocksError
 from asag.guidance import AdaptiveScale, mean_delta, rescale_factor, scheduled_scale, shift_rows
+from asag.hosts.conflicts import conflict
 from asag.models.base import Scene
 from asag.models.ldm_unet import LdmUnet
 from asag.operators import make_operator
 from asag.perturb import choose_layers, perturbed, slice_rows
 from asag.settings import AsagSettings
+
+logger = logging.getLogger(__name__)
 
 RUN = "_asag_run"
 FAMILY = LdmUnet(lambda context: hypernetwork.apply_hypernetworks(shared.loaded_hypernetworks, context))
@@ -52,7 +56,8 @@ class Step:
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.calls.append((args[0], args[1], kwargs["cond"]))
 
-    def close(self) -> None:
+    def remove(self) -> None:
+        """Stop recording."""
         self._hook.remove()
 
     @property
@@ -79,18 +84,22 @@ class GuidedRun:
         self.operator = make_operator(settings.method, settings.iterations, settings.strength)
         self.adaptive = AdaptiveScale()
         self.guided_calls = 0
+        self.aside: str | None = None
         self.error: Exception | None = None
         self.step: Step | None = None
+        self.barrier: Any = None
 
     def on_cfg_denoiser(self, params: Any) -> None:
         """Before the host's pass: decide whether this step is guided, and if so record what the model is given."""
         self.close()
         denoiser = params.denoiser
         if self.error is not None:
-            # The host swallows what a callback raises, but not what a hook inside the model raises.
-            raise self.error
+            self.barrier = denoiser.inner_model.register_forward_pre_hook(self._stop)
+            return
         if denoiser.step == 0:
             self.adaptive = AdaptiveScale()
+        if self.stands_aside(denoiser.p):
+            return
         chosen = self.settings
         base, blocks = chosen.in_pass(getattr(denoiser.p, "is_hr_pass", False))
         scale = scheduled_scale(base, chosen.schedule, denoiser.step, denoiser.total_steps, chosen.start, chosen.end)
@@ -98,18 +107,36 @@ class GuidedRun:
             rows = rows_of(params.text_cond), rows_of(params.text_uncond)
             self.step = Step(denoiser.inner_model, scale, blocks, *rows)
 
+    def _stop(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """The host swallows what a callback raises, but not what a hook inside the model raises."""
+        raise self.error
+
+    def stands_aside(self, p: Any) -> bool:
+        """Whether an extension is active that a further pass would confuse; says so once, in the log and the result."""
+        if self.aside is None:
+            self.aside = conflict(p.scripts.alwayson_scripts if p.scripts else []) or ""
+            if self.aside:
+                message = f"ASAG was off for this image: it can't run beside {self.aside}"
+                logger.warning(message)
+                p.comment(message)
+        return bool(self.aside)
+
     def on_cfg_denoised(self, params: Any, denoiser: Any) -> None:
         """After the host's pass: the perturbed pass on the conditional rows, and the row shift, in place."""
         step, self.step = self.step, None
         if step is None:
             return
-        step.close()
+        step.remove()
         try:
             self._guide(params.x, step, denoiser)
             self.guided_calls += 1
-        except Exception as error:
+        except Refused as error:
             self.error = error
             raise
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            self.error = Refused(f"ASAG: the perturbed pass failed: {type(error).__name__}: {reason}", 500)
+            raise self.error from error
 
     def _guide(self, rows: Tensor, step: Step, denoiser: Any) -> None:
         weights = [[part.weight for part in parts] for parts in denoiser.sampler.sampler_extra_args["cond"].batch]
@@ -153,10 +180,11 @@ class GuidedRun:
         return denoiser.combine_denoised(rows, conds_list, rows[-step.images :], scale)
 
     def close(self) -> None:
-        """Take the recorder out of the model; harmless when there is none."""
-        if self.step is not None:
-            self.step.close()
-            self.step = None
+        """Take the hooks out of the model; harmless when there are none."""
+        for hook in (self.step, self.barrier):
+            if hook is not None:
+                hook.remove()
+        self.step = self.barrier = None
 
 
 def is_timestep_sampler(inner_model: nn.Module) -> bool:
