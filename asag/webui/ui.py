@@ -26,6 +26,8 @@ def _component(option: Option, default: Any, elem_id: str) -> Any:
     label = f"ASAG {option.label.lower()}"
     if option.choices:
         return gr.Dropdown(list(option.choices), value=default, label=label, info=option.help, elem_id=elem_id)
+    if isinstance(default, bool):
+        return gr.Checkbox(value=default, label=label, info=option.help, elem_id=elem_id)
     if isinstance(default, str):
         return gr.Textbox(value=default, label=label, info=option.help, max_lines=1, elem_id=elem_id)
     return gr.Slider(
