@@ -16,7 +16,7 @@ from asag.operators import Operator
 def choose_layers(model: nn.Module, family: Family, blocks: str) -> list[AttentionLayer]:
     """The layers of `model` that a block list selects; raises blocks.BlocksError as `blocks.select` does."""
     inventory: list[tuple[Address, AttentionLayer]] = [(layer.address, layer) for layer in family.layers(model)]
-    return select(parse_blocks(blocks), inventory, family.default_blocks)
+    return select(parse_blocks(blocks), inventory, family.default_blocks(model))
 
 
 @contextmanager
@@ -30,12 +30,12 @@ def perturbed(
     with ExitStack() as stack:
         for layer in layers:
             replacement = family.replacement(layer, layer.module.forward, operator, scene or Scene())
-            stack.enter_context(_forward_replaced(layer.module, replacement))
+            stack.enter_context(forward_replaced(layer.module, replacement))
         yield
 
 
 @contextmanager
-def _forward_replaced(module: nn.Module, forward: Forward) -> Iterator[None]:
+def forward_replaced(module: nn.Module, forward: Forward) -> Iterator[None]:
     """Set `module.forward` on the instance, and restore its __dict__ exactly: an instance attribute that was there
     (another extension's) comes back, one that wasn't goes away."""
     absent = object()

@@ -5,6 +5,8 @@ Their attention is far from uniform and their norms are not the identity, so tha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,9 +27,11 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
+from asag.hosts.diffusers import asag_guidance
 from asag.operators import Operator
 
 TEXT_WIDTH, TEXT_TOKENS = 16, 6
+SDXL_DEPTHS = (1, 2, 10)
 
 
 class Softmax(Operator):
@@ -85,13 +89,16 @@ def sd15_unet(**changes: Any) -> UNet2DConditionModel:
 
 
 def sdxl_unet(**changes: Any) -> UNet2DConditionModel:
-    """The layout of SDXL; a latent of 16 x 16 has 16 tokens in the middle."""
+    """The layout of SDXL, with fewer transformer blocks in a row; SDXL_DEPTHS has as many as SDXL.
+
+    A latent of 16 x 16 has 16 tokens in the middle.
+    """
     config: dict[str, Any] = {
         "sample_size": 16,
         "block_out_channels": (8, 8, 16),
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10),
+        "transformer_layers_per_block": (1, 1, 2),
         "attention_head_dim": (2, 2, 2),
         "norm_num_groups": 4,
         "cross_attention_dim": TEXT_WIDTH,
@@ -140,7 +147,9 @@ def flux_transformer(**changes: Any) -> FluxTransformer2DModel:
 def vae(channels: int = 4) -> AutoencoderKL:
     """A scale factor of 8, as the pipelines expect."""
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    model = AutoencoderKL(block_out_channels=(8,) * 4, norm_num_groups=4, latent_channels=channels, **blocks)
+    model = AutoencoderKL(
+        block_out_channels=(8,) * 4, norm_num_groups=4, latent_channels=channels, shift_factor=0.1, **blocks
+    )
     return model.eval().requires_grad_(False)
 
 
@@ -243,3 +252,38 @@ def inputs(kind: str, images: int = 1, guided: bool = True, steps: int = 3, seed
 
 
 PIPES = {"sd15": sd15_pipe, "sdxl": sdxl_pipe, "sd3": sd3_pipe, "flux": flux_pipe}
+
+
+def latents(pipe: Any, given: dict[str, Any], **settings: Any) -> Tensor:
+    """The pipeline's result, guided if there are settings."""
+    if not settings:
+        return pipe(**given).images
+    with asag_guidance(pipe, **settings):
+        return pipe(**given).images
+
+
+def difference(first: Tensor, second: Tensor) -> float:
+    return float((first - second).abs().max() / second.std())
+
+
+@contextmanager
+def recorded_rows(model: nn.Module) -> Iterator[list[Tensor]]:
+    """The predictions that the host gets, call by call. Opened before a guidance, it sees them shifted."""
+    rows: list[Tensor] = []
+    handle = model.register_forward_hook(lambda module, args, output: rows.append(output[0].clone()))
+    try:
+        yield rows
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def counted_calls(model: nn.Module) -> Iterator[list[int]]:
+    """How many rows each run of the model had, the perturbed ones among them."""
+    entrance = model.conv_in if hasattr(model, "conv_in") else model.time_text_embed
+    rows: list[int] = []
+    handle = entrance.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[0]))
+    try:
+        yield rows
+    finally:
+        handle.remove()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from asag.blocks import Address, BlockList
@@ -30,7 +31,9 @@ class Family(Protocol):
     """A model family. Stateless: everything of a run lives in what `replacement` returns."""
 
     name: str
-    default_blocks: BlockList
+
+    def default_blocks(self, model: nn.Module) -> BlockList:
+        """What "auto" means for `model`."""
 
     def matches(self, model: nn.Module) -> bool:
         """Whether `model` is of this family."""
@@ -66,6 +69,18 @@ def split_heads(tensor: Tensor, heads: int) -> Tensor:
 def join_heads(tensor: Tensor) -> Tensor:
     """(batch, heads, tokens, head_dim) -> (batch, tokens, heads * head_dim)."""
     return tensor.transpose(1, 2).flatten(2)
+
+
+def has_class(model: nn.Module, name: str) -> bool:
+    """Whether a class called `name` is among the model's classes: matching without importing the host's package."""
+    return any(base.__name__ == name for base in type(model).__mro__)
+
+
+def masks_nothing(mask: Tensor | None) -> bool:
+    """Whether an attention mask changes nothing: none, a boolean one of True alone, or an additive one of 0 alone."""
+    if mask is None:
+        return True
+    return bool(mask.all()) if mask.dtype == torch.bool else not bool(mask.any())
 
 
 def family_of(model: nn.Module, families: Sequence[Family]) -> Family:

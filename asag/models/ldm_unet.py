@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from asag.blocks import Address, parse_blocks
+from asag.blocks import Address, BlockList, parse_blocks
 from asag.models.base import AttentionLayer, Forward, Scene, join_heads, split_heads
 from asag.operators import Operator
 
@@ -24,11 +24,13 @@ class LdmUnet:
     """
 
     name = "SD1.x, SD2 and SDXL UNets (ldm, sgm)"
-    # The middle block, as the paper and PAG use: the coarsest tokens, where attention decides structure.
-    default_blocks = parse_blocks("mid")
 
     def __init__(self, key_value_inputs: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None) -> None:
         self.key_value_inputs = key_value_inputs or (lambda context: (context, context))
+
+    def default_blocks(self, model: nn.Module) -> BlockList:
+        # The middle block, as the paper and PAG use: the coarsest tokens, where attention decides structure.
+        return parse_blocks("mid")
 
     def matches(self, model: nn.Module) -> bool:
         return all(hasattr(model, part) for part in ("input_blocks", "middle_block", "output_blocks"))

@@ -1,0 +1,154 @@
+"""The MMDiTs of diffusers, SD3 and Flux: text and image tokens attend to each other in one joint sequence.
+
+Sources: diffusers/models/transformers/transformer_sd3.py (SD3Transformer2DModel), models/attention.py
+(JointTransformerBlock), models/attention_processor.py (JointAttnProcessor2_0, image tokens first) and
+models/transformers/transformer_flux.py (FluxTransformerBlock, FluxSingleTransformerBlock, text tokens first).
+
+The host's own forward runs unchanged, so that norms, rotary embeddings, LoRA and IP-Adapter stay as they are; only
+its call of scaled_dot_product_attention is replaced, and only while a chosen layer runs. Nothing is patched for it:
+a torch function mode belongs to the thread that enters it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from asag.blocks import Address, BlockList, parse_blocks
+from asag.models.base import AttentionLayer, Forward, Scene, UnsupportedModel, has_class, masks_nothing
+from asag.operators import Operator
+
+SDPA_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+
+
+class Sd3Transformer:
+    """joint.N is transformer_blocks[N]. In SD3.5 some blocks have a second attention, over image tokens alone:
+    there joint.N.0 is the joint one and joint.N.1 the other."""
+
+    name = "diffusers SD3Transformer2DModel"
+
+    def default_blocks(self, model: nn.Module) -> BlockList:
+        # The middle of the depth, where the middle block of a UNet is: joint.12 of SD3's 24.
+        return parse_blocks(f"joint.{len(model.transformer_blocks) // 2}")
+
+    def matches(self, model: nn.Module) -> bool:
+        return has_class(model, "SD3Transformer2DModel")
+
+    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+        return [
+            AttentionLayer(Address("joint", number, index), attention)
+            for number, block in enumerate(model.transformer_blocks)
+            for index, attention in enumerate((block.attn, getattr(block, "attn2", None)))
+            if attention is not None
+        ]
+
+    def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
+        return _attending(layer.address, original, operator, scene, text_first=False)
+
+
+class FluxTransformer:
+    """double.N is transformer_blocks[N], single.N is single_transformer_blocks[N].
+
+    The attention of a single block gets text and image already joined. How long the text is, only the block knows:
+    so there the block is the module whose forward is replaced.
+    """
+
+    name = "diffusers FluxTransformer2DModel"
+
+    def default_blocks(self, model: nn.Module) -> BlockList:
+        # The middle of the depth, both kinds of block counted: single.9 of Flux's 19 + 38.
+        doubles = len(model.transformer_blocks)
+        middle = (doubles + len(model.single_transformer_blocks)) // 2
+        return parse_blocks(f"double.{middle}" if middle < doubles else f"single.{middle - doubles}")
+
+    def matches(self, model: nn.Module) -> bool:
+        return has_class(model, "FluxTransformer2DModel")
+
+    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+        doubles = [
+            AttentionLayer(Address("double", number, 0), block.attn)
+            for number, block in enumerate(model.transformer_blocks)
+        ]
+        singles = [
+            AttentionLayer(Address("single", number, 0), block)
+            for number, block in enumerate(model.single_transformer_blocks)
+        ]
+        return doubles + singles
+
+    def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
+        return _attending(layer.address, original, operator, scene, text_first=True)
+
+
+def _attending(address: Address, original: Forward, operator: Operator, scene: Scene, text_first: bool) -> Forward:
+    """A forward that is `original` with its attention replaced.
+
+    Like attention and block alike it takes image tokens (batch, image tokens, channels) and, where the sequence is
+    joint, text tokens (batch, text tokens, channels). Raises RuntimeError if the attention never came by.
+    """
+    # Of nested replacements the innermost holds, so it runs the host's forward and not the outer replacement.
+    host_forward: Forward = getattr(original, "host_forward", original)
+
+    def forward(
+        hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *others: Any, **named: Any
+    ) -> tuple[Tensor, ...] | Tensor:
+        images = hidden_states.shape[1]
+        texts = 0 if encoder_hidden_states is None else encoder_hidden_states.shape[1]
+        image = slice(texts, texts + images) if text_first else slice(0, images)
+        grid = scene.grid(images)
+
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            if not texts:
+                return operator.plain(query, key, value, grid)
+            return operator.joint(query, key, value, image, grid)
+
+        with ReplacedAttention(address, images + texts, attend) as attention:
+            result = host_forward(hidden_states, encoder_hidden_states, *others, **named)
+        if not attention.replaced:
+            raise RuntimeError(
+                f"{address}: ran without calling torch's scaled_dot_product_attention on its {images + texts} tokens, "
+                "so it wasn't perturbed; another attention backend or a compiled block does that. Allowed: the native "
+                "attention backend, not compiled"
+            )
+        return result
+
+    forward.host_forward = host_forward
+    return forward
+
+
+class ReplacedAttention(TorchFunctionMode):
+    """While entered, `attend(query, key, value)` stands for every scaled_dot_product_attention call whose queries
+    and keys are `tokens` in number; tensors are (batch, heads, tokens, head_dim).
+
+    Other calls pass: an IP-Adapter's keys differ in number. Raises UnsupportedModel for a call that `attend` can't
+    stand for: masked, causal or with a scale of its own.
+    """
+
+    def __init__(self, address: Address, tokens: int, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.address, self.tokens, self.attend = address, tokens, attend
+        self.replaced = 0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        given = dict(zip(SDPA_ARGUMENTS, args, strict=False)) | kwargs
+        query, key, value = given["query"], given["key"], given["value"]
+        if query.shape[2] != self.tokens or key.shape[2] != self.tokens:
+            return func(*args, **kwargs)
+        if not masks_nothing(given.get("attn_mask")):
+            raise UnsupportedModel(f"{self.address}: its attention is masked; allowed: attention without a mask")
+        if given.get("is_causal") or given.get("scale") is not None:
+            raise UnsupportedModel(f"{self.address}: its attention is causal or scaled; allowed: neither")
+        self.replaced += 1
+        return self.attend(query, key, value)

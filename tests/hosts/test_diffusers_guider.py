@@ -1,0 +1,294 @@
+"""The guider of modular pipelines: its formula, its place in a real modular pipeline, and what it leaves behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import ClassifierFreeGuidance, EulerDiscreteScheduler
+from diffusers.guiders.guider_utils import rescale_noise_cfg
+from diffusers.modular_pipelines.modular_pipeline import BlockState
+from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffusion_xl import (
+    StableDiffusionXLCoreDenoiseStep,
+)
+from tiny_diffusers import (
+    controlnet,
+    counted_calls,
+    difference,
+    flux_transformer,
+    inputs,
+    latents,
+    normal,
+    sd3_transformer,
+    sd15_unet,
+    sdxl_pipe,
+    sdxl_unet,
+    snapshot,
+    text_inputs,
+    vae,
+)
+from torch import Tensor, nn
+
+from asag.blocks import BlocksError
+from asag.hosts.diffusers import FAMILIES
+from asag.hosts.diffusers_guider import AdversarialSinkhornAttentionGuidance
+from asag.models.base import UnsupportedModel, family_of
+from asag.operators import Identity, Sinkhorn
+from asag.perturb import choose_layers, perturbed
+from asag.settings import SettingsError
+
+FIELDS = {
+    "encoder_hidden_states": ("prompt_embeds", "negative_prompt_embeds"),
+    "pooled_projections": ("pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
+}
+
+
+def sd3_call() -> dict[str, Any]:
+    return {"hidden_states": normal(2, 4, 8, 12), "timestep": torch.tensor([500.0, 500.0])}
+
+
+def drive(guider: Any, model: nn.Module, step: int = 0, steps: int = 4) -> tuple[Tensor, list[str]]:
+    """One step of a modular denoising loop: the guided prediction, and which batches it ran."""
+    state = BlockState(**text_inputs("sd3", images=2))
+    guider.set_state(step=step, num_inference_steps=steps, timestep=torch.tensor(500))
+    batches = guider.prepare_inputs_from_block_state(state, FIELDS)
+    ran: list[str] = []
+    for batch in batches:
+        guider.prepare_models(model)
+        fields = {name: getattr(batch, name) for name in FIELDS}
+        batch.noise_pred = model(**sd3_call(), **fields, return_dict=False)[0]
+        guider.cleanup_models(model)
+        ran.append(batch.__guidance_identifier__)
+        assert guider.is_conditional == (ran[-1] != "pred_uncond")
+    return guider(batches).pred, ran
+
+
+def predictions(model: nn.Module, blocks: str, operator: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Conditional, unconditional and perturbed prediction, by hand."""
+    text = text_inputs("sd3", images=2)
+    cond = {name: text[fields[0]] for name, fields in FIELDS.items()}
+    uncond = {name: text[fields[1]] for name, fields in FIELDS.items()}
+    family = family_of(model, FAMILIES)
+    plain = model(**sd3_call(), **cond).sample
+    with perturbed(choose_layers(model, family, blocks), family, operator):
+        weakened = model(**sd3_call(), **cond).sample
+    return plain, model(**sd3_call(), **uncond).sample, weakened
+
+
+def modular_pipe(guider: Any, **components: Any) -> Any:
+    pipe = StableDiffusionXLCoreDenoiseStep().init_pipeline()
+    parts = {"unet": sdxl_unet(), "vae": vae(), "scheduler": EulerDiscreteScheduler()}
+    pipe.update_components(**(parts | components), guider=guider)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def modular_inputs(**more: Any) -> dict[str, Any]:
+    given = inputs("sdxl", images=2, steps=2)
+    return {name: each for name, each in given.items() if name not in ("guidance_scale", "output_type")} | more
+
+
+# The formula -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("original", [False, True], ids=["diffusers", "original"])
+@torch.no_grad()
+def test_the_prediction_is_equation_4(original: bool) -> None:
+    model = sd3_transformer()
+    cond, uncond, weakened = predictions(model, "joint.2", Sinkhorn())
+    guider = AdversarialSinkhornAttentionGuidance(4.0, use_original_formulation=original)
+    pred, ran = drive(guider, model)
+    assert ran == ["pred_cond", "pred_uncond", "pred_cond_adversarial"]
+    start = cond if original else uncond
+    torch.testing.assert_close(pred, start + 4.0 * (cond - uncond) + 1.5 * (cond - weakened))
+
+
+@torch.no_grad()
+def test_without_classifier_free_guidance_it_starts_from_the_conditional_prediction() -> None:
+    model = sd3_transformer()
+    cond, _, weakened = predictions(model, "joint.0-1", Identity())
+    for neutral, original in ((1.0, False), (0.0, True)):
+        guider = AdversarialSinkhornAttentionGuidance(
+            neutral,
+            adversarial_guidance_scale=2.5,
+            adversarial_guidance_blocks="joint.0-1",
+            method="pag",
+            use_original_formulation=original,
+        )
+        pred, ran = drive(guider, model)
+        assert ran == ["pred_cond", "pred_cond_adversarial"]
+        torch.testing.assert_close(pred, cond + 2.5 * (cond - weakened))
+    assert (cond - weakened).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_rescale_is_that_of_the_other_guiders() -> None:
+    model = sd3_transformer()
+    plain, _ = drive(AdversarialSinkhornAttentionGuidance(4.0), model)
+    rescaled, _ = drive(AdversarialSinkhornAttentionGuidance(4.0, guidance_rescale=0.6), model)
+    cond, _, _ = predictions(model, "auto", Sinkhorn())
+    torch.testing.assert_close(rescaled, rescale_noise_cfg(plain, cond, 0.6))
+    assert not torch.allclose(rescaled, plain, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "ran"),
+    [
+        ({}, ["cua", "cua", "cua", "cua"]),
+        ({"adversarial_guidance_start": 0.25, "adversarial_guidance_stop": 0.75}, ["cu", "cua", "cua", "cu"]),
+        ({"start": 0.5}, ["ca", "ca", "cua", "cua"]),
+        ({"stop": 0.5, "adversarial_guidance_stop": 0.25}, ["cua", "cu", "c", "c"]),
+        ({"adversarial_guidance_scale": 0.0}, ["cu"] * 4),
+        ({"enabled": False}, ["c"] * 4),
+    ],
+)
+@torch.no_grad()
+def test_only_what_the_step_needs_is_run(options: dict[str, Any], ran: list[str]) -> None:
+    letters = {"pred_cond": "c", "pred_uncond": "u", "pred_cond_adversarial": "a"}
+    guider, model = AdversarialSinkhornAttentionGuidance(4.0, **options), sd3_transformer()
+    seen = ["".join(letters[name] for name in drive(guider, model, step)[1]) for step in range(4)]
+    assert seen == ran
+    if options.get("enabled", True) is False:
+        torch.testing.assert_close(drive(guider, model)[0], predictions(model, "auto", Sinkhorn())[0])
+
+
+def test_a_loop_that_counts_further_than_its_steps_stays_in_the_window() -> None:
+    """Heun-like schedulers: more model calls than num_inference_steps."""
+    assert len(drive(AdversarialSinkhornAttentionGuidance(4.0), sd3_transformer(), step=6, steps=4)[1]) == 3
+
+
+@torch.no_grad()
+def test_flux_is_guided_too() -> None:
+    model = flux_transformer()
+    call = {
+        "hidden_states": normal(2, 24, 16),
+        "encoder_hidden_states": normal(2, 6, 16),
+        "pooled_projections": normal(2, 16),
+        "timestep": torch.tensor([0.5, 0.5]),
+        "img_ids": torch.zeros(24, 3),
+        "txt_ids": torch.zeros(6, 3),
+    }
+    guider = AdversarialSinkhornAttentionGuidance(1.0, adversarial_guidance_blocks="double.1, single.0")
+    guider.set_state(0, 4, torch.tensor(500))
+    outputs: list[Tensor] = []
+    for _ in range(2):
+        guider.prepare_models(model)
+        outputs.append(model(**call).sample)
+        guider.cleanup_models(model)
+    assert (outputs[0] - outputs[1]).abs().max() > 1e-3
+
+
+# In a modular pipeline ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [4.0, 1.0], ids=["cfg", "no cfg"])
+@pytest.mark.parametrize("method", ["asag", "pag"])
+def test_a_modular_pipeline_gives_what_the_classic_one_gives(scale: float, method: str) -> None:
+    unet = sdxl_unet()
+    guider = AdversarialSinkhornAttentionGuidance(scale, 2.0, adversarial_guidance_blocks="in.4, mid", method=method)
+    before = snapshot(unet)
+    modular = modular_pipe(guider, unet=unet)(**modular_inputs(), output="latents")
+    assert snapshot(unet) == before
+    given = inputs("sdxl", images=2, steps=2, guided=scale != 1.0)
+    classic = latents(sdxl_pipe(unet=unet), given, scale=2.0, blocks="in.4, mid", method=method)
+    assert difference(modular, classic) < 1e-4
+    assert difference(modular, latents(sdxl_pipe(unet=unet), given)) > 1e-2
+
+
+def test_a_guider_of_scale_0_is_classifier_free_guidance() -> None:
+    unet = sdxl_unet()
+    ours = modular_pipe(AdversarialSinkhornAttentionGuidance(4.0, 0.0), unet=unet)
+    theirs = modular_pipe(ClassifierFreeGuidance(4.0), unet=unet)
+    assert torch.equal(ours(**modular_inputs(), output="latents"), theirs(**modular_inputs(), output="latents"))
+
+
+def test_a_controlnet_that_guesses_takes_the_perturbed_batch_for_a_conditional_one() -> None:
+    """It gives nothing to unconditional batches; which one that is, it asks the guider."""
+    unet = sdxl_unet()
+    net = controlnet(unet)
+    guider = AdversarialSinkhornAttentionGuidance(4.0)
+    pipe = modular_pipe(guider, unet=unet, controlnet=net)
+    image = normal(1, 3, 128, 128, seed=8).sigmoid()
+    with counted_calls(unet) as calls, counted_calls(net) as guesses:
+        pipe(**modular_inputs(control_image=image, guess_mode=True), output="latents")
+    assert (len(calls), len(guesses)) == (6, 4)
+
+
+def test_the_model_is_as_before_when_the_denoiser_fails() -> None:
+    unet = sdxl_unet()
+    guider = AdversarialSinkhornAttentionGuidance(4.0)
+    pipe = modular_pipe(guider, unet=unet)
+    before = snapshot(unet)
+    for exception in (ValueError, KeyboardInterrupt):
+
+        def fail(*args: Any, error: type[BaseException] = exception) -> Any:
+            raise error("stop")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Sinkhorn, "plain", fail)
+            with pytest.raises(exception, match="stop"):
+                pipe(**modular_inputs(), output="latents")
+        assert snapshot(unet) == before
+    assert pipe(**modular_inputs(), output="latents").isfinite().all()
+
+
+@torch.no_grad()
+def test_what_a_loop_left_before_the_denoisers_call_is_undone_at_the_next_step() -> None:
+    model, guider = sd3_transformer(), AdversarialSinkhornAttentionGuidance(1.0)
+    before = snapshot(model)
+    guider.set_state(0, 4, torch.tensor(500))
+    for _ in range(2):
+        guider.prepare_models(model)
+    assert snapshot(model) != before
+    guider.set_state(1, 4, torch.tensor(400))
+    assert snapshot(model) == before
+
+
+# Its configuration -------------------------------------------------------------------------------------------------
+
+
+def test_its_configuration_survives_saving(tmp_path: Path) -> None:
+    options = {
+        "guidance_scale": 5.0,
+        "adversarial_guidance_scale": 2.0,
+        "adversarial_guidance_start": 0.1,
+        "adversarial_guidance_stop": 0.8,
+        "adversarial_guidance_blocks": "mid, out.3",
+        "iterations": 3,
+        "strength": 0.5,
+        "method": "similarity",
+        "guidance_rescale": 0.2,
+        "use_original_formulation": True,
+        "start": 0.05,
+        "stop": 0.9,
+        "enabled": False,
+    }
+    guider = AdversarialSinkhornAttentionGuidance(**options)
+    guider.save_pretrained(tmp_path)
+    loaded = AdversarialSinkhornAttentionGuidance.from_pretrained(tmp_path)
+    for each in (guider, loaded, guider.new(), AdversarialSinkhornAttentionGuidance.from_config(guider.config)):
+        assert {name: each.config[name] for name in options} == options
+        assert each.settings == guider.settings
+        assert (each.guidance_scale, each._start, each._stop, each._enabled) == (5.0, 0.05, 0.9, False)
+    assert guider.settings.iterations == 3
+    assert "AdversarialSinkhornAttentionGuidance" in repr(guider)
+
+
+def test_bad_values_are_refused_at_once() -> None:
+    with pytest.raises(SettingsError, match=r"iterations: 0; .*method: 'none'"):
+        AdversarialSinkhornAttentionGuidance(iterations=0, method="none")
+    with pytest.raises(SettingsError, match=r"blocks: 'mid\.x\.y'"):
+        AdversarialSinkhornAttentionGuidance(adversarial_guidance_blocks="mid.x.y")
+    with pytest.raises(BlocksError, match=r"'mid'; this model has: joint\.0-3"):
+        drive(AdversarialSinkhornAttentionGuidance(adversarial_guidance_blocks="mid"), sd3_transformer())
+    with pytest.raises(UnsupportedModel, match="ControlNetModel"):
+        drive(AdversarialSinkhornAttentionGuidance(1.0), controlnet_with_noise())
+
+
+def controlnet_with_noise() -> nn.Module:
+    """A model of no known family that takes the loop's call."""
+    model = controlnet(sd15_unet())
+    model.forward = lambda **given: (given["hidden_states"],)
+    return model
