@@ -1,0 +1,105 @@
+"""The drawings: repeatable, labelled truly, and named by captions that can be read back."""
+
+import pytest
+import torch
+
+from asag.lab import scenes
+
+
+def _draw(count: int, seed: int) -> scenes.Scenes:
+    return scenes.draw(count, torch.Generator().manual_seed(seed))
+
+
+def test_same_seed_same_drawings_and_another_seed_others():
+    first, again, other = _draw(32, 3), _draw(32, 3), _draw(32, 4)
+    assert torch.equal(first.images, again.images)
+    assert torch.equal(first.labels, again.labels)
+    assert not torch.equal(first.images, other.images)
+
+
+def test_images_have_the_promised_shape_and_range():
+    drawn = _draw(300, 0)
+    assert drawn.images.shape == (300, 3, scenes.SIZE, scenes.SIZE)
+    assert drawn.images.dtype == torch.float32
+    assert -1 <= drawn.images.min() < drawn.images.max() <= 1
+
+
+def test_labels_cover_every_pair_and_two_objects_always_differ():
+    labels = _draw(3000, 1).labels
+    assert set(scenes.pair_index(labels[:, 0]).tolist()) == set(range(scenes.PAIRS))
+    second = scenes.pair_index(labels[:, 1])
+    assert set(second.tolist()) == set(range(scenes.PAIRS + 1))
+    assert not (scenes.pair_index(labels[:, 0]) == second).any()
+    assert 0.6 < (second < scenes.PAIRS).float().mean() < 0.73
+
+
+@pytest.mark.parametrize("draw", [scenes.draw, scenes.draw_crowds])
+def test_every_labelled_colour_is_painted_and_no_other(draw):
+    """Counted by hand: pixels near each colour of the palette, present exactly where the label says so."""
+    drawn = draw(400, torch.Generator().manual_seed(2))
+    pixels = (drawn.images + 1) / 2
+    near = (pixels[:, None] - scenes._RGB[None, :, :, None, None]).abs().amax(2) < 0.13
+    seen = near.flatten(2).sum(2) > 10
+    asked = torch.nn.functional.one_hot(drawn.labels[:, :, 1], scenes.NO_COLOUR + 1).sum(1)[:, :-1] > 0
+    assert torch.equal(seen, asked)
+
+
+def test_crowds_hold_none_to_four_objects_and_alike_ones():
+    labels = scenes.draw_crowds(1000, torch.Generator().manual_seed(0)).labels
+    assert set((labels[:, :, 0] != scenes.NO_SHAPE).sum(1).tolist()) == {0, 1, 2, 3, 4}
+    pairs = scenes.pair_index(labels)
+    assert 0.2 < ((pairs[:, 0] == pairs[:, 1]) & (pairs[:, 0] < scenes.PAIRS)).float().mean() < 0.5
+
+
+def test_objects_stay_inside_the_picture_and_apart():
+    two = torch.ones(2000, dtype=torch.bool)
+    centres, radii = scenes._layout(two, torch.rand(2000, 6, generator=torch.Generator().manual_seed(0)))
+    assert (centres - radii[..., None] >= 0.99).all()
+    assert (centres + radii[..., None] <= scenes.SIZE - 0.99).all()
+    apart = (centres[:, 0] - centres[:, 1]).abs().amax(1) - radii.sum(1)
+    assert apart.min() > 1.4
+
+
+def test_shapes_cover_what_geometry_says():
+    radius = torch.full((4,), 9.0)
+    cover = scenes._coverage(torch.arange(4), torch.full((4, 2), 16.0), radius).flatten(1).sum(1)
+    expected = torch.tensor([3.1416, 1.76**2, 1.85, 2 * 2 * 0.68 - 0.68**2]) * 81
+    assert torch.allclose(cover, expected, rtol=0.05)
+
+
+@pytest.mark.parametrize("text", ["red disc", "blue square, white cross", "red disc, red square"])
+def test_captions_round_trip(text):
+    assert scenes.caption(scenes.parse_caption(text)) == text
+
+
+def test_captions_of_drawings_are_read_back():
+    for labels in _draw(100, 5).labels:
+        assert torch.equal(scenes.parse_caption(scenes.caption(labels)), labels)
+
+
+def test_captions_may_be_untidy():
+    assert scenes.caption(scenes.parse_caption("  Red   DISC ,blue square")) == "red disc, blue square"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("pink disc", "unknown colour 'pink'"),
+        ("red hexagon", "unknown shape 'hexagon'"),
+        ("disc", "an object is"),
+        ("", "an object is"),
+        ("red disc,", "an object is"),
+        ("red disc, blue disc, green disc", "found 3"),
+        ("red disc, red disc", "must differ"),
+    ],
+)
+def test_a_wrong_caption_is_refused_with_a_reason(text, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        scenes.parse_caption(text)
+
+
+def test_latents_hold_the_whole_picture():
+    images = _draw(4, 6).images
+    latents = scenes.to_latents(images)
+    assert latents.shape == (4, *scenes.LATENT_SHAPE)
+    assert torch.equal(scenes.from_latents(latents), images)

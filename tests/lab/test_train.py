@@ -1,0 +1,62 @@
+"""Training: the schedule, exact resumption, and an export that a pipeline can load."""
+
+import json
+
+import pytest
+import torch
+
+from asag.lab import embedded, scenes, train
+from asag.lab.architecture import NULL, START, new_scheduler, token_rows
+from asag.lab.train import Training, learning_rate, main
+
+
+def test_rate_warms_up_stays_and_falls_to_nothing():
+    assert learning_rate(1.0, 0, 0.0) < 0.01
+    assert learning_rate(1.0, 5000, 0.3) == 1.0
+    assert learning_rate(1.0, 5000, 0.775) == pytest.approx(0.5)
+    assert learning_rate(1.0, 5000, 1.0) == 0.0
+    assert learning_rate(1.0, 5000, 1.2) == 0.0
+
+
+def test_a_resumed_run_equals_one_that_was_never_stopped(tmp_path):
+    torch.set_num_threads(1)
+    cpu = torch.device("cpu")
+    straight, stopped, resumed = Training(0, cpu), Training(0, cpu), Training(9, cpu)
+    losses = [straight.update(2, 1e-3) for _ in range(4)]
+    assert [stopped.update(2, 1e-3) for _ in range(2)] == losses[:2]
+    stopped.save(tmp_path / "checkpoint.pt")
+    resumed.load(tmp_path / "checkpoint.pt")
+    assert [resumed.update(2, 1e-3) for _ in range(2)] == losses[2:]
+    assert (resumed.step, resumed.images) == (4, 8)
+    assert all(torch.equal(a, b) for a, b in zip(straight.average, resumed.average, strict=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_schedule_ends_in_pure_noise_and_only_loses_signal():
+    alpha_bar = new_scheduler().alphas_cumprod
+    assert alpha_bar[-1] == 0
+    assert alpha_bar[0] > 0.9999
+    assert (alpha_bar.diff() < 0).all()
+
+
+def test_dropped_captions_become_null_and_only_those():
+    labels = torch.stack([scenes.parse_caption("red disc, blue square"), scenes.parse_caption("white cross")])
+    kept, dropped = token_rows(labels), token_rows(labels, torch.tensor([True, False]))
+    assert kept.tolist() == [[START, 0, 9], [START, 23, scenes.PAIRS]]
+    assert dropped.tolist() == [[START, NULL, NULL], [START, 23, scenes.PAIRS]]
+
+
+def test_the_command_trains_logs_and_exports_a_loadable_model(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train, "_LOG_STEPS", 2)
+    budget = ["--images", "8", "--batch", "2", "--classifier-steps", "2"]
+    assert main([*budget, "--out", str(tmp_path)]) == 0
+    assert "8 pictures" in capsys.readouterr().out
+    row = json.loads((tmp_path / "loss.jsonl").read_text().splitlines()[-1])
+    assert (row["step"], row["images"]) == (4, 8)
+    pipeline = embedded.load_pipeline(folder=tmp_path / "model")
+    labels = scenes.draw(2, torch.Generator().manual_seed(0)).labels
+    images = embedded.sample(pipeline, labels, steps=2, folder=tmp_path / "model")
+    assert images.shape == (2, 3, scenes.SIZE, scenes.SIZE)
+    assert torch.isfinite(images).all()
+    assert main([*budget, "--out", str(tmp_path), "--resume"]) == 0
+    assert "8 pictures" in capsys.readouterr().out

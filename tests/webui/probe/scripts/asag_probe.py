@@ -1,0 +1,111 @@
+"""Looks into a running WebUI for the tests, and breaks it for them. No extension for users.
+
+GET /asag-probe: an answer means that the WebUI has started.
+GET /asag-probe/fingerprint: for every module of the loaded model, what is set on that instance beyond its class: two
+equal answers mean that nothing was left patched in between.
+POST /asag-probe/fail?where=unet|perturbed&call=n: the n-th forward pass of the UNet from now on, or the n-th perturbed
+one, raises near its end, once.
+"""
+
+import sys
+
+from modules import script_callbacks, shared
+from torch import nn
+
+
+def roots():
+    """The model as the host holds it, by name: one tree, and in Forge's family the UNet that patches are put on."""
+    model = shared.sd_model
+    found = {"model": model} if isinstance(model, nn.Module) else {}
+    forge = getattr(model, "forge_objects", None)
+    if forge is not None:
+        found["unet"] = forge.unet.model
+    return found
+
+
+def diffusion_model():
+    forge = getattr(shared.sd_model, "forge_objects", None)
+    return (shared.sd_model if forge is None else forge.unet).model.diffusion_model
+
+
+def describe_function(function):
+    function = getattr(function, "__func__", function)
+    module = getattr(function, "__module__", type(function).__module__)
+    return f"{module}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+
+
+def describe_module(module):
+    """One line: class, its forward, the instance's forward if it has one, hooks, and the names on the instance."""
+    own = module.__dict__.get("forward")
+    return "; ".join(
+        [
+            f"{type(module).__module__}.{type(module).__qualname__}",
+            f"forward {describe_function(type(module).forward)}",
+            f"own forward {describe_function(own) if own is not None else None}",
+            f"hooks {len(module._forward_pre_hooks)} before, {len(module._forward_hooks)} after",
+            f"names {sorted(module.__dict__)}",
+        ]
+    )
+
+
+def fingerprint():
+    state = {
+        f"{root}.{name}": describe_module(module)
+        for root, tree in roots().items()
+        for name, module in tree.named_modules()
+    }
+    forge = getattr(shared.sd_model, "forge_objects", None)
+    if forge is not None:
+        state["unet patcher"] = describe_options(forge.unet.model_options)
+    return state
+
+
+def describe_options(given):
+    """Forge's patches: the keys of nested dicts, and the functions they hold."""
+    if isinstance(given, dict):
+        return str({str(key): describe_options(value) for key, value in sorted(given.items(), key=str)})
+    if isinstance(given, (list, tuple)):
+        return str([describe_options(value) for value in given])
+    return describe_function(given) if callable(given) else type(given).__name__
+
+
+def in_perturbed_pass():
+    """Whether the extension, rather than the host's denoiser, called the model: whoever is nearer on the stack."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("asag."):
+            return True
+        if frame.f_globals.get("__name__") == "modules.sd_samplers_cfg_denoiser":
+            return False
+        frame = frame.f_back
+    return False
+
+
+def fail_once(where, call):
+    calls = 0
+
+    def before_last_part(module, args):
+        nonlocal calls
+        if where == "perturbed" and not in_perturbed_pass():
+            return
+        calls += 1
+        if calls == call:
+            hook.remove()
+            raise RuntimeError(f"asag_probe: the failure that was asked for ({where}, call {call})")
+
+    hook = list(diffusion_model().children())[-1].register_forward_pre_hook(before_last_part)
+
+
+def add_routes(_, app):
+    app.get("/asag-probe")(lambda: {})
+    app.get("/asag-probe/fingerprint")(fingerprint)
+
+    @app.post("/asag-probe/fail")
+    def fail(where: str, call: int = 1):
+        if where not in ("unet", "perturbed") or call < 1:
+            return {"error": f"where {where}, call {call}; allowed: unet or perturbed, from 1 on"}
+        fail_once(where, call)
+        return {"armed": where}
+
+
+script_callbacks.on_app_started(add_routes)

@@ -1,0 +1,82 @@
+"""The host's options around a denoiser step: uncond skipped, halves run one by one, attention optimised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from .payloads import ROUNDING, largest_difference, request
+from .server import WebUI
+
+Image = Callable[..., np.ndarray]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"s_min_uncond": 100, "s_min_uncond_all": True},
+        {"skip_early_cond": 1.0},
+    ],
+    ids=["NGMS", "Skip Early CFG"],
+)
+@pytest.mark.parametrize("prompt", ["a cat", "a cat AND a dog :0.5"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_uncond_skipped_at_every_step(
+    webui: WebUI, guidance_works: Image, guided: Image, options: dict[str, Any], prompt: str, batch: int
+) -> None:
+    payload = request(prompt=prompt, batch_size=batch, override_settings=options)
+    image = guidance_works(payload)
+    # The host copies cond to uncond's place and combines with a scale of 1, which for one part is no CFG at all.
+    if "AND" not in prompt:
+        assert largest_difference(image, guided(prompt=prompt, cfg_scale=1)) < ROUNDING
+
+
+@pytest.mark.parametrize("options", [{"s_min_uncond": 100}, {"skip_early_cond": 0.4}], ids=["NGMS", "Skip Early CFG"])
+def test_uncond_skipped_at_some_steps(guidance_works: Image, options: dict[str, Any]) -> None:
+    guidance_works(request(steps=4, override_settings=options))
+
+
+@pytest.mark.parametrize("prompt", ["a cat", "a cat AND a dog :0.5"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_halves_one_by_one(guidance_works: Image, guided: Image, prompt: str, batch: int) -> None:
+    payload = request(prompt=prompt, batch_size=batch, override_settings={"batch_cond_uncond": False})
+    assert largest_difference(guidance_works(payload), guided(prompt=prompt)) < ROUNDING
+
+
+@pytest.mark.parametrize("rescale", [0.3, 1.0])
+def test_rescale_with_several_parts(guidance_works: Image, rescale: float) -> None:
+    guidance_works(request(prompt="a cat AND a dog :0.5", batch_size=2), rescale=rescale)
+
+
+@pytest.fixture
+def optimization(webui: WebUI, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The host with another attention optimisation, by the title that its settings page shows."""
+    if webui.kind != "a1111":
+        pytest.skip("only A1111 lets a setting choose the attention")
+    before = webui.get("/sdapi/v1/options")["cross_attention_optimization"]
+    webui.set_options(cross_attention_optimization=request.param)
+    yield request.param
+    webui.set_options(cross_attention_optimization=before)
+
+
+@pytest.mark.parametrize(
+    "optimization",
+    [
+        "sdp - scaled dot product",
+        "sdp-no-mem - scaled dot product without memory efficient attention",
+        "sub-quadratic",
+        "V1 - original v1",
+        "InvokeAI",
+        "Doggettx",
+        "None",
+    ],
+    indirect=True,
+)
+def test_attention_optimizations(webui: WebUI, guidance_works: Image, optimization: str) -> None:
+    name = optimization.split(" - ")[0]
+    line = "Disabling attention optimization" if name == "None" else f"Applying attention optimization: {name}..."
+    assert [each for each in webui.log.splitlines() if "attention optimization" in each][-1].startswith(line)
+    guidance_works(request(steps=2))

@@ -1,0 +1,37 @@
+"""Whatever goes wrong inside a guided run, the request says so and the model is left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from .payloads import asag, assert_same, request
+from .server import WebUI
+
+Image = Callable[..., np.ndarray]
+pytestmark = pytest.mark.logs_errors
+
+
+@pytest.mark.parametrize(("where", "call"), [("unet", 1), ("unet", 2), ("unet", 3), ("perturbed", 1), ("perturbed", 3)])
+def test_failure_in_a_guided_run(webui: WebUI, plain: Image, guided: Image, where: str, call: int) -> None:
+    before, unguided = guided(), plain()
+    clean = webui.fingerprint()
+    webui.inject_failure(where, call)
+    # The probe's own hook shows that the fingerprint, which every test relies on, does see what is put on a module.
+    assert webui.fingerprint() != clean
+    answer = webui.txt2img(**request(alwayson_scripts=asag()))
+    assert answer.status == 500
+    assert "the failure that was asked for" in str(answer.body)
+    assert webui.fingerprint() == clean
+    assert_same(webui.txt2img(**request()).image, unguided)
+    assert_same(guided(), before)
+
+
+def test_failure_in_an_unguided_run(webui: WebUI, plain: Image, guided: Image) -> None:
+    before, unguided = guided(), plain()
+    webui.inject_failure("unet", 2)
+    assert webui.txt2img(**request()).status == 500
+    assert_same(guided(), before)
+    assert_same(webui.txt2img(**request()).image, unguided)

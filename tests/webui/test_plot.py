@@ -1,0 +1,74 @@
+"""X/Y/Z plots over the settings: axes take effect, cells don't leak into one another or into later requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from .payloads import asag, assert_differ, assert_same, request
+from .server import Answer, WebUI
+
+Image = Callable[..., np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def plot(webui: WebUI) -> Callable[..., Answer]:
+    """`plot(x=("Scale", "0, 8"), …)`: the answer of a plot whose grid comes first, then the cells, row by row."""
+    known = webui.get("/sdapi/v1/script-info")
+    script = next(each for each in known if each["name"] == "x/y/z plot" and not each["is_img2img"])
+    axes = next(arg["choices"] for arg in script["args"] if arg["label"] == "X type")
+
+    def run(x: tuple[str, str], y: tuple[str, str] = ("Nothing", ""), **changes: Any) -> Answer:
+        args: list[Any] = []
+        for label, values in (x, y, ("Nothing", "")):
+            args += [axes.index(label if label == "Nothing" else f"[ASAG] {label}"), values, []]
+        args += [True, True, False, False, False, False, False, 0, True]
+        return webui.txt2img(**request(script_name="x/y/z plot", script_args=args, **changes))
+
+    return run
+
+
+def test_every_setting_has_an_axis(webui: WebUI) -> None:
+    known = webui.get("/sdapi/v1/script-info")
+    script = next(each for each in known if each["name"] == "x/y/z plot" and not each["is_img2img"])
+    axes = next(arg["choices"] for arg in script["args"] if arg["label"] == "X type")
+    settings = webui.get("/asag/schema")["properties"]
+    expected = [f"[ASAG] {each['title']}" for name, each in settings.items() if name != "enabled"]
+    assert [axis for axis in axes if axis.startswith("[ASAG]")] == expected
+
+
+def test_cells_are_the_single_images(plot: Callable[..., Answer], plain: Image, guided: Image) -> None:
+    """Two values that guide around one that doesn't: a cell that kept its neighbour's settings would show."""
+    answer = plot(("Scale", "8, 0, 3"))
+    _, first, second, third = answer.images
+    assert_same(first, guided())
+    assert_same(second, plain())
+    assert_same(third, guided({"scale": 3}))
+    notes = ["ASAG: scale" in text for text in answer.infotexts[1:]]
+    assert notes == [True, False, True]
+
+
+def test_two_axes_with_commas_in_blocks(plot: Callable[..., Answer], guided: Image) -> None:
+    answer = plot(("Blocks", 'mid, "in.4, out.3"'), ("Method", "asag, pag"), alwayson_scripts=asag())
+    cells = answer.images[1:]
+    combinations = [(method, blocks) for method in ("asag", "pag") for blocks in ("mid", "in.4, out.3")]
+    expected = [guided({"blocks": blocks, "method": method}) for method, blocks in combinations]
+    for cell, image in zip(cells, expected, strict=True):
+        assert_same(cell, image)
+
+
+@pytest.mark.logs_errors
+def test_bad_values_are_refused_before_the_first_cell(webui: WebUI, plot: Callable[..., Answer]) -> None:
+    answer = plot(("Iterations", "2, 0"))
+    assert answer.status != 200
+    assert "iterations: 0; allowed: a whole number from 1" in str(answer.body)
+
+
+def test_plots_leave_nothing_to_later_requests(plot: Callable[..., Answer], plain: Image, webui: WebUI) -> None:
+    assert_differ(plot(("Scale", "8, 4")).images[1], plain())
+    after = webui.txt2img(**request())
+    assert_same(after.image, plain())
+    assert "ASAG" not in after.infotexts[0]

@@ -1,0 +1,43 @@
+"""Every sampler of the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from .payloads import assert_same, image_request, request
+from .server import WebUI
+
+Image = Callable[..., np.ndarray]
+# Names of A1111, Forge and reForge; those that a host lacks skip there, those that aren't listed fail below.
+SAMPLERS = [
+    *["DPM++ 2M", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 2S a", "DPM++ 3M SDE", "Euler a", "Euler"],
+    *["LMS", "Heun", "DPM2", "DPM2 a", "DPM fast", "DPM adaptive", "Restart", "DDIM", "DDIM CFG++", "PLMS", "UniPC"],
+    "LCM",
+]
+
+
+def test_the_list_is_complete(webui: WebUI) -> None:
+    if webui.kind != "a1111":
+        pytest.skip("the list is A1111's")
+    assert {sampler["name"] for sampler in webui.get("/sdapi/v1/samplers")} == set(SAMPLERS)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_sampler(webui: WebUI, guidance_works: Image, guided: Image, sampler: str) -> None:
+    if sampler not in {each["name"] for each in webui.get("/sdapi/v1/samplers")}:
+        pytest.skip("this host lacks it")
+    changes = {"sampler_name": sampler, "steps": 4}
+    assert_same(guided(**changes), guidance_works(request(**changes)))
+
+
+@pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M", "DDIM", "PLMS", "UniPC"])
+def test_image_to_image(guidance_works: Image, sampler: str) -> None:
+    guidance_works(image_request(sampler_name=sampler))
+
+
+@pytest.mark.parametrize("scheduler", ["Karras", "Exponential", "SGM Uniform", "Beta"])
+def test_scheduler(guidance_works: Image, scheduler: str) -> None:
+    guidance_works(request(sampler_name="DPM++ 2M", scheduler=scheduler))
