@@ -29,7 +29,9 @@ BATCH = 16
 PICTURES = 8
 
 
-def generate(pipeline: DiffusionPipeline, labels: Tensor, settings: dict[str, Any], bar: tqdm, **options: Any) -> Tensor:
+def generate(
+    pipeline: DiffusionPipeline, labels: Tensor, settings: dict[str, Any], bar: tqdm, **options: Any
+) -> Tensor:
     """Pictures (B,3,32,32) in [-1,1] for labels (B,2,2), guided as `settings` say; no settings: CFG alone."""
     seed, parts = options.pop("seed"), []
     for number, part in enumerate(labels.split(BATCH)):
@@ -88,8 +90,8 @@ def main(argv: list[str] | None = None) -> int:
     record = {"samples": args.samples, **options, "methods": metrics}
     (args.out / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
     error = (0.25 / args.samples) ** 0.5
-    print(f"\n{table(metrics)}\n\n{args.samples} pictures per method: objects right has a standard error of up to ", end="")
-    print(f"{error:.3f}, so read the pictures, not the third digit.")
+    print(f"\n{table(metrics)}\n")
+    print(f"{args.samples} pictures per method: objects right has a standard error of up to {error:.3f}.")
     right = objects_right(classifier, drawn.images, drawn.labels).float().mean()
     print(f"The classifier reads {right:.1%} of the {args.samples} drawings themselves right.")
     print(f"Written: {args.out / 'compare.png'} and {args.out / 'metrics.json'}")
