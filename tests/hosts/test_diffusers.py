@@ -19,7 +19,16 @@ from diffusers import (
     StableDiffusionPAGPipeline,
     StableDiffusionXLPAGPipeline,
 )
-from tiny_diffusers import (
+from torch import Tensor
+
+from asag.blocks import BlocksError
+from asag.hosts import diffusers as host
+from asag.hosts.diffusers import asag_guidance
+from asag.models.base import UnsupportedModel
+from asag.operators import Sinkhorn
+from asag.perturb import choose_layers, perturbed
+from asag.settings import SettingsError
+from tests.tiny_diffusers import (
     PIPES,
     SDXL_DEPTHS,
     controlnet,
@@ -38,15 +47,6 @@ from tiny_diffusers import (
     sdxl_unet,
     snapshot,
 )
-from torch import Tensor
-
-from asag.blocks import BlocksError
-from asag.hosts import diffusers as host
-from asag.hosts.diffusers import asag_guidance
-from asag.models.base import UnsupportedModel
-from asag.operators import Sinkhorn
-from asag.perturb import choose_layers, perturbed
-from asag.settings import SettingsError
 
 UNETS = ("sd15", "sdxl")
 

@@ -13,7 +13,16 @@ from diffusers.modular_pipelines.modular_pipeline import BlockState
 from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffusion_xl import (
     StableDiffusionXLCoreDenoiseStep,
 )
-from tiny_diffusers import (
+from torch import Tensor, nn
+
+from asag.blocks import BlocksError
+from asag.hosts.diffusers import FAMILIES
+from asag.hosts.diffusers_guider import AdversarialSinkhornAttentionGuidance
+from asag.models.base import UnsupportedModel, family_of
+from asag.operators import Identity, Sinkhorn
+from asag.perturb import choose_layers, perturbed
+from asag.settings import SettingsError
+from tests.tiny_diffusers import (
     controlnet,
     counted_calls,
     difference,
@@ -29,15 +38,6 @@ from tiny_diffusers import (
     text_inputs,
     vae,
 )
-from torch import Tensor, nn
-
-from asag.blocks import BlocksError
-from asag.hosts.diffusers import FAMILIES
-from asag.hosts.diffusers_guider import AdversarialSinkhornAttentionGuidance
-from asag.models.base import UnsupportedModel, family_of
-from asag.operators import Identity, Sinkhorn
-from asag.perturb import choose_layers, perturbed
-from asag.settings import SettingsError
 
 FIELDS = {
     "encoder_hidden_states": ("prompt_embeds", "negative_prompt_embeds"),

@@ -28,7 +28,13 @@ from diffusers import (
     StableDiffusionXLInpaintPipeline,
     T2IAdapter,
 )
-from tiny_diffusers import (
+from torch import Tensor, nn
+
+from asag.hosts import diffusers as host
+from asag.models.base import UnsupportedModel
+from asag.operators import Sinkhorn
+from asag.perturb import choose_layers, perturbed
+from tests.tiny_diffusers import (
     TEXT_WIDTH,
     Softmax,
     controlnet,
@@ -48,12 +54,6 @@ from tiny_diffusers import (
     sdxl_pipe,
     sdxl_unet,
 )
-from torch import Tensor, nn
-
-from asag.hosts import diffusers as host
-from asag.models.base import UnsupportedModel
-from asag.operators import Sinkhorn
-from asag.perturb import choose_layers, perturbed
 
 
 def image(height: int, width: int, images: int = 1) -> Tensor:

@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
 from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
-from tiny_diffusers import (
+from torch import Tensor, nn
+
+from asag.blocks import Address
+from asag.models.base import AttentionLayer, Family, Scene, UnsupportedModel
+from asag.models.diffusers_mmdit import FluxTransformer, ReplacedAttention, Sd3Transformer
+from asag.operators import Identity, QueryBlur, Sinkhorn
+from asag.perturb import choose_layers, perturbed
+from tests.tiny_diffusers import (
     TEXT_TOKENS,
     TEXT_WIDTH,
     Softmax,
@@ -20,13 +27,6 @@ from tiny_diffusers import (
     sd35_transformer,
     snapshot,
 )
-from torch import Tensor, nn
-
-from asag.blocks import Address
-from asag.models.base import AttentionLayer, Family, Scene, UnsupportedModel
-from asag.models.diffusers_mmdit import FluxTransformer, ReplacedAttention, Sd3Transformer
-from asag.operators import Identity, QueryBlur, Sinkhorn
-from asag.perturb import choose_layers, perturbed
 
 MODELS: dict[str, tuple[Any, Family]] = {
     "sd3": (sd3_transformer, Sd3Transformer()),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention, CustomDiffusionAttnProcessor
-from tiny_diffusers import SDXL_DEPTHS, TEXT_TOKENS, TEXT_WIDTH, Softmax, lively, normal, sd15_unet, sdxl_unet, snapshot
 from torch import nn
 
 from asag.blocks import Address, BlocksError, summarize
@@ -13,6 +12,17 @@ from asag.models.base import AttentionLayer, Scene, UnsupportedModel, family_of
 from asag.models.diffusers_unet import DiffusersUnet
 from asag.operators import Identity, Operator, Sinkhorn
 from asag.perturb import choose_layers, perturbed
+from tests.tiny_diffusers import (
+    SDXL_DEPTHS,
+    TEXT_TOKENS,
+    TEXT_WIDTH,
+    Softmax,
+    lively,
+    normal,
+    sd15_unet,
+    sdxl_unet,
+    snapshot,
+)
 
 FAMILY = DiffusersUnet()
 

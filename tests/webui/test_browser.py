@@ -1,0 +1,105 @@
+"""The accordion in a real browser (Debian's chromium): tick, generate, paste."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import ConsoleMessage, Locator, Page, expect, sync_playwright
+
+from .server import WebUI
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+ACCORDION = "#script_txt2img_asag_enabled"
+BLOCKS = "#script_txt2img_asag_blocks textarea, #script_txt2img_asag_blocks input"
+WAIT = 120_000  # milliseconds; one core may run the host, the browser and more
+
+expect.set_options(timeout=WAIT)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+
+
+@pytest.fixture
+def page(webui: WebUI) -> Iterator[Page]:
+    """The txt2img tab, set to a small picture. What the extension's own script writes to the console as an error fails
+    the test; the host's pages log errors of their own."""
+    errors: list[str] = []
+
+    def note(message: ConsoleMessage) -> None:
+        if message.type == "error" and "asag" in message.text.lower():
+            errors.append(message.text)
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page()
+        page.set_default_timeout(WAIT)
+        page.on("console", note)
+        page.goto(webui.url)
+        page.wait_for_selector("#txt2img_generate")
+        page.fill("#txt2img_prompt textarea", "a cat")
+        for name, value in (("steps", 3), ("width", 128), ("height", 128)):
+            number = page.locator(f"#txt2img_{name} input[type=number]")
+            number.fill(str(value))
+            number.press("Tab")
+        yield page
+        browser.close()
+    assert not errors
+
+
+def switch(page: Page) -> None:
+    """Open the accordion, which ticks its box, or close it, which unticks it."""
+    page.click(f"{ACCORDION} > .label-wrap")
+
+
+def generate(page: Page) -> str:
+    """Generate and return the infotext under the picture: one with a new (random) seed, once it is there."""
+    info = page.locator("#html_info_txt2img").first
+    before = info.inner_text()
+    page.click("#txt2img_generate")
+    page.wait_for_function(
+        """before => {
+            const text = document.querySelector('#html_info_txt2img').innerText;
+            return text.includes('Seed: ') && text !== before;
+        }""",
+        arg=before,
+    )
+    return info.inner_text()
+
+
+def scale_field(page: Page) -> Locator:
+    return page.locator("#script_txt2img_asag_scale input[type=number]")
+
+
+def test_ticking_the_box_guides_and_unticking_stops(page: Page) -> None:
+    assert "ASAG" not in generate(page)
+    switch(page)
+    expect(scale_field(page)).to_be_visible()
+    scale_field(page).fill("4")
+    scale_field(page).press("Tab")
+    assert "ASAG: scale 4" in generate(page)
+    switch(page)
+    assert "ASAG" not in generate(page)
+
+
+def test_pasting_a_text_sets_the_accordion(page: Page) -> None:
+    text = 'a dog\nSteps: 3, Sampler: Euler, CFG scale: 7, Size: 128x128, ASAG: "scale 2.5; blocks mid, out.3"'
+    page.fill("#txt2img_prompt textarea", text)
+    page.click("#paste")
+    expect(scale_field(page)).to_have_value("2.5")
+    expect(page.locator(BLOCKS)).to_have_value("mid, out.3")
+    assert "ASAG: " in generate(page)
+    page.fill("#txt2img_prompt textarea", text.partition(", ASAG")[0])
+    page.click("#paste")
+    expect(page.locator(f"{ACCORDION}-visible-checkbox")).not_to_be_checked()
+    assert "ASAG" not in generate(page)
+    expect(scale_field(page)).to_have_value("2.5")
+
+
+@pytest.mark.logs_errors
+def test_a_wrong_value_is_told_in_the_page(page: Page) -> None:
+    switch(page)
+    page.fill(BLOCKS, "blocks.1")
+    page.click("#txt2img_generate")
+    told = page.get_by_text("ASAG settings: blocks: 'blocks.1'; allowed:")
+    expect(told.first).to_be_visible()
