@@ -10,8 +10,8 @@ from asag.attention import adversarial_sinkhorn_attention
 from asag.operators import METHODS, Identity, Operator, QueryBlur, Sinkhorn, gaussian_matrix, make_operator
 
 
-class SoftMax(Operator):
-    """The ordinary attention as an operator: in its place nothing may change."""
+class PlainSoftmax(Operator):
+    """SoftMax among image tokens, joint by the base class's rule."""
 
     def plain(self, query, key, value, grid=None):
         return F.scaled_dot_product_attention(query, key, value)
@@ -25,7 +25,7 @@ def sequence(text: int = 5, image: int = 12, d: int = 8, seed: int = 0):
 @pytest.mark.parametrize("image", [slice(5, 17), slice(0, 12)])
 def test_joint_with_softmax_changes_nothing(image):
     query, key, value = sequence()
-    out = SoftMax().joint(query, key, value, image)
+    out = PlainSoftmax().joint(query, key, value, image)
     torch.testing.assert_close(out, F.scaled_dot_product_attention(query, key, value), rtol=1e-5, atol=1e-6)
 
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
@@ -28,22 +27,9 @@ from diffusers import (
 from torch import Tensor, nn
 
 from asag.hosts.diffusers import asag_guidance
-from asag.operators import Operator
 
 TEXT_WIDTH, TEXT_TOKENS = 16, 6
 SDXL_DEPTHS = (1, 2, 10)
-
-
-class Softmax(Operator):
-    """The attention that the layers have anyway: put in, nothing may change."""
-
-    def plain(self, query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value)
-
-    def joint(
-        self, query: Tensor, key: Tensor, value: Tensor, image: slice, grid: tuple[int, int] | None = None
-    ) -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value)
 
 
 def lively(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -59,20 +45,6 @@ def lively(model: nn.Module, seed: int = 0) -> nn.Module:
                 gain = 2.5 if any(part in name for part in ("to_q", "to_k", "add_q_proj", "add_k_proj")) else 1.0
                 parameter.copy_(gain * noise / parameter[0].numel() ** 0.5)
     return model.eval().requires_grad_(False)
-
-
-def snapshot(model: nn.Module) -> list[Any]:
-    """What must be as before: every module's attributes, hooks and forward."""
-    kept: list[Any] = []
-    for name, module in model.named_modules():
-        attributes = {key: value for key, value in module.__dict__.items() if not isinstance(value, dict)}
-        tables = {
-            key: list(value.items())
-            for key, value in module.__dict__.items()
-            if isinstance(value, dict) and key != "_parameters"
-        }
-        kept.append((name, attributes, tables, getattr(module.forward, "__func__", module.forward)))
-    return kept
 
 
 def sd15_unet(**changes: Any) -> UNet2DConditionModel:

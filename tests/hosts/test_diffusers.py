@@ -28,6 +28,7 @@ from asag.models.base import UnsupportedModel
 from asag.operators import Sinkhorn
 from asag.perturb import choose_layers, perturbed
 from asag.settings import SettingsError
+from tests.support import snapshot
 from tests.tiny_diffusers import (
     PIPES,
     SDXL_DEPTHS,
@@ -45,7 +46,6 @@ from tests.tiny_diffusers import (
     sd15_unet,
     sdxl_pipe,
     sdxl_unet,
-    snapshot,
 )
 
 UNETS = ("sd15", "sdxl")

@@ -22,6 +22,7 @@ from asag.models.base import UnsupportedModel, family_of
 from asag.operators import Identity, Sinkhorn
 from asag.perturb import choose_layers, perturbed
 from asag.settings import SettingsError
+from tests.support import snapshot
 from tests.tiny_diffusers import (
     controlnet,
     counted_calls,
@@ -34,7 +35,6 @@ from tests.tiny_diffusers import (
     sd15_unet,
     sdxl_pipe,
     sdxl_unet,
-    snapshot,
     text_inputs,
     vae,
 )

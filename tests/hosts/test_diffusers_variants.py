@@ -34,9 +34,9 @@ from asag.hosts import diffusers as host
 from asag.models.base import UnsupportedModel
 from asag.operators import Sinkhorn
 from asag.perturb import choose_layers, perturbed
+from tests.support import Softmax
 from tests.tiny_diffusers import (
     TEXT_WIDTH,
-    Softmax,
     controlnet,
     counted_calls,
     difference,

@@ -16,16 +16,15 @@ from asag.models.base import AttentionLayer, Family, Scene, UnsupportedModel
 from asag.models.diffusers_mmdit import FluxTransformer, ReplacedAttention, Sd3Transformer
 from asag.operators import Identity, QueryBlur, Sinkhorn
 from asag.perturb import choose_layers, perturbed
+from tests.support import Softmax, snapshot
 from tests.tiny_diffusers import (
     TEXT_TOKENS,
     TEXT_WIDTH,
-    Softmax,
     flux_transformer,
     lively,
     normal,
     sd3_transformer,
     sd35_transformer,
-    snapshot,
 )
 
 MODELS: dict[str, tuple[Any, Family]] = {

@@ -12,16 +12,15 @@ from asag.models.base import AttentionLayer, Scene, UnsupportedModel, family_of
 from asag.models.diffusers_unet import DiffusersUnet
 from asag.operators import Identity, Operator, Sinkhorn
 from asag.perturb import choose_layers, perturbed
+from tests.support import Softmax, snapshot
 from tests.tiny_diffusers import (
     SDXL_DEPTHS,
     TEXT_TOKENS,
     TEXT_WIDTH,
-    Softmax,
     lively,
     normal,
     sd15_unet,
     sdxl_unet,
-    snapshot,
 )
 
 FAMILY = DiffusersUnet()

@@ -12,8 +12,7 @@ from asag.models.base import Scene, UnsupportedModel, family_of, split_heads
 from asag.models.ldm_unet import LdmUnet
 from asag.operators import Identity, QueryBlur, Sinkhorn
 from asag.perturb import choose_layers, perturbed, slice_rows
-from tests.models.snapshot import snapshot
-from tests.test_operators import SoftMax
+from tests.support import Softmax, snapshot
 
 FAMILY = LdmUnet()
 SD15 = {"num_heads": 4, "channel_mult": [1, 2, 4, 4], "attention_resolutions": [4, 2, 1], "transformer_depth": 1}
@@ -91,7 +90,7 @@ def test_another_model_is_not_of_the_family():
 @pytest.mark.parametrize("blocks", ["mid", "in.4, out.3-5", "all"])
 def test_softmax_in_place_of_attention_changes_nothing(unet, blocks):
     clean = run(unet)
-    with perturbed(choose_layers(unet, FAMILY, blocks), FAMILY, SoftMax()):
+    with perturbed(choose_layers(unet, FAMILY, blocks), FAMILY, Softmax()):
         assert difference(run(unet), clean) < 2e-5
 
 
