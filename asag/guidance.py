@@ -15,8 +15,11 @@ SCHEDULES = ("constant", "linear", "cosine", "bell")
 
 
 def in_window(call: int, calls: int, start: float, end: float) -> bool:
-    """Whether model call `call` of `calls`, counted from 0, is guided: start <= call / calls < end."""
-    return start <= call / max(calls, 1) < end
+    """Whether model call `call` of `calls`, counted from 0, is guided: start <= call / calls < end.
+
+    Samplers that choose their own steps make more calls than they announce: all of those count as the last one.
+    """
+    return start <= min(call, calls - 1) / max(calls, 1) < end
 
 
 def scheduled_scale(scale: float, schedule: str, call: int, calls: int, start: float, end: float) -> float:
@@ -27,7 +30,7 @@ def scheduled_scale(scale: float, schedule: str, call: int, calls: int, start: f
     """
     if not in_window(call, calls, start, end):
         return 0.0
-    place = (call / max(calls, 1) - start) / (end - start)
+    place = (min(call, calls - 1) / max(calls, 1) - start) / (end - start)
     if schedule == "linear":
         return scale * (1 - place)
     if schedule == "cosine":

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from asag.blocks import BlocksError, parse_blocks
 from asag.guidance import SCHEDULES
-from asag.operators import METHODS
+from asag.operators import METHODS, Operator, make_operator
 
 
 class SettingsError(ValueError):
@@ -110,7 +110,7 @@ class AsagSettings:
     rescale: float = option(
         0.0,
         "Rescale",
-        "Pulls the contrast of the guided prediction back to that of the unguided one. Helps against burnt colours.",
+        "Pulls the contrast, CFG's share of it too, back to that of the plain prediction. Helps against burnt colours.",
         minimum=0.0,
         maximum=1.0,
         step=0.01,
@@ -119,6 +119,14 @@ class AsagSettings:
         False,
         "Adaptive",
         "Divides the scale by the running size of the push, per image: the scale is then that size (try 0.02 to 0.2).",
+    )
+    blur: float = option(
+        10000.0,
+        "Blur",
+        "For the method seg alone: how far queries are blurred, in tokens. From 9999 on it is their mean.",
+        minimum=0.1,
+        maximum=10000.0,
+        step=0.1,
     )
     hires: str = option(
         "both",
@@ -161,14 +169,21 @@ class AsagSettings:
                 given[name] = _read(each, mapping[name])
             except ValueError as error:
                 problems.append(str(error))
+        settings = cls(**given)
+        if not problems and settings.start > settings.end:
+            problems.append(f"start: {settings.start:g}; allowed: at most end, which is {settings.end:g}")
         if problems:
             raise SettingsError(problems)
-        return cls(**given)
+        return settings
 
     @property
     def active(self) -> bool:
-        """Whether these settings change anything: switched on, a scale, and a window that isn't empty."""
-        return self.enabled and self.scale > 0 and self.start < self.end
+        """Whether these settings can change anything: switched on, a scale in some pass, a window that isn't empty."""
+        return self.enabled and self.start < self.end and any(self.in_pass(hires)[0] > 0 for hires in (False, True))
+
+    def operator(self) -> Operator:
+        """What the chosen layers compute in the perturbed pass."""
+        return make_operator(self.method, self.iterations, self.strength, self.blur)
 
     def in_pass(self, hires: bool) -> tuple[float, str]:
         """Scale (0: unguided) and blocks of the first pass, or of the hires pass."""
@@ -177,9 +192,6 @@ class AsagSettings:
         if not hires:
             return self.scale, self.blocks
         return self.hires_scale or self.scale, self.blocks if self.hires_blocks == "same" else self.hires_blocks
-
-    def to_mapping(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def options() -> dict[str, tuple[Field[Any], Option]]:
@@ -226,7 +238,7 @@ def _read_number(name: str, given: Any, known: Option, whole: bool) -> float | i
     allowed = f"{'a whole number' if whole else 'a number'} from {known.minimum:g} to {known.maximum:g}"
     try:
         number = math.nan if isinstance(given, bool) else float(given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not (known.minimum <= number <= known.maximum) or (whole and not number.is_integer()):
         raise ValueError(f"{name}: {given!r}; allowed: {allowed}")

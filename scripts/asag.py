@@ -2,8 +2,7 @@
 
 from modules import script_callbacks, scripts
 
-from asag.hosts import a1111
-from asag.settings import SettingsError
+from asag.hosts import a1111, a1111_model
 from asag.webui import api, infotext, ui, xyz
 
 
@@ -22,20 +21,18 @@ class AsagScript(scripts.Script):
         ]
         return list(components.values())
 
-    def process(self, p, *args):
+    def process_batch(self, p, *args, **kwargs):
         a1111.disarm(p)
         p.extra_generation_params.pop(infotext.KEY, None)
         try:
             settings = api.read_args(args, xyz.overrides(p))
-        except SettingsError as error:
+            if settings.active:
+                # Already now, for what the host writes before and during sampling; taken back if nothing was guided.
+                p.extra_generation_params[infotext.KEY] = infotext.write(settings)
+                a1111.arm(p, settings, unguided=lambda: p.extra_generation_params.pop(infotext.KEY, None))
+        except Exception as error:
+            # The host would log it and go on unguided.
             a1111.refuse(p, error)
-            return
-        if settings.active:
-            note = {infotext.KEY: infotext.write(settings)}
-            a1111.arm(p, settings, finished=lambda: p.extra_generation_params.update(note))
-
-    def postprocess(self, p, processed, *args):
-        a1111.disarm(p)
 
 
 def add_axes(*_):
@@ -46,7 +43,7 @@ def add_axes(*_):
 
 def add_routes(_, app):
     app.add_api_route("/asag/schema", api.schema, methods=["GET"])
-    app.add_api_route("/asag/blocks", lambda: api.inventory(a1111.unet(), a1111.FAMILY), methods=["GET"])
+    app.add_api_route("/asag/blocks", lambda: api.inventory(a1111_model.unet(), a1111_model.FAMILY), methods=["GET"])
 
 
 callbacks = a1111.Callbacks()

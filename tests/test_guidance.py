@@ -64,6 +64,14 @@ def test_window_counts_model_calls_from_zero():
     assert not any(in_window(call, 5, 0.4, 0.4) for call in range(5))
 
 
+def test_calls_beyond_those_announced_count_as_the_last():
+    """DPM adaptive makes as many calls as it likes; DDIM some more than its steps."""
+    for schedule in SCHEDULES:
+        last = scheduled_scale(2.0, schedule, 9, 10, 0.0, 1.0)
+        assert [scheduled_scale(2.0, schedule, call, 10, 0.0, 1.0) for call in (10, 60)] == [last, last]
+    assert not in_window(60, 10, 0.0, 0.5)
+
+
 def test_schedules():
     def scales(schedule, **window):
         window = {"start": 0.0, "end": 1.0} | window

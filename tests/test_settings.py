@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import fields
+from dataclasses import asdict, fields
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +20,7 @@ def test_defaults_are_the_papers_and_off():
 
 
 def test_every_default_is_within_its_own_bounds():
-    assert AsagSettings.from_mapping(AsagSettings().to_mapping()) == AsagSettings()
+    assert AsagSettings.from_mapping(asdict(AsagSettings())) == AsagSettings()
 
 
 def test_every_option_has_a_label_and_a_help_text_of_its_own():
@@ -38,7 +38,7 @@ def test_text_is_read_as_plots_and_infotexts_write_it():
 
 BAD = {
     "enabled": ["yes", 1, None],
-    "scale": [-0.1, 100.5, math.nan, math.inf, "much", None, True, [1]],
+    "scale": [-0.1, 100.5, 10**400, math.nan, math.inf, "much", None, True, [1]],
     "blocks": ["blocks.1", "", 4, None],
     "iterations": [0, 51, 1.5, "two"],
     "strength": [-1, 11],
@@ -48,6 +48,7 @@ BAD = {
     "schedule": ["up"],
     "rescale": [1.01],
     "adaptive": ["on"],
+    "blur": [0],
     "hires": ["second"],
     "hires_scale": [-1],
     "hires_blocks": ["blocks.1", "different"],
@@ -63,6 +64,11 @@ def test_a_bad_value_is_named_with_what_is_allowed(name, value):
     assert "allowed: " in caught.value.problems[0]
 
 
+def test_a_window_that_ends_before_it_starts_is_refused():
+    with pytest.raises(SettingsError, match=r"start: 0.8; allowed: at most end, which is 0.2"):
+        AsagSettings.from_mapping({"start": 0.8, "end": 0.2})
+
+
 def test_every_problem_is_listed():
     bad = {name: values[0] for name, values in BAD.items()} | {"sacle": 2}
     with pytest.raises(SettingsError) as caught:
@@ -74,6 +80,7 @@ def test_every_problem_is_listed():
 @pytest.mark.parametrize("change", [{"scale": 0}, {"start": 0.5, "end": 0.5}, {"enabled": False}])
 def test_what_changes_nothing_is_not_active(change):
     assert AsagSettings(enabled=True).active
+    assert AsagSettings(enabled=True, scale=0.0, hires_scale=2.0).active
     assert not AsagSettings.from_mapping({"enabled": True} | change).active
 
 
@@ -134,11 +141,19 @@ def test_args_positional_or_as_an_object_anywhere():
     given = {"enabled": True, "scale": 2}
     for args in ([given], [given, 7, "x"], [False, given]):
         assert api.read_args(args) == AsagSettings(enabled=True, scale=2.0)
+    # As other extensions have it: the switch, then an object. What follows an object is the host's default.
+    assert api.read_args([True, {"scale": 2}]) == AsagSettings(enabled=True, scale=2.0)
+    assert api.read_args([False, {"scale": 2}]) == api.read_args([{"scale": 2}, True]) == AsagSettings(scale=2.0)
     assert api.read_args([]) == AsagSettings()
     with pytest.raises(SettingsError, match="args: 2 objects"):
         api.read_args([{}, {}])
     with pytest.raises(SettingsError, match="args: 40 values; allowed: at most"):
         api.read_args([1.0] * 40)
+
+
+def ordered_window(values):
+    """The same values with start and end in order."""
+    return values | {"start": min(values["start"], values["end"]), "end": max(values["start"], values["end"])}
 
 
 numbers = {
@@ -157,7 +172,7 @@ choices = {name: st.sampled_from(option.choices) for name, (_, option) in option
         | choices
         | {"blocks": st.sampled_from(["auto", "all", "mid, in.4-8, out.3.0"])}
         | {"hires_blocks": st.sampled_from(["same", "mid"]), "adaptive": st.booleans()}
-    )
+    ).map(ordered_window)
 )
 def test_infotext_reads_back_what_it_wrote(values):
     settings = AsagSettings.from_mapping({"enabled": True} | values)

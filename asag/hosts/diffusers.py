@@ -23,7 +23,6 @@ from asag.guidance import AdaptiveScale, rescale_factor, scheduled_scale, shift_
 from asag.models.base import Scene, UnsupportedModel, family_of, has_class
 from asag.models.diffusers_mmdit import FluxTransformer, Sd3Transformer
 from asag.models.diffusers_unet import DiffusersUnet
-from asag.operators import make_operator
 from asag.perturb import choose_layers, perturbed, slice_rows
 from asag.settings import AsagSettings, SettingsError
 
@@ -152,7 +151,7 @@ class Guidance:
         self.model = eager(denoiser)
         self.family = family_of(self.model, FAMILIES)
         self.layers = choose_layers(self.model, self.family, settings.blocks)
-        self.operator = make_operator(settings.method, settings.iterations, settings.strength)
+        self.operator = settings.operator()
         self.adaptive = AdaptiveScale()
         self.steps = 0
         self.rows = 0

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from asag.guidance import in_window
 from asag.hosts.diffusers import FAMILIES, eager, scene_of
 from asag.models.base import family_of
-from asag.operators import make_operator
 from asag.perturb import choose_layers, forward_replaced, perturbed
 from asag.settings import AsagSettings
 
@@ -98,7 +97,7 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         model = eager(denoiser)
         family = family_of(model, FAMILIES)
         layers = choose_layers(model, family, self.settings.blocks)
-        operator = make_operator(self.settings.method, self.settings.iterations, self.settings.strength)
+        operator = self.settings.operator()
         original = model.forward
 
         # The loop calls cleanup_models only if the denoiser raised nothing, so the operators are placed during the

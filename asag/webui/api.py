@@ -16,8 +16,8 @@ from asag.settings import AsagSettings, Option, SettingsError, options
 def read_args(args: Sequence[Any], overrides: Mapping[str, Any] | None = None) -> AsagSettings:
     """Settings from a script's arguments: positional in the user interface's order, or one JSON object anywhere.
 
-    With an object only the object counts: what stands beside it is the host's filling up with defaults. `overrides`
-    (of an X/Y/Z plot) replace single settings.
+    With an object only the object counts: what follows it is the host's filling up with defaults. A switch before it
+    is the object's `enabled`, unless it has one. `overrides` (of an X/Y/Z plot) replace single settings.
 
     Raises:
         SettingsError: listing every problem.
@@ -27,7 +27,8 @@ def read_args(args: Sequence[Any], overrides: Mapping[str, Any] | None = None) -
     if len(objects) > 1:
         raise SettingsError([f"args: {len(objects)} objects; allowed: one object, or values in this order: {names}"])
     if objects:
-        return AsagSettings.from_mapping({**objects[0], **(overrides or {})})
+        switch = {"enabled": args[0]} if isinstance(args[0], bool) else {}
+        return AsagSettings.from_mapping({**switch, **objects[0], **(overrides or {})})
     if len(args) > len(names):
         raise SettingsError([f"args: {len(args)} values; allowed: at most {len(names)}, in this order: {names}"])
     return AsagSettings.from_mapping({**dict(zip(names, args, strict=False)), **(overrides or {})})

@@ -6,12 +6,15 @@ commas.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from asag.settings import AsagSettings, SettingsError, options
 
 KEY = "ASAG"
+
+logger = logging.getLogger(__name__)
 
 
 def write(settings: AsagSettings) -> str:
@@ -44,7 +47,8 @@ def pasted_value(parameters: Mapping[str, Any], name: str) -> Any:
     """
     try:
         settings = read(parameters)
-    except SettingsError:
+    except SettingsError as error:
+        logger.warning("ASAG stays off: the pasted text can't be read. %s", error)
         settings = AsagSettings()
     if not settings.enabled and name != "enabled":
         return None

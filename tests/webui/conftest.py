@@ -39,7 +39,8 @@ def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
         pytest.fail(f"ASAG_WEBUI: {folder} has no launch.py")
     with ExitStack() as stack:
         stack.enter_context(linked(REPOSITORY, extension_link(folder)))
-        stack.enter_context(linked(PROBE, folder / "extensions" / "asag-probe"))
+        # A name of its own, so that one session's end doesn't take the probe from another that is starting.
+        stack.enter_context(linked(PROBE, folder / "extensions" / f"asag-probe-{os.getpid()}"))
         server = stack.enter_context(WebUI(folder, tmp_path_factory.mktemp("webui")).running())
         # The first image loads the model and makes the host set what it sets once (networks, hijacks).
         assert server.txt2img(**request()).image.std() > 5, "the plain image is empty: wrong checkpoint?"

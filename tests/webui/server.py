@@ -225,18 +225,20 @@ class WebUI:
         return environment
 
     def _wait_until_ready(self) -> None:
-        # The probe's routes come last: A1111 answers requests before its API can generate.
         deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            if self._process is None or self._process.poll() is not None:
-                break
-            try:
-                if self._session.get(f"{self.url}/asag-probe", timeout=5).status_code == 200:
-                    return
-            except requests.RequestException:
-                pass  # not listening yet
+        while time.monotonic() < deadline and self._process is not None and self._process.poll() is None:
+            # A1111 dies of a request that comes while it still adds middleware, and its API answers before it can
+            # generate: nothing is asked before the log says that it has started.
+            if "Startup time:" in self.log and self._answers():
+                return
             time.sleep(0.5)
         raise RuntimeError(f"{self.folder} didn't start:\n{self.log[-4000:]}")
+
+    def _answers(self) -> bool:
+        try:
+            return self._session.get(f"{self.url}/asag-probe", timeout=5).status_code == 200
+        except requests.RequestException:
+            return False
 
     def _stop(self) -> None:
         process, self._process = self._process, None

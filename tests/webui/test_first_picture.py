@@ -18,8 +18,8 @@ SIZE = {"width": 256, "height": 256}
 
 @pytest.mark.parametrize(
     "settings",
-    [{"enabled": False}, {"scale": 0}, {"start": 0.5, "end": 0.5}, {"start": 0.6, "end": 0.2}, {"start": 1.0}],
-    ids=["disabled", "scale 0", "empty window", "window that ends before it starts", "window after the last step"],
+    [{"enabled": False}, {"scale": 0}, {"start": 0.5, "end": 0.5}, {"start": 1.0}],
+    ids=["disabled", "scale 0", "empty window", "window after the last step"],
 )
 def test_switched_off_is_the_plain_image(webui: WebUI, plain: Image, settings: dict[str, Any]) -> None:
     answer = webui.txt2img(**request(**SIZE, alwayson_scripts=asag(**settings)))

@@ -1,0 +1,81 @@
+"""AUTOMATIC1111's model: its UNet with what the host puts around self-attention, and what one has to know of it."""
+
+from __future__ import annotations
+
+import sys
+from copy import copy
+from typing import Any
+
+from modules import sd_unet, shared
+from modules.hypernetworks import hypernetwork
+from modules.sd_samplers_timesteps import CompVisTimestepsDenoiser, CompVisTimestepsVDenoiser
+from torch import nn
+
+from asag.models.base import AttentionLayer, Forward, Scene
+from asag.models.ldm_unet import LdmUnet
+from asag.operators import Operator
+
+
+class Refused(RuntimeError):
+    """Ends the request with a message for the user; the host's API answers with `status_code`."""
+
+    def __init__(self, message: str, status_code: int) -> None:
+        super().__init__(message)
+        self.detail = message
+        self.status_code = status_code
+
+
+class A1111Unet(LdmUnet):
+    """The host's UNet, with what it puts around self-attention: hypernetworks and, if switched on, HyperTile."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda context: hypernetwork.apply_hypernetworks(shared.loaded_hypernetworks, context))
+
+    def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
+        forward = super().replacement(layer, original, operator, scene)
+        # HyperTile (extensions-builtin/hypertile) hooks its layers' forwards: the weakened attention belongs inside,
+        # where the tiles come in place of the images.
+        tiling = getattr(layer.module, "__webui_hypertile_params", None)
+        if tiling is None or not tiling.enabled:
+            return forward
+        tiling = copy(tiling)
+        tiling.forward = forward
+        return sys.modules["hypertile"].self_attn_forward(tiling)
+
+
+FAMILY = A1111Unet()
+
+
+def is_timestep_sampler(inner_model: nn.Module) -> bool:
+    """Whether `inner_model` predicts noise at integer timesteps (modules/sd_samplers_timesteps.py: DDIM, PLMS, UniPC)
+    rather than a denoised picture at a sigma."""
+    return isinstance(inner_model, (CompVisTimestepsDenoiser, CompVisTimestepsVDenoiser))
+
+
+def fixes_rows(p: Any) -> bool:
+    """Whether the model takes no other number of rows than that of its first call.
+
+    ControlNet (scripts/hook.py: used_hint_cond_latent) repeats a reference latent for the rows of the first call and
+    keeps it: its reference, colorfix and inpaint_only units.
+    """
+    networks = (getattr(script, "latest_network", None) for script in (p.scripts.alwayson_scripts if p.scripts else []))
+    units = (unit for network in networks for unit in getattr(network, "control_params", None) or [])
+    return any(getattr(unit, "used_hint_cond_latent", None) is not None for unit in units)
+
+
+def rows_of(cond: Any) -> int:
+    """The number of rows of a text conditioning: a tensor, or SDXL's dict of tensors."""
+    return (cond["crossattn"] if isinstance(cond, dict) else cond).shape[0]
+
+
+def unet() -> nn.Module:
+    """The UNet that the host is running now: refiner and checkpoint switches replace it in the middle of a run.
+
+    Raises Refused when it isn't one that can be perturbed.
+    """
+    if sd_unet.current_unet is not None:
+        raise Refused("ASAG can't guide an accelerated UNet (TensorRT and the like): set SD Unet to None", 422)
+    model = shared.sd_model.model.diffusion_model
+    if not FAMILY.matches(model):
+        raise Refused(f"ASAG can't guide a {type(model).__name__}; allowed: {FAMILY.name}", 422)
+    return model

@@ -1,0 +1,126 @@
+"""Extensions of others beside ASAG, as far as the host has them: those it works with, those it stands aside for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from .payloads import asag, assert_differ, assert_same, image_request
+from .payloads import request as small
+from .server import WebUI
+
+Image = Callable[..., np.ndarray]
+DYNAMIC_THRESHOLDING = {"Dynamic Thresholding (CFG Scale Fix)": {"args": [True, 3.0]}}
+
+
+def needs(webui: WebUI, title: str) -> None:
+    """Skip where the host has no script of that title."""
+    if title.lower() not in webui.get("/sdapi/v1/scripts")["txt2img"]:
+        pytest.skip(f"{title} isn't installed")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"batch_size": 2, "prompt": "a cat AND a dog :0.5"}, {"sampler_name": "DPM++ 2M SDE", "cfg_scale": 12}],
+    ids=str,
+)
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_dynamic_thresholding(
+    webui: WebUI, plain: Image, guidance_works: Image, changes: dict[str, Any], rescale: float
+) -> None:
+    needs(webui, "Dynamic Thresholding (CFG Scale Fix)")
+    changes = {"steps": 2, **changes}
+    payload = small(alwayson_scripts=DYNAMIC_THRESHOLDING, **changes)
+    alone = webui.txt2img(**payload).image
+    assert_differ(alone, plain(**changes))
+    guidance_works(payload, rescale=rescale)
+    assert_same(
+        webui.txt2img(**{**payload, "alwayson_scripts": {**DYNAMIC_THRESHOLDING, **asag(scale=0)}}).image, alone
+    )
+
+
+@pytest.mark.parametrize("keyword", ["AND_PERP", "AND_SALT", "AND_TOPK"])
+@pytest.mark.parametrize("changes", [{}, {"batch_size": 2, "sampler_name": "DPM++ 2M SDE"}], ids=str)
+def test_neutral_prompt(
+    webui: WebUI, plain: Image, guided: Image, guidance_works: Image, keyword: str, changes: dict[str, Any]
+) -> None:
+    needs(webui, "Neutral Prompt")
+    prompt, changes = f"a cat {keyword} a dog :1.5", {"steps": 2, **changes}
+    assert_differ(plain(prompt=prompt, **changes), plain(prompt="a cat AND a dog :1.5", **changes))
+    guidance_works(small(prompt=prompt, **changes))
+    assert_same(guided({"scale": 0}, prompt=prompt, **changes), plain(prompt=prompt, **changes))
+
+
+def tiled_diffusion(method: str, *regions: Any) -> dict[str, Any]:
+    """The value of `alwayson_scripts` for tiles of 24 latents, in the order of Tiled Diffusion's own ui()."""
+    sizes = [False, True, 1024, 1024, 24, 24, 8, 4]
+    upscaling, noise_inversion = ["None", 2.0], [False, 10, 1, 1, 64]
+    return {
+        "Tiled Diffusion": {
+            "args": [True, method, *sizes, *upscaling, *noise_inversion, False, bool(regions), True, False, *regions]
+        }
+    }
+
+
+@pytest.fixture(scope="module")
+def tiles(webui: WebUI) -> None:
+    needs(webui, "Tiled Diffusion")
+    # Its second method leaves the model's own method on the model's instance: before the guard looks at it.
+    size = {"width": 256, "height": 256}
+    webui.txt2img(**small(steps=1, alwayson_scripts=tiled_diffusion("Mixture of Diffusers"), **size))
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("method", ["MultiDiffusion", "Mixture of Diffusers"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"batch_size": 2, "prompt": "a cat AND a dog :0.5"}, {"sampler_name": "DDIM"}], ids=str
+)
+def test_tiled_diffusion(
+    webui: WebUI, plain: Image, guidance_works: Image, method: str, changes: dict[str, Any]
+) -> None:
+    changes = {"width": 256, "height": 256, "steps": 2, **changes}
+    payload = small(alwayson_scripts=tiled_diffusion(method), **changes)
+    assert_differ(webui.txt2img(**payload).image, plain(**changes))
+    guidance_works(payload)
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("method", ["MultiDiffusion", "Mixture of Diffusers"])
+def test_tiled_image_to_image(guidance_works: Image, method: str) -> None:
+    guidance_works(image_request(width=256, height=256, alwayson_scripts=tiled_diffusion(method)))
+
+
+def stands_aside(webui: WebUI, payload: dict[str, Any], who: str) -> None:
+    """ASAG leaves the image as it is without it, says so once in the log, and writes no infotext."""
+    alone = webui.txt2img(**payload)
+    written = len(webui.log)
+    both = webui.txt2img(**{**payload, "alwayson_scripts": {**payload["alwayson_scripts"], **asag()}})
+    assert_same(both.image, alone.image)
+    assert both.infotexts == alone.infotexts
+    assert webui.log[written:].count(f"ASAG was off for this image: it can't run beside {who}") == 1
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("method", ["MultiDiffusion", "Mixture of Diffusers"])
+def test_aside_for_tiled_diffusions_regions(webui: WebUI, plain: Image, guidance_works: Image, method: str) -> None:
+    region = [True, 0.1, 0.1, 0.5, 0.5, "a dog", "", "Background", 0.2, 5]
+    size = {"width": 256, "height": 256, "steps": 2}
+    payload = small(alwayson_scripts=tiled_diffusion(method, *region), **size)
+    assert_differ(webui.txt2img(**payload).image, plain(**size))
+    stands_aside(webui, payload, "Tiled Diffusion's region control")
+    # Neither side's state outlives the request.
+    guidance_works(small())
+
+
+@pytest.mark.parametrize("calculation", ["Attention", "Latent"])
+def test_aside_for_regional_prompter(webui: WebUI, plain: Image, guidance_works: Image, calculation: str) -> None:
+    needs(webui, "Regional Prompter")
+    values = [True, False, "Matrix", "Columns", "Mask", "Prompt", "1,1", "", False, False, False, calculation]
+    payload = small(prompt="a cat BREAK a dog", alwayson_scripts={"Regional Prompter": {"args": values}})
+    assert_differ(webui.txt2img(**payload).image, plain(prompt="a cat BREAK a dog"))
+    stands_aside(webui, payload, "Regional Prompter")
+    # Another prompt: neutral prompt, if installed as well, confuses one that the host has cached with RP's variant.
+    guidance_works(small(prompt="a bird"))
