@@ -50,11 +50,10 @@ def new_scheduler() -> DDIMScheduler:
         prediction_type="v_prediction",
         timestep_spacing="trailing",
         rescale_betas_zero_snr=True,
-        # Pictures end at -1 and 1, and guidance overshoots them: what a step predicts is cut off there. With
-        # a largest value of 1 dynamic thresholding does just that; pipelines switch `clip_sample` itself off.
-        clip_sample=False,
-        thresholding=True,
-        sample_max_value=1.0,
+        # Guidance overshoots the range of pictures; without a cut their contrast is 4.5 % too high at CFG 2.
+        # Cutting at 1 exactly would be too strict: it tints white objects.
+        clip_sample=True,
+        clip_sample_range=1.1,
         steps_offset=1,  # without effect on trailing steps, but diffusers warns about anything else
     )
 

@@ -28,9 +28,9 @@ def load_unet(
     return UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype).to(device).eval()
 
 
-def load_scheduler(folder: Path = MODEL) -> DDIMScheduler:
-    """The noise schedule that the model was trained with."""
-    return DDIMScheduler.from_pretrained(folder / "scheduler")
+def load_scheduler(folder: Path = MODEL, **changes: Any) -> DDIMScheduler:
+    """The noise schedule that the model was trained with; `changes` replace entries of its configuration."""
+    return DDIMScheduler.from_pretrained(folder / "scheduler", **changes)
 
 
 def load_pipeline(
@@ -46,12 +46,14 @@ def load_pipeline(
         text_encoder=None,
         tokenizer=None,
         unet=load_unet(device, dtype, folder),
-        scheduler=load_scheduler(folder),
+        scheduler=load_scheduler(folder, clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
         **components,
     )
+    # Only now: constructors of pipelines switch clipping off, taking it for a relic in old configurations.
+    pipeline.scheduler = load_scheduler(folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -57,8 +57,11 @@ def evaluate(
 def measure(images: torch.Tensor, drawn: scenes.Scenes, classifier: Classifier) -> dict[str, float]:
     """The figures of `evaluate` for given samples of the captions of `drawn`."""
     right = objects_right(classifier, images, drawn.labels)
-    return {"objects_right": float(right.float().mean()), "contrast": contrast(images),
-            "contrast_ratio": contrast(images) / contrast(drawn.images)}
+    return {
+        "objects_right": float(right.float().mean()),
+        "contrast": contrast(images),
+        "contrast_ratio": contrast(images) / contrast(drawn.images),
+    }
 
 
 def contact_sheet(

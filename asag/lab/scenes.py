@@ -72,8 +72,10 @@ def draw_crowds(count: int, generator: torch.Generator) -> Scenes:
     for i in range(1, 4):
         pairs[:, i] = torch.where(repeated[:, i - 1], pairs[:, i - 1], pairs[:, i])
     radii = 4.5 + 3 * u[:, :, 2]
-    tries = _MARGIN + radii[:, :, None, None] + u[:, :, 5:].unflatten(2, (_TRIES, 2)) * (
-        SIZE - 2 * _MARGIN - 2 * radii[:, :, None, None]
+    tries = (
+        _MARGIN
+        + radii[:, :, None, None]
+        + u[:, :, 5:].unflatten(2, (_TRIES, 2)) * (SIZE - 2 * _MARGIN - 2 * radii[:, :, None, None])
     )
     centres, there = tries[:, :, 0].clone(), u[:, :, 3] < 0.8
     for i in range(1, 4):

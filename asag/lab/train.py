@@ -121,9 +121,7 @@ def export(training: Training, folder: Path) -> None:
     save_file({"table": conditions.table().detach().half()}, folder / "conditions.safetensors")
 
 
-def train_unet(
-    training: Training, out: Path, *, batch: int, peak: float, images: int = 0, minutes: float = 0
-) -> None:
+def train_unet(training: Training, out: Path, *, batch: int, peak: float, images: int = 0, minutes: float = 0) -> None:
     """Runs until the budget is used: `images` pictures where not 0, else `minutes` over all resumed runs."""
     started = time.monotonic() - training.seconds
     saved, losses = training.seconds, []
