@@ -67,11 +67,12 @@ def table(metrics: dict[str, dict[str, float]]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m asag demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for compare.png and metrics.json")
-    parser.add_argument("--samples", type=int, default=96, help=f"pictures per method, at least {PICTURES}")
+    parser.add_argument("--samples", type=int, default=64, help=f"pictures per method, at least {PICTURES}")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance-scale", type=float, default=2.0, help="of classifier-free guidance")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
+    # One thread: on so small a model a second gains little, and costs much where something else is running.
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)
     if args.samples < PICTURES:
         parser.error(f"--samples: {args.samples}; allowed: at least {PICTURES}")
