@@ -71,18 +71,14 @@ class TestInstructPix2Pix:
         ],
         ids=str,
     )
-    def test_requests(self, guidance_works: Image, changes: dict[str, Any]) -> None:
-        guidance_works(image_request(**{"image_cfg_scale": 1.5, "steps": 3, **changes}))
+    def test_requests(self, webui: WebUI, guidance_works: Image, changes: dict[str, Any]) -> None:
+        payload = image_request(**{"image_cfg_scale": 1.5, "steps": 3, **changes})
+        self.ask_once(webui, payload)
+        guidance_works(payload)
 
-    def test_rescale(self, guidance_works: Image) -> None:
-        guidance_works(image_request(image_cfg_scale=1.5, steps=3, batch_size=2), rescale=0.5)
-
-    def test_batch_equals_singles(self, webui: WebUI) -> None:
-        def images(**changes: Any) -> list[np.ndarray]:
-            return webui.img2img(**image_request(image_cfg_scale=1.5, alwayson_scripts=asag(), **changes)).images
-
-        for index, image in enumerate(images(batch_size=2)):
-            assert largest_difference(image, images(seed=7 + index)[0]) < ROUNDING
+    def ask_once(self, webui: WebUI, payload: dict[str, Any]) -> None:
+        """The host's own image of a request is another at the first time than at all later ones, with such a model."""
+        assert webui.img2img(**payload).status == 200
 
 
 @pytest.fixture
