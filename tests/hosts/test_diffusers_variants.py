@@ -34,6 +34,7 @@ from asag.hosts import diffusers as host
 from asag.models.base import UnsupportedModel
 from asag.operators import Sinkhorn
 from asag.perturb import choose_layers, perturbed
+from asag.settings import AsagSettings
 from tests.support import Softmax
 from tests.tiny_diffusers import (
     TEXT_WIDTH,
@@ -242,7 +243,7 @@ def test_the_perturbed_pass_sees_what_the_conditional_rows_saw(
 
     plain = run()
     assert difference(run(blocks="all", scale=1.5), plain) > 1e-2
-    monkeypatch.setattr(host, "make_operator", lambda *options: Softmax())
+    monkeypatch.setattr(AsagSettings, "operator", lambda settings: Softmax())
     assert difference(run(blocks="all", scale=1.5), plain) < 2e-4
 
 
@@ -308,7 +309,7 @@ def test_flux_gets_the_grid_of_its_position_ids(monkeypatch: pytest.MonkeyPatch)
             grids.append(grid)
             return super().joint(query, key, value, image, grid)
 
-    monkeypatch.setattr(host, "make_operator", lambda *options: Recording())
+    monkeypatch.setattr(AsagSettings, "operator", lambda settings: Recording())
     latents(flux_pipe(), inputs("flux", steps=1, guided=False), blocks="double.0, single.0")
     assert grids == [(4, 6), (4, 6)]
 
