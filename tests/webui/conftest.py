@@ -93,7 +93,7 @@ def guidance_works(webui: WebUI) -> Callable[..., np.ndarray]:
     unguided request afterwards gives the same bits as the one before. Returns the guided image.
     """
 
-    def check(payload: dict[str, Any], **settings: Any) -> np.ndarray:
+    def check(payload: dict[str, Any], rounding: int = ROUNDING, **settings: Any) -> np.ndarray:
         ask = webui.img2img if "init_images" in payload else webui.txt2img
         others = payload.get("alwayson_scripts", {})
 
@@ -102,7 +102,7 @@ def guidance_works(webui: WebUI) -> Callable[..., np.ndarray]:
 
         before, strong, faint, after = ask(**payload).image, image(), image(scale=FAINT), ask(**payload).image
         assert_differ(strong, before)
-        assert largest_difference(faint, before) < ROUNDING
+        assert largest_difference(faint, before) < rounding
         assert_same(after, before)
         return strong
 

@@ -1,8 +1,8 @@
-"""The host's options around a denoiser step: uncond skipped, halves run one by one, attention optimised."""
+"""The host's options around a denoiser step: uncond skipped, halves run one by one, rescaling beside AND."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -55,34 +55,3 @@ def test_rescale_with_several_parts(webui: WebUI, guided: Image) -> None:
     for index, image in enumerate(answer.images):
         assert largest_difference(image, guided(settings, prompt=prompt, seed=7 + index)) < ROUNDING
         assert_differ(image, guided(prompt=prompt, seed=7 + index))
-
-
-@pytest.fixture
-def optimization(webui: WebUI, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The host with another attention optimisation, by the title that its settings page shows."""
-    if webui.kind != "a1111":
-        pytest.skip("only A1111 lets a setting choose the attention")
-    before = webui.get("/sdapi/v1/options")["cross_attention_optimization"]
-    webui.set_options(cross_attention_optimization=request.param)
-    yield request.param
-    webui.set_options(cross_attention_optimization=before)
-
-
-@pytest.mark.parametrize(
-    "optimization",
-    [
-        "sdp - scaled dot product",
-        "sdp-no-mem - scaled dot product without memory efficient attention",
-        "sub-quadratic",
-        "V1 - original v1",
-        "InvokeAI",
-        "Doggettx",
-        "None",
-    ],
-    indirect=True,
-)
-def test_attention_optimizations(webui: WebUI, guidance_works: Image, optimization: str) -> None:
-    name = optimization.split(" - ")[0]
-    line = "Disabling attention optimization" if name == "None" else f"Applying attention optimization: {name}..."
-    assert [each for each in webui.log.splitlines() if "attention optimization" in each][-1].startswith(line)
-    guidance_works(small(steps=2))

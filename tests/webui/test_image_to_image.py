@@ -31,13 +31,6 @@ def test_image_to_image(guidance_works: Image, strength: float) -> None:
     guidance_works(image_request(denoising_strength=strength))
 
 
-def test_nothing_to_denoise(webui: WebUI) -> None:
-    # No step runs, so nothing is guided, and the infotext says so.
-    payload = image_request(denoising_strength=0)
-    answer = webui.img2img(**payload, alwayson_scripts=asag())
-    assert_same(answer.image, webui.img2img(**payload).image)
-
-
 @pytest.mark.parametrize("fill", [0, 1, 2, 3], ids=["fill", "original", "latent noise", "latent nothing"])
 def test_inpainting(webui: WebUI, guidance_works: Image, fill: int) -> None:
     payload = inpainting(mask(slice(32, 96), slice(32, 96)), inpainting_fill=fill)
@@ -63,3 +56,17 @@ def test_only_the_masked_area_at_full_resolution(guidance_works: Image) -> None:
 
 def test_soft_mask(guidance_works: Image) -> None:
     guidance_works(inpainting(mask(slice(32, 96), slice(32, 96)), mask_blur=8))
+
+
+def test_loopback(webui: WebUI) -> None:
+    # One `p` goes through the host's process_images again and again: two loops, each must be guided, once.
+    loops = {"script_name": "loopback", "script_args": [2, 0.5, "Linear", "None"]}
+    if "loopback" not in webui.get("/sdapi/v1/scripts")["img2img"]:
+        pytest.skip("this host lacks the script")
+    unguided = webui.img2img(**image_request(**loops))
+    guided = webui.img2img(**image_request(**loops, alwayson_scripts=asag()))
+    alone = webui.img2img(**image_request(alwayson_scripts=asag()))
+    assert_same(guided.images[-2], alone.image)
+    assert_differ(guided.images[-1], unguided.images[-1])
+    assert_differ(guided.images[-1], guided.images[-2])
+    assert all(text.count("ASAG: scale") == 1 for text in guided.infotexts)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from .payloads import ROUNDING, assert_differ, largest_difference, request
+from .payloads import ROUNDING, asag, assert_differ, largest_difference, request
+from .server import WebUI
 
 Image = Callable[..., np.ndarray]
 LONG = ", ".join(["a cat on a wooden chair by the window"] * 12)  # 2 chunks of 75 tokens
@@ -41,10 +42,8 @@ def test_changes_to_the_same_change_nothing(guided: Image, prompt: str) -> None:
     assert largest_difference(guided(prompt=prompt), guided(prompt="a cat")) < ROUNDING
 
 
-def test_prompts_of_a_batch_keep_apart(webui, guided: Image) -> None:
+def test_prompts_of_a_batch_keep_apart(webui: WebUI, guided: Image) -> None:
     # A list of prompts isn't the API's to give; two seeds of an AND prompt are: rows of image 0, then of image 1.
-    from .payloads import asag
-
     prompt = "a cat AND a dog :0.5"
     batch = webui.txt2img(**request(prompt=prompt, batch_size=2, alwayson_scripts=asag())).images
     for index, image in enumerate(batch):
