@@ -2,8 +2,10 @@
 
 from modules import script_callbacks, scripts
 
-from asag.hosts import a1111, a1111_model
+from asag.hosts import generation, webui
 from asag.webui import api, infotext, ui, xyz
+
+host = webui.find_host()
 
 
 class AsagScript(scripts.Script):
@@ -22,17 +24,17 @@ class AsagScript(scripts.Script):
         return list(components.values())
 
     def process_batch(self, p, *args, **kwargs):
-        a1111.disarm(p)
+        generation.disarm(p)
         p.extra_generation_params.pop(infotext.KEY, None)
         try:
             settings = api.read_args(args, xyz.overrides(p))
             if settings.active:
                 # Already now, for what the host writes before and during sampling; taken back if nothing was guided.
                 p.extra_generation_params[infotext.KEY] = infotext.write(settings)
-                a1111.arm(p, settings, unguided=lambda: p.extra_generation_params.pop(infotext.KEY, None))
+                generation.arm(host, p, settings, unguided=lambda: p.extra_generation_params.pop(infotext.KEY, None))
         except Exception as error:
             # The host would log it and go on unguided.
-            a1111.refuse(p, error)
+            generation.refuse(p, error)
 
 
 def add_axes(*_):
@@ -43,12 +45,9 @@ def add_axes(*_):
 
 def add_routes(_, app):
     app.add_api_route("/asag/schema", api.schema, methods=["GET"])
-    app.add_api_route("/asag/blocks", lambda: api.inventory(a1111_model.unet(), a1111_model.FAMILY), methods=["GET"])
+    app.add_api_route("/asag/blocks", lambda: api.inventory(*host.model()), methods=["GET"])
 
 
-callbacks = a1111.Callbacks()
-script_callbacks.on_cfg_denoiser(callbacks.cfg_denoiser)
-script_callbacks.on_cfg_denoised(callbacks.cfg_denoised)
 script_callbacks.on_before_ui(add_axes)
 # Without a user interface the host never calls on_before_ui.
 script_callbacks.on_app_started(add_axes)

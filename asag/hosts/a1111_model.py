@@ -11,18 +11,10 @@ from modules.hypernetworks import hypernetwork
 from modules.sd_samplers_timesteps import CompVisTimestepsDenoiser, CompVisTimestepsVDenoiser
 from torch import nn
 
+from asag.hosts.generation import Refused
 from asag.models.base import AttentionLayer, Forward, Scene
 from asag.models.ldm_unet import LdmUnet
 from asag.operators import Operator
-
-
-class Refused(RuntimeError):
-    """Ends the request with a message for the user; the host's API answers with `status_code`."""
-
-    def __init__(self, message: str, status_code: int) -> None:
-        super().__init__(message)
-        self.detail = message
-        self.status_code = status_code
 
 
 class A1111Unet(LdmUnet):

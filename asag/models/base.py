@@ -47,9 +47,16 @@ class Family(Protocol):
 
 @dataclass
 class Scene:
-    """What a layer needs to know of the pass it runs in: the (height, width) of the latent image."""
+    """What a layer needs to know of the model call it runs in: the (height, width) of the latent image, and how many
+    text tokens the model was given."""
 
     latent_size: tuple[int, int] | None = None
+    text_tokens: int | None = None
+
+    def enter(self, x: Tensor, context: Tensor | None) -> None:
+        """A call of the model begins, on latents x (batch, channels, …, height, width) and text (batch, tokens, …)."""
+        self.latent_size = (x.shape[-2], x.shape[-1])
+        self.text_tokens = None if context is None else context.shape[1]
 
     def grid(self, tokens: int) -> tuple[int, int] | None:
         """(height, width) of `tokens` image tokens, from the latent size halved (rounding up) until it fits."""

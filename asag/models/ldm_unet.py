@@ -36,13 +36,10 @@ class LdmUnet:
         return all(hasattr(model, part) for part in ("input_blocks", "middle_block", "output_blocks"))
 
     def layers(self, model: nn.Module) -> list[AttentionLayer]:
-        found: list[AttentionLayer] = []
-        for index, block in enumerate(model.input_blocks):
-            found += _layers_of("in", index, block)
-        found += _layers_of("mid", 0, model.middle_block)
-        for index, block in enumerate(model.output_blocks):
-            found += _layers_of("out", index, block)
-        return found
+        return [
+            AttentionLayer(Address(part, index, number), block.attn1)
+            for part, index, number, block in transformer_blocks(model)
+        ]
 
     def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
         module = layer.module
@@ -64,7 +61,13 @@ class LdmUnet:
         return forward
 
 
-def _layers_of(part: str, index: int, block: nn.Module) -> Iterator[AttentionLayer]:
-    attentions = (child.attn1 for child in block.modules() if isinstance(getattr(child, "attn1", None), nn.Module))
-    for number, attention in enumerate(attentions):
-        yield AttentionLayer(Address(part, index, number), attention)
+def transformer_blocks(model: nn.Module) -> Iterator[tuple[str, int, int, nn.Module]]:
+    """Every BasicTransformerBlock in the order in which the UNet runs them: its part of the UNet, the block's number
+    there, its own number in that block, and the module."""
+    parts = [("in", index, block) for index, block in enumerate(model.input_blocks)]
+    parts.append(("mid", 0, model.middle_block))
+    parts += [("out", index, block) for index, block in enumerate(model.output_blocks)]
+    for part, index, block in parts:
+        found = (child for child in block.modules() if isinstance(getattr(child, "attn1", None), nn.Module))
+        for number, transformer in enumerate(found):
+            yield part, index, number, transformer

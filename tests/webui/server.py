@@ -41,7 +41,7 @@ HOST_FLAGS = {
         *["--no-download-sd-model", "--do-not-download-clip", "--disable-console-progressbars"],
     ],
     "forge": ["--always-cpu", "--all-in-fp32"],
-    "neo": ["--always-cpu", "--all-in-fp32"],
+    "neo": ["--cpu", "--force-fp32"],
     "reforge": ["--always-cpu", "--all-in-fp32"],
 }
 

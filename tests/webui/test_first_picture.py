@@ -55,7 +55,7 @@ def test_batch_equals_singles(webui: WebUI, guided: Image) -> None:
 def test_settings_matter(guided: Image) -> None:
     variants = [
         {},
-        {"scale": 2 * STRONG},
+        {"scale": 100},
         {"iterations": 1},
         {"strength": 3},
         {"blocks": "out.3"},
@@ -66,7 +66,8 @@ def test_settings_matter(guided: Image) -> None:
         {"method": "similarity"},
         {"rescale": 1.0},
     ]
-    images = [guided(variant) for variant in variants]
+    # The hosts' random checkpoints answer differently strongly: a scale at which a second iteration shows in each.
+    images = [guided({"scale": 40, **variant}, **SIZE) for variant in variants]
     same = [
         (variants[one], variants[other])
         for one, other in itertools.combinations(range(len(variants)), 2)

@@ -12,6 +12,9 @@ import sys
 from modules import script_callbacks, shared
 from torch import nn
 
+# What a host's module notes on itself: the decoder of ldm remembers the shape it last decoded.
+HOSTS_OWN = {"last_z_shape"}
+
 
 def roots():
     """The model as the host holds it, by name: one tree, and in Forge's family the UNet that patches are put on."""
@@ -43,7 +46,7 @@ def describe_module(module):
             f"forward {describe_function(type(module).forward)}",
             f"own forward {describe_function(own) if own is not None else None}",
             f"hooks {len(module._forward_pre_hooks)} before, {len(module._forward_hooks)} after",
-            f"names {sorted(module.__dict__)}",
+            f"names {sorted(module.__dict__.keys() - HOSTS_OWN)}",
         ]
     )
 

@@ -1,0 +1,143 @@
+"""Forge, reForge and Forge Neo: one guided generation, driven by the sampler's post-CFG function.
+
+Sources: backend/sampling/sampling_function.py (Forge, Neo), ldm_patched/modules/samplers.py (reForge),
+modules/sd_samplers_cfg_denoiser.py. In a step the `cfg_denoiser` callback comes first, then the model runs on all
+conditionings, in one call or several, then come the post-CFG functions, and then the blend of an inpainting's mask.
+What a post-CFG function raises ends the request.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from modules import script_callbacks, shared
+from torch import Tensor, nn
+
+from asag.guidance import rescale_factor
+from asag.hosts.forge_step import Step
+from asag.hosts.generation import GuidedRun, Refused, run_of
+from asag.models.base import Family, UnsupportedModel, family_of
+from asag.models.forge_unet import ForgeUnet
+from asag.perturb import choose_layers
+from asag.settings import AsagSettings
+
+FAMILIES: tuple[Family, ...] = (ForgeUnet(),)
+
+
+class ForgeRun(GuidedRun):
+    """Guides by a post-CFG function on a clone of the model patcher that samples: it adds s δ to the result."""
+
+    def __init__(self, settings: AsagSettings) -> None:
+        super().__init__(settings)
+        self.patched: list[tuple[Any, Any, Any]] = []
+
+        def after_cfg(args: dict[str, Any]) -> Tensor:
+            return self.on_after_cfg(args)
+
+        # A function and not a method: Forge's clone() deep-copies what is in the model options, a method's run too.
+        self.after_cfg = after_cfg
+
+    def open_step(self, params: Any, scale: float, blocks: str) -> Step:
+        objects = _objects(params.denoiser)
+        self._patch(objects)
+        return Step(objects.unet.model.diffusion_model, scale, blocks)
+
+    def entrance(self, denoiser: Any) -> nn.Module:
+        return _objects(denoiser).unet.model.diffusion_model
+
+    def _patch(self, objects: Any) -> None:
+        """Put the post-CFG function on what samples now; a refiner and the hires pass bring other objects."""
+        if self.after_cfg in objects.unet.model_options.get("sampler_post_cfg_function", []):
+            return
+        before = objects.unet
+        objects.unet = before.clone()
+        objects.unet.set_model_sampler_post_cfg_function(self.after_cfg)
+        self.patched.append((objects, before, objects.unet))
+
+    def end(self) -> None:
+        super().end()
+        patched, self.patched = self.patched, []
+        for objects, before, ours in reversed(patched):
+            if objects.unet is ours:
+                objects.unet = before
+
+    def on_after_cfg(self, args: dict[str, Any]) -> Tensor:
+        """The step's result, (images, channels, …), with s δ added. Outside the window what it was given."""
+        step, self.step = self.step, None
+        if step is None:
+            return args["denoised"]
+        step.remove()
+        with self.errors_told():
+            guided = self._guided(args, step)
+            self.guided_calls += 1
+            return guided
+
+    def _guided(self, args: dict[str, Any], step: Step) -> Tensor:
+        family = family_of(step.network, FAMILIES)
+        layers = choose_layers(step.network, family, step.blocks)
+        perturbed = step.predict(_host_pass(args), args["cond"], layers, family, self.operator)
+        delta = (args["cond_denoised"] - perturbed) * _weight(args["cond"])
+        if self.settings.adaptive:
+            # δ of a denoised picture is σ times that of the noise or velocity.
+            shift = delta * self.adaptive(step.scale, delta / args["sigma"].reshape(-1, *[1] * (delta.ndim - 1)))
+        else:
+            shift = delta * step.scale
+        guided = args["denoised"] + shift
+        if self.settings.rescale:
+            guided = guided * rescale_factor(args["cond_denoised"], guided, self.settings.rescale)
+        return guided
+
+
+class Forge:
+    """The host, for the script. Registers the callback that the host calls in every step of every generation."""
+
+    def __init__(self) -> None:
+        script_callbacks.on_cfg_denoiser(self._cfg_denoiser)
+
+    def run(self, settings: AsagSettings) -> ForgeRun:
+        return ForgeRun(settings)
+
+    def model(self) -> tuple[nn.Module, Family]:
+        objects = getattr(shared.sd_model, "forge_objects", None)
+        if objects is None:
+            raise Refused("ASAG: no model is loaded yet", 422)
+        network = objects.unet.model.diffusion_model
+        try:
+            return network, family_of(network, FAMILIES)
+        except UnsupportedModel as error:
+            raise Refused(f"ASAG settings: {error}", 422) from error
+
+    def _cfg_denoiser(self, params: Any) -> None:
+        run = run_of(params.denoiser)
+        if run is not None:
+            run.on_cfg_denoiser(params)
+
+
+def _objects(denoiser: Any) -> Any:
+    """The model patchers that the host's sampling_function uses."""
+    return denoiser.inner_model.inner_model.forge_objects
+
+
+def _weight(conds: list[dict[str, Any]]) -> float:
+    """What makes the host's mean over conditionings, weighted by w / Σw, one weighted by w / Σ|w|."""
+    weights = [cond.get("strength", 1.0) for cond in conds]
+    total = sum(abs(weight) for weight in weights)
+    return sum(weights) / total if total else 1.0
+
+
+def _host_pass(args: dict[str, Any]) -> Callable[[list[dict[str, Any]]], Tensor]:
+    """The host's own pass on conditionings alone, in the step whose post-CFG arguments these are."""
+    # reForge has no backend package.
+    home = sys.modules.get("backend.sampling.sampling_function") or sys.modules["ldm_patched.modules.samplers"]
+
+    def predict(conds: list[dict[str, Any]]) -> Tensor:
+        x, rest = args["input"], (args["input"], args["sigma"], args["model_options"])
+        # Neo makes long videos in windows of frames.
+        windows = getattr(getattr(home, "dynamic_args", None), "context_handler", None)
+        if windows is not None and windows.should_use_context(x):
+            return windows.execute(home.calc_cond_uncond_batch, args["model"], [conds, None], *rest)[0]
+        return home.calc_cond_uncond_batch(args["model"], conds, None, *rest)[0]
+
+    return predict

@@ -1,0 +1,221 @@
+"""One guided generation in a WebUI: what all hosts share. A host's subclass of GuidedRun says how it is guided there.
+
+The `cfg_denoiser` callback comes before the host's own pass over the model in each step, in every host. Exceptions in
+callbacks and scripts are logged and swallowed; those out of `p.sample` end the request, so errors are let through
+there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from asag.blocks import BlocksError
+from asag.guidance import AdaptiveScale, scheduled_scale
+from asag.hosts.conflicts import conflict
+from asag.models.base import Family, UnsupportedModel
+from asag.perturb import choose_layers
+from asag.settings import AsagSettings, SettingsError
+
+logger = logging.getLogger(__name__)
+
+RUN = "_asag_run"
+
+
+class Refused(RuntimeError):
+    """Ends the request with a message for the user; the host's API answers with `status_code`."""
+
+    def __init__(self, message: str, status_code: int) -> None:
+        super().__init__(message)
+        self.detail = message
+        self.status_code = status_code
+
+
+class Step(Protocol):
+    """One denoiser step that is guided, from the `cfg_denoiser` callback on."""
+
+    def remove(self) -> None:
+        """Take the hooks out of the model; harmless when there are none."""
+
+
+class GuidedRun:
+    """The guidance of one generation (one `p`): all its state, from its first step to its last."""
+
+    def __init__(self, settings: AsagSettings) -> None:
+        self.settings = settings
+        self.operator = settings.operator()
+        self.adaptive = AdaptiveScale()
+        self.guided_calls = 0
+        self.aside: str | None = None
+        self.error: Exception | None = None
+        self.step: Any = None
+        self.barrier: Any = None
+
+    # -- what a host says --------------------------------------------------------------------------------------------
+
+    def open_step(self, params: Any, scale: float, blocks: str) -> Step:
+        """Begin a guided step: record what the host's own pass is given. `params` are the callback's."""
+        raise NotImplementedError
+
+    def entrance(self, denoiser: Any) -> nn.Module:
+        """A module that the host calls in every step: what a hook of it raises, the host doesn't swallow."""
+        raise NotImplementedError
+
+    # -- what holds for all ------------------------------------------------------------------------------------------
+
+    def on_cfg_denoiser(self, params: Any) -> None:
+        """Before the host's pass: decide whether this step is guided, and if so record what the model is given."""
+        self.close()
+        denoiser = params.denoiser
+        if self.error is not None:
+            self.barrier = self.entrance(denoiser).register_forward_pre_hook(self._stop)
+            return
+        if denoiser.step == 0:
+            self.adaptive = AdaptiveScale()
+        if self.stands_aside(denoiser.p):
+            return
+        chosen = self.settings
+        base, blocks = chosen.in_pass(getattr(denoiser.p, "is_hr_pass", False))
+        scale = scheduled_scale(base, chosen.schedule, denoiser.step, denoiser.total_steps, chosen.start, chosen.end)
+        if scale:
+            with self.errors_told():
+                self.step = self.open_step(params, scale, blocks)
+
+    def _stop(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        raise self.error
+
+    def stands_aside(self, p: Any) -> bool:
+        """Whether an extension is active that a further pass would confuse; says so once, in the log and the result."""
+        if self.aside is None:
+            self.aside = conflict(p.scripts.alwayson_scripts if p.scripts else []) or ""
+            if self.aside:
+                message = f"ASAG was off for this image: it can't run beside {self.aside}"
+                logger.warning(message)
+                p.comment(message)
+        return bool(self.aside)
+
+    @contextmanager
+    def errors_told(self) -> Iterator[None]:
+        """Whatever is raised inside becomes a Refused, and is kept: the host may swallow it on the way."""
+        try:
+            yield
+        except Refused as error:
+            self.error = error
+            raise
+        except (BlocksError, UnsupportedModel) as error:
+            # A refiner or the hires pass brought another model.
+            name = "blocks" if isinstance(error, BlocksError) else "model"
+            self.error = Refused(f"ASAG settings: {name}: {error}", 422)
+            raise self.error from error
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            self.error = Refused(f"ASAG: the perturbed pass failed: {type(error).__name__}: {reason}", 500)
+            raise self.error from error
+
+    def close(self) -> None:
+        """Take the hooks out of the model; harmless when there are none."""
+        for hook in (self.step, self.barrier):
+            if hook is not None:
+                hook.remove()
+        self.step = self.barrier = None
+
+    def end(self) -> None:
+        """The generation is over, however it ended: leave nothing of it in the host."""
+        self.close()
+
+
+class Host(Protocol):
+    """A WebUI, as the script needs it."""
+
+    def run(self, settings: AsagSettings) -> GuidedRun:
+        """The guidance of a generation that begins."""
+
+    def model(self) -> tuple[nn.Module, Family]:
+        """The denoiser that is loaded now, and its family; raises Refused when it can't be perturbed."""
+
+
+def check_blocks(host: Host, p: Any, settings: AsagSettings) -> None:
+    """Raise Refused before sampling when the model that runs first, or is to run the hires pass, lacks the blocks."""
+    other_model = getattr(p, "hr_checkpoint_name", None) not in (None, "", "Use same checkpoint")
+    hires = getattr(p, "enable_hr", False) and not other_model
+    passes = {"blocks": False, "hires_blocks": True} if hires else {"blocks": False}
+    model, family = host.model()
+    for name, is_hires in passes.items():
+        scale, blocks = settings.in_pass(is_hires)
+        try:
+            if scale:
+                choose_layers(model, family, blocks)
+        except BlocksError as error:
+            raise Refused(f"ASAG settings: {name}: {error}", 422) from error
+
+
+def arm(host: Host, p: Any, settings: AsagSettings, unguided: Callable[[], None]) -> None:
+    """Guide what the next `p.sample` generates. `unguided` is called if no step of it came to be guided.
+
+    The wrapper around `p.sample` is where the host lets errors through, and where cleaning up is certain.
+    """
+    run = host.run(settings)
+
+    def guarded(sample: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        check_blocks(host, p, settings)
+        out = sample(*args, **kwargs)
+        if run.error is not None:
+            raise run.error
+        if not run.guided_calls:
+            unguided()
+            if not run.aside:
+                p.comment("ASAG guided no step of this image: none lies in its window, or hires fix was off")
+        return out
+
+    _wrap_sample(p, run, guarded)
+
+
+def refuse(p: Any, error: Exception) -> None:
+    """Let the next `p.sample` end the request with `error`; a settings problem is the client's mistake."""
+    status_code = 422 if isinstance(error, SettingsError) else 500
+
+    def refused(sample: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        raise Refused(str(error), status_code) from error
+
+    _wrap_sample(p, None, refused)
+
+
+def disarm(p: Any) -> None:
+    """Undo `arm` and `refuse`; harmless when neither was called."""
+    run = p.__dict__.pop(RUN, None)
+    if run is not None:
+        run.end()
+    wrapper = p.__dict__.get("sample")
+    if hasattr(wrapper, "asag_restores"):
+        p.__dict__.pop("sample")
+        # What another extension had put on the instance comes back; otherwise the class's method is there again.
+        p.__dict__.update(wrapper.asag_restores)
+
+
+def _wrap_sample(p: Any, run: GuidedRun | None, around: Callable[..., Tensor]) -> None:
+    """Put a wrapper around `p.sample` for one call. Used up, and held on to by another extension, it does nothing."""
+    disarm(p)
+    sample, used = p.sample, []
+
+    def wrapped(*args: Any, **kwargs: Any) -> Tensor:
+        if used:
+            return sample(*args, **kwargs)
+        used.append(True)
+        try:
+            return around(sample, *args, **kwargs)
+        finally:
+            disarm(p)
+
+    wrapped.asag_restores = {name: value for name, value in p.__dict__.items() if name == "sample"}
+    p.sample = wrapped
+    if run is not None:
+        setattr(p, RUN, run)
+
+
+def run_of(denoiser: Any) -> GuidedRun | None:
+    """The run that guides a denoiser's generation, or None."""
+    return getattr(denoiser.p, RUN, None)

@@ -1,0 +1,48 @@
+"""The UNets of SD1.x, SD2 and SDXL as Forge, reForge and Forge Neo run them.
+
+Sources: backend/nn/unet.py (Forge, Neo) and ldm_patched/ldm/modules/attention.py (reForge), BasicTransformerBlock:
+transformer_options["patches_replace"]["attn1"] maps (part, block, transformer block) to a function of query, key and
+value, each (batch, tokens, heads * head_dim), after the layer's projections and before its to_out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from asag.blocks import Address
+from asag.models.base import AttentionLayer, Forward, Scene, join_heads, split_heads
+from asag.models.ldm_unet import LdmUnet, transformer_blocks
+from asag.operators import Operator
+
+
+class ForgeUnet(LdmUnet):
+    """Addresses are those of LdmUnet. The module of a layer is its transformer block: the host's own way to replace
+    self-attention starts there, and whatever patches the inputs of attention stays in force."""
+
+    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+        return [
+            AttentionLayer(Address(part, index, number), block)
+            for part, index, number, block in transformer_blocks(model)
+            if not getattr(block, "disable_self_attn", False)
+        ]
+
+    def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
+        def attend(query: Tensor, key: Tensor, value: Tensor, extra_options: dict[str, Any]) -> Tensor:
+            heads = extra_options["n_heads"]
+            query, key, value = (split_heads(tensor, heads) for tensor in (query, key, value))
+            return join_heads(operator.plain(query, key, value, scene.grid(query.shape[2])))
+
+        def forward(
+            x: Tensor, context: Tensor | None = None, transformer_options: dict[str, Any] | None = None
+        ) -> Tensor:
+            options = dict(transformer_options or {})
+            replaced = dict(options.get("patches_replace", {}))
+            # The exact place beats what another extension has put on the whole block.
+            place = (*options["block"], options.get("block_index", 0))
+            replaced["attn1"] = {**replaced.get("attn1", {}), place: attend}
+            options["patches_replace"] = replaced
+            return original(x, context=context, transformer_options=options)
+
+        return forward
