@@ -30,25 +30,51 @@ class Operator:
         raise NotImplementedError
 
     def joint(
-        self, query: Tensor, key: Tensor, value: Tensor, image: slice, grid: tuple[int, int] | None = None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        image: slice,
+        grid: tuple[int, int] | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Attention of a joint sequence in which only image→image attention is perturbed.
 
         `image` is where the image tokens lie; all others are text. Text queries are untouched. An image query keeps
         its SoftMax weights on the text keys; what it gave to image keys is spread as `plain` says. Both come from one
         SDPA call whose values are zero on image keys and that has one more value feature, 1 on image keys: its output
-        is the mass on the image.
+        is the mass on the image. `mask` is SDPA's, with four dimensions; it may hide text, but no image token from
+        another (ValueError).
         """
-        out = F.scaled_dot_product_attention(query, key, value)
+        if (image.start, image.stop) == (0, query.shape[2]):
+            check_image_unmasked(mask, image)
+            return self.plain(query, key, value, grid)
+        image_mask = check_image_unmasked(mask, image)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         image_query, image_key, image_value = query[:, :, image], key[:, :, image], value[:, :, image]
         text_value = F.pad(value, (0, 8))
         text_value[:, :, image] = 0
         text_value[:, :, image, value.shape[3]] = 1
         padded_query, padded_key = F.pad(image_query, (0, 8)), F.pad(key, (0, 8))
-        kept = F.scaled_dot_product_attention(padded_query, padded_key, text_value, scale=1 / math.sqrt(query.shape[3]))
+        scale = 1 / math.sqrt(query.shape[3])
+        kept = F.scaled_dot_product_attention(padded_query, padded_key, text_value, attn_mask=image_mask, scale=scale)
         mass = kept[..., value.shape[3], None]
         out[:, :, image] = kept[..., : value.shape[3]] + mass * self.plain(image_query, image_key, image_value, grid)
         return out
+
+
+def check_image_unmasked(mask: Tensor | None, image: slice) -> Tensor | None:
+    """The rows of an attention mask (…, …, queries or 1, keys) that hold for image queries; None when there is none.
+
+    Raises ValueError when it hides image tokens from one another: a plan over them couldn't keep to that.
+    """
+    if mask is None:
+        return None
+    rows = mask if mask.shape[2] == 1 else mask[:, :, image]
+    among = rows[..., image]
+    if not bool(among.all() if mask.dtype == torch.bool else not among.any()):
+        raise ValueError("mask: hides image tokens from one another; allowed: a mask over text tokens")
+    return rows
 
 
 @dataclass(frozen=True)
@@ -90,11 +116,21 @@ class Identity(Operator):
         )
 
     def joint(
-        self, query: Tensor, key: Tensor, value: Tensor, image: slice, grid: tuple[int, int] | None = None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        image: slice,
+        grid: tuple[int, int] | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """SoftMax over the text keys and the token's own key, as PAG is defined for MMDiT (diffusers,
         attention_processor.py: PAGJointAttnProcessor2_0), in tiles of rows."""
-        out = F.scaled_dot_product_attention(query, key, value)
+        if (image.start, image.stop) == (0, query.shape[2]):
+            check_image_unmasked(mask, image)
+            return self.plain(query, key, value, grid)
+        text_bias = _text_bias(check_image_unmasked(mask, image), image, query)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         is_text = torch.ones(key.shape[2], dtype=torch.bool, device=key.device)
         is_text[image] = False
         text_key, text_value = key[:, :, is_text], value[:, :, is_text]
@@ -104,10 +140,25 @@ class Identity(Operator):
         for start in range(images.start, images.stop, step):
             rows = slice(start, min(start + step, images.stop))
             own = (query[:, :, rows] * key[:, :, rows]).sum(dim=-1, keepdim=True)
-            logits = torch.cat([query[:, :, rows] @ text_key.transpose(-1, -2), own], dim=-1) * scale
+            text_logits = query[:, :, rows] @ text_key.transpose(-1, -2) * scale
+            if text_bias is not None:
+                text_logits = text_logits + text_bias[:, :, rows.start - images.start : rows.stop - images.start]
+            logits = torch.cat([text_logits, own * scale], dim=-1)
             weights = torch.softmax(logits.float(), dim=-1).to(value.dtype)
             out[:, :, rows] = weights[..., :-1] @ text_value + weights[..., -1:] * value[:, :, rows]
         return out
+
+
+def _text_bias(mask: Tensor | None, image: slice, like: Tensor) -> Tensor | None:
+    """What a mask's rows for image queries add to the logits of the text keys, (…, …, image queries, text keys)."""
+    if mask is None:
+        return None
+    is_text = torch.ones(mask.shape[3], dtype=torch.bool, device=mask.device)
+    is_text[image] = False
+    text_mask = mask[..., is_text].expand(-1, -1, image.stop - image.start, -1)
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(text_mask, dtype=like.dtype).masked_fill(~text_mask, -math.inf)
+    return text_mask.to(like.dtype)
 
 
 @dataclass(frozen=True)

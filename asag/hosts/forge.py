@@ -19,11 +19,27 @@ from asag.guidance import rescale_factor
 from asag.hosts.forge_step import Step
 from asag.hosts.generation import GuidedRun, Refused, run_of
 from asag.models.base import Family, UnsupportedModel, family_of
+from asag.models.forge_flux import ForgeFlux
+from asag.models.forge_sd3 import ForgeSd3
 from asag.models.forge_unet import ForgeUnet
+from asag.models.neo_image_alone import NeoAnima, NeoWan
+from asag.models.neo_lumina import NeoLumina
+from asag.models.neo_qwen import NeoQwen
+from asag.models.neo_single_stream import NeoErnie, NeoKrea
 from asag.perturb import choose_layers
 from asag.settings import AsagSettings
 
-FAMILIES: tuple[Family, ...] = (ForgeUnet(),)
+FAMILIES: tuple[Family, ...] = (
+    ForgeUnet(),
+    ForgeFlux(),
+    ForgeSd3(),
+    NeoLumina(),
+    NeoQwen(),
+    NeoKrea(),
+    NeoErnie(),
+    NeoAnima(),
+    NeoWan(),
+)
 
 
 class ForgeRun(GuidedRun):
@@ -41,6 +57,7 @@ class ForgeRun(GuidedRun):
 
     def open_step(self, params: Any, scale: float, blocks: str) -> Step:
         objects = _objects(params.denoiser)
+        refuse_compiled(objects.unet.model)
         self._patch(objects)
         return Step(objects.unet.model.diffusion_model, scale, blocks)
 
@@ -103,6 +120,7 @@ class Forge:
         objects = getattr(shared.sd_model, "forge_objects", None)
         if objects is None:
             raise Refused("ASAG: no model is loaded yet", 422)
+        refuse_compiled(objects.unet.model)
         network = objects.unet.model.diffusion_model
         try:
             return network, family_of(network, FAMILIES)
@@ -113,6 +131,13 @@ class Forge:
         run = run_of(params.denoiser)
         if run is not None:
             run.on_cfg_denoiser(params)
+
+
+def refuse_compiled(model: Any) -> None:
+    """Raise Refused for a model that Neo's Torch Compile has compiled (extensions-builtin/sd_forge_compile): what is
+    compiled doesn't see that attention is replaced."""
+    if getattr(model, "_torch_compile_config", None) is not None or hasattr(model.diffusion_model, "_orig_mod"):
+        raise Refused("ASAG can't guide a compiled model: set Torch Compile to Disable", 422)
 
 
 def _objects(denoiser: Any) -> Any:

@@ -47,16 +47,26 @@ class Family(Protocol):
 
 @dataclass
 class Scene:
-    """What a layer needs to know of the model call it runs in: the (height, width) of the latent image, and how many
-    text tokens the model was given."""
+    """What a layer needs to know of the model call it runs in: the (height, width) of the latent image, how many
+    frames there are (1: an image) and how many text tokens the model was given."""
 
     latent_size: tuple[int, int] | None = None
-    text_tokens: int | None = None
+    frames: int = 1
+    text_tokens: int = 0
 
     def enter(self, x: Tensor, context: Tensor | None) -> None:
-        """A call of the model begins, on latents x (batch, channels, …, height, width) and text (batch, tokens, …)."""
+        """A call of the model begins, on latents x (batch, channels, [frames,] height, width) and text
+        (batch, [1,] tokens, features)."""
         self.latent_size = (x.shape[-2], x.shape[-1])
-        self.text_tokens = None if context is None else context.shape[1]
+        self.frames = x.shape[2] if x.ndim == 5 else 1
+        self.text_tokens = 0 if context is None else context.shape[-2]
+
+    def image_tokens(self, patch: int) -> int:
+        """How many tokens the latents make in patches of `patch` squared, padded to whole patches, over all frames."""
+        if self.latent_size is None:
+            raise ValueError("latent_size: None; allowed: the size of the latents that the model was given")
+        height, width = self.latent_size
+        return self.frames * -(-height // patch) * -(-width // patch)
 
     def grid(self, tokens: int) -> tuple[int, int] | None:
         """(height, width) of `tokens` image tokens, from the latent size halved (rounding up) until it fits."""

@@ -1,0 +1,38 @@
+"""Flux (dev, schnell, Kontext), Flux.2 Klein and Chroma as Forge and Neo run them.
+
+Sources: backend/nn/flux.py and backend/nn/chroma.py (DoubleStreamBlock, SingleStreamBlock): text tokens come first,
+then the image's, then those of reference images. Reference images are kept like text: they aren't what is drawn.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from asag.models.base import AttentionLayer, Scene, has_class
+from asag.models.host_attention import HostTransformer, SequenceLayer, numbered
+
+
+class ForgeFlux(HostTransformer):
+    """double.N is double_blocks[N], single.N is single_blocks[N]."""
+
+    name = "Flux and Chroma (Forge, Neo)"
+    reason = "the middle of the depth, double and single blocks counted alike"
+    homes = (("backend.nn.flux", "attention_function"),)
+
+    def matches(self, model: nn.Module) -> bool:
+        return any(
+            has_class(model, name)
+            for name in ("IntegratedFluxTransformer2DModel", "IntegratedChromaTransformer2DModel")
+        )
+
+    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+        # Forge's models have no patch_size of their own: 2, as in backend/nn/flux.py's forward.
+        patch = getattr(model, "patch_size", 2)
+        return [
+            *numbered("double", model.double_blocks, patch=patch),
+            *numbered("single", model.single_blocks, patch=patch),
+        ]
+
+    def image(self, layer: SequenceLayer, scene: Scene, tokens: int) -> slice | None:
+        texts, images = scene.text_tokens, scene.image_tokens(layer.patch)
+        return slice(texts, texts + images) if tokens >= texts + images else None

@@ -1,0 +1,33 @@
+"""SD3 and SD3.5 as Forge runs them.
+
+Source: backend/nn/mmditx.py (JointBlock, block_mixing): text tokens come first. In SD3.5 the image's block has a second
+attention, attn2, over image tokens alone.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from asag.blocks import Address
+from asag.models.base import AttentionLayer, Scene
+from asag.models.host_attention import HostTransformer, SequenceLayer
+
+
+class ForgeSd3(HostTransformer):
+    """joint.N is joint_blocks[N]: joint.N.0 its joint attention, joint.N.1 its attn2 where it has one."""
+
+    name = "SD3 and SD3.5 (Forge)"
+    class_name = "MMDiTX"
+    homes = (("backend.nn.mmditx", "attention"),)
+
+    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+        return [
+            SequenceLayer(Address("joint", number, index), block, patch=model.patch_size)
+            for number, block in enumerate(model.joint_blocks)
+            for index in range(2 if hasattr(block.x_block, "attn2") else 1)
+        ]
+
+    def image(self, layer: SequenceLayer, scene: Scene, tokens: int) -> slice | None:
+        images = scene.image_tokens(layer.patch)
+        texts = 0 if layer.address.layer else scene.text_tokens
+        return slice(texts, tokens) if tokens == texts + images else None

@@ -1,0 +1,39 @@
+"""Anima and Wan 2.2 as Neo runs them: self-attention over image tokens alone, text by cross-attention.
+
+Sources: backend/nn/anima.py (Block.self_attn) and backend/nn/wan.py (WanAttentionBlock.self_attn). A video's tokens,
+those of all its frames, attend to each other, and so the perturbed plan too is over all of them. Frames of reference
+follow the video's own and are kept like text.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from asag.models.base import AttentionLayer, Scene
+from asag.models.host_attention import HostTransformer, SequenceLayer, numbered
+
+
+class NeoAnima(HostTransformer):
+    """layer.N is blocks[N]."""
+
+    name = "Anima (Neo)"
+    class_name = "Anima"
+    homes = (("backend.nn.anima", "attention_function"),)
+
+    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+        return numbered("layer", [block.self_attn for block in model.blocks], patch=model.patch_spatial)
+
+    def image(self, layer: SequenceLayer, scene: Scene, tokens: int) -> slice | None:
+        images = scene.image_tokens(layer.patch)
+        return slice(0, images) if tokens >= images else None
+
+
+class NeoWan(NeoAnima):
+    """layer.N is blocks[N]."""
+
+    name = "Wan 2.2 (Neo)"
+    class_name = "WanModel"
+    homes = (("backend.nn.wan", "attention_function"),)
+
+    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+        return numbered("layer", [block.self_attn for block in model.blocks], patch=model.patch_size[-1])

@@ -1,0 +1,30 @@
+"""Lumina 2 and Z-Image as Neo runs them.
+
+Source: backend/nn/lumina.py (NextDiT): text tokens first, padded to a multiple in Z-Image, then the image's, padded
+likewise. The refiner layers see text or image alone and come before the layers; they aren't addressed.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from asag.models.base import AttentionLayer, Scene
+from asag.models.host_attention import HostTransformer, SequenceLayer, numbered
+
+
+class NeoLumina(HostTransformer):
+    """layer.N is layers[N]."""
+
+    name = "Lumina 2 and Z-Image (Neo)"
+    class_name = "NextDiT"
+    homes = (("backend.nn.lumina", "attention_function"),)
+
+    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+        attentions = [layer.attention for layer in model.layers]
+        multiple = model.pad_tokens_multiple or 1
+        return numbered("layer", attentions, patch=model.patch_size, text_multiple=multiple)
+
+    def image(self, layer: SequenceLayer, scene: Scene, tokens: int) -> slice | None:
+        texts = -(-scene.text_tokens // layer.text_multiple) * layer.text_multiple
+        images = scene.image_tokens(layer.patch)
+        return slice(texts, texts + images) if tokens >= texts + images else None

@@ -1,0 +1,27 @@
+"""Qwen-Image as Neo runs it.
+
+Source: backend/nn/qwen.py (QwenImageTransformerBlock, Attention): text tokens first, then the image's, then those of
+reference images, which are kept like text.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from asag.models.base import AttentionLayer, Scene
+from asag.models.host_attention import HostTransformer, SequenceLayer, numbered
+
+
+class NeoQwen(HostTransformer):
+    """joint.N is transformer_blocks[N]."""
+
+    name = "Qwen-Image (Neo)"
+    class_name = "QwenImageTransformer2DModel"
+    homes = (("backend.nn.qwen", "attention_function"),)
+
+    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+        return numbered("joint", [block.attn for block in model.transformer_blocks], patch=model.patch_size)
+
+    def image(self, layer: SequenceLayer, scene: Scene, tokens: int) -> slice | None:
+        texts, images = scene.text_tokens, scene.image_tokens(layer.patch)
+        return slice(texts, texts + images) if tokens >= texts + images else None

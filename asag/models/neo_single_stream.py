@@ -1,0 +1,43 @@
+"""Krea 2 and Ernie-Image as Neo runs them: one stream of text and image tokens.
+
+Sources: backend/nn/krea.py (SingleStreamDiT: text, image, reference images) and backend/nn/ernie.py (ErnieImageModel:
+image, text). Reference images are kept like text.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from asag.models.base import AttentionLayer, Scene
+from asag.models.host_attention import HostTransformer, SequenceLayer, numbered
+
+
+class NeoKrea(HostTransformer):
+    """layer.N is blocks[N]."""
+
+    name = "Krea 2 (Neo)"
+    class_name = "SingleStreamDiT"
+    homes = (("backend.nn.krea", "attention_function"),)
+
+    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+        return numbered("layer", [block.attn for block in model.blocks], patch=model.patch)
+
+    def image(self, layer: SequenceLayer, scene: Scene, tokens: int) -> slice | None:
+        # Frames, of which an image is one, are folded into the batch.
+        texts, images = scene.text_tokens, scene.image_tokens(layer.patch) // scene.frames
+        return slice(texts, texts + images) if tokens >= texts + images else None
+
+
+class NeoErnie(HostTransformer):
+    """layer.N is layers[N]."""
+
+    name = "Ernie-Image (Neo)"
+    class_name = "ErnieImageModel"
+    homes = (("backend.nn.ernie", "attention_function"),)
+
+    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+        return numbered("layer", [layer.self_attention for layer in model.layers], patch=model.patch_size)
+
+    def image(self, layer: SequenceLayer, scene: Scene, tokens: int) -> slice | None:
+        images = scene.image_tokens(layer.patch)
+        return slice(0, images) if tokens == images + scene.text_tokens else None
