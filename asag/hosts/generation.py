@@ -162,9 +162,12 @@ def arm(host: Host, p: Any, settings: AsagSettings, unguided: Callable[[], None]
 
     def guarded(sample: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         check_blocks(host, p, settings)
+        _, family = host.model()
         out = sample(*args, **kwargs)
         if run.error is not None:
             raise run.error
+        if family.experimental:
+            p.comment(f"ASAG is experimental in {family.name}: checked with random weights, not on real pictures")
         if not run.guided_calls:
             unguided()
             if not run.aside:

@@ -28,9 +28,15 @@ class AttentionLayer:
 
 
 class Family(Protocol):
-    """A model family. Stateless: everything of a run lives in what `replacement` returns."""
+    """A model family. Stateless: everything of a run lives in what `replacement` returns.
+
+    `reason` says in one line why its default blocks are what they are; `experimental` that guidance in it has been
+    checked with random weights alone, so nobody here has seen what it does for a picture.
+    """
 
     name: str
+    reason: str
+    experimental: bool
 
     def default_blocks(self, model: nn.Module) -> BlockList:
         """What "auto" means for `model`."""

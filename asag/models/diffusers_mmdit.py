@@ -30,9 +30,10 @@ class Sd3Transformer:
     there joint.N.0 is the joint one and joint.N.1 the other."""
 
     name = "diffusers SD3Transformer2DModel"
+    reason = "the middle of the depth, where the middle block of a UNet is: joint.12 of SD3's 24"
+    experimental = True
 
     def default_blocks(self, model: nn.Module) -> BlockList:
-        # The middle of the depth, where the middle block of a UNet is: joint.12 of SD3's 24.
         return parse_blocks(f"joint.{len(model.transformer_blocks) // 2}")
 
     def matches(self, model: nn.Module) -> bool:
@@ -58,9 +59,10 @@ class FluxTransformer:
     """
 
     name = "diffusers FluxTransformer2DModel"
+    reason = "the middle of the depth, both kinds of block counted: single.9 of Flux's 19 + 38"
+    experimental = True
 
     def default_blocks(self, model: nn.Module) -> BlockList:
-        # The middle of the depth, both kinds of block counted: single.9 of Flux's 19 + 38.
         doubles = len(model.transformer_blocks)
         middle = (doubles + len(model.single_transformer_blocks)) // 2
         return parse_blocks(f"double.{middle}" if middle < doubles else f"single.{middle - doubles}")

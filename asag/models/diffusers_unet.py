@@ -48,9 +48,10 @@ class DiffusersUnet:
     """
 
     name = "diffusers UNet2DConditionModel (SD1.x, SD2, SDXL)"
+    reason = "the middle block, as the paper and PAG use: the coarsest tokens, where attention decides structure"
+    experimental = False
 
     def default_blocks(self, model: nn.Module) -> BlockList:
-        # The middle block, as the paper and PAG use: the coarsest tokens, where attention decides structure.
         return parse_blocks("mid")
 
     def matches(self, model: nn.Module) -> bool:

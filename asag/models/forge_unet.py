@@ -21,6 +21,8 @@ class ForgeUnet(LdmUnet):
     """Addresses are those of LdmUnet. The module of a layer is its transformer block: the host's own way to replace
     self-attention starts there, and whatever patches the inputs of attention stays in force."""
 
+    name = "SD1.x, SD2 and SDXL UNets (Forge)"
+
     def layers(self, model: nn.Module) -> list[AttentionLayer]:
         return [
             AttentionLayer(Address(part, index, number), block)

@@ -38,7 +38,7 @@ class HostTransformer:
 
     name = ""
     class_name = ""
-    experimental = False
+    experimental = True
     reason = "the middle of the depth, where the middle block of a UNet is"
     homes: tuple[tuple[str, str], ...] = ()
 

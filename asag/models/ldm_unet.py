@@ -24,12 +24,13 @@ class LdmUnet:
     """
 
     name = "SD1.x, SD2 and SDXL UNets (ldm, sgm)"
+    reason = "the middle block, as the paper and PAG use: the coarsest tokens, where attention decides structure"
+    experimental = False
 
     def __init__(self, key_value_inputs: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None) -> None:
         self.key_value_inputs = key_value_inputs or (lambda context: (context, context))
 
     def default_blocks(self, model: nn.Module) -> BlockList:
-        # The middle block, as the paper and PAG use: the coarsest tokens, where attention decides structure.
         return parse_blocks("mid")
 
     def matches(self, model: nn.Module) -> bool:

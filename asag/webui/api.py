@@ -61,6 +61,8 @@ def inventory(model: nn.Module, family: Family) -> dict[str, Any]:
     layers = Counter(block_name(layer.address) for layer in family.layers(model))
     return {
         "family": family.name,
+        "experimental": family.experimental,
         "auto": str(family.default_blocks(model)),
+        "auto_reason": family.reason,
         "blocks": [{"address": address, "layers": count} for address, count in layers.items()],
     }

@@ -30,7 +30,7 @@ import requests
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-START_SECONDS = 240
+START_SECONDS = 420
 REQUEST_SECONDS = 240
 
 COMMON_FLAGS = ["--server-name", "127.0.0.1", "--api", "--skip-install", "--skip-prepare-environment"]
@@ -40,9 +40,9 @@ HOST_FLAGS = {
         *["--use-cpu", "all", "--no-half", "--no-half-vae", "--precision", "full"],
         *["--no-download-sd-model", "--do-not-download-clip", "--disable-console-progressbars"],
     ],
-    "forge": ["--always-cpu", "--all-in-fp32"],
-    "neo": ["--cpu", "--force-fp32"],
-    "reforge": ["--always-cpu", "--all-in-fp32"],
+    "forge": ["--always-cpu", "--all-in-fp32", "--attention-pytorch"],
+    "neo": ["--cpu", "--force-fp32", "--use-pytorch-cross-attention"],
+    "reforge": ["--always-cpu", "--all-in-fp32", "--attention-pytorch", "--no-download-sd-model"],
 }
 
 # The server runs on a copy of the user's config.json with these on top. A key that a test overrides must be here:
@@ -289,6 +289,16 @@ class WebUI:
     def fingerprint(self) -> dict[str, str]:
         """What is set on the loaded model's modules, module by module (see probe/scripts/asag_probe.py)."""
         return self.get("/asag-probe/fingerprint")
+
+    def softmax_delta(self, **payload: Any) -> dict[str, Any]:
+        """Guide a txt2img request with SoftMax as its operator: {"delta": size of δ in each step, "calls": …}."""
+        assert self.post("/asag-probe/softmax").status == 200
+        try:
+            answer = self.txt2img(**payload)
+        finally:
+            told = self.get("/asag-probe/delta")
+        assert answer.status == 200, answer.body
+        return told
 
     def inject_failure(self, where: str, call: int = 1) -> None:
         answer = self.post("/asag-probe/fail", where=where, call=call)

@@ -1,16 +1,24 @@
 """Looks into a running WebUI for the tests, and breaks it for them. No extension for users.
 
 GET /asag-probe: an answer means that the WebUI has started.
+POST /asag-probe/softmax: from now on guided requests have ordinary SoftMax attention as their operator.
+GET /asag-probe/delta: ends that; tells for every step since the largest |δ|, relative to the root mean square of the
+prediction (what isn't 0 is an artefact), and how often the operator ran.
 GET /asag-probe/fingerprint: for every module of the loaded model, what is set on that instance beyond its class: two
 equal answers mean that nothing was left patched in between.
 POST /asag-probe/fail?where=unet|perturbed&call=n: the n-th forward pass of the UNet from now on, or the n-th perturbed
 one, raises near its end, once.
 """
 
+import importlib
 import sys
 
+import torch.nn.functional as F
 from modules import script_callbacks, shared
 from torch import nn
+
+from asag.operators import Operator
+from asag.settings import AsagSettings
 
 # What a host's module notes on itself: the decoder of ldm remembers the shape it last decoded.
 HOSTS_OWN = {"last_z_shape"}
@@ -99,6 +107,40 @@ def fail_once(where, call):
     hook = list(diffusion_model().children())[-1].register_forward_pre_hook(before_last_part)
 
 
+class Softmax(Operator):
+    """What the host computes: with it in the operator's place nothing is perturbed."""
+
+    calls = 0
+
+    def plain(self, query, key, value, grid=None):
+        self.calls += 1
+        return F.scaled_dot_product_attention(query, key, value)
+
+
+class SoftmaxGuidance:
+    """SoftMax as every run's operator, and the size of δ in every step.
+
+    In Forge's family alone: there δ is what the post-CFG function adds, at scale 1.
+    """
+
+    def __init__(self):
+        self.run = importlib.import_module("asag.hosts.forge").ForgeRun
+        self.before = AsagSettings.operator, self.run.on_after_cfg
+        self.operator, self.sizes = Softmax(), []
+        AsagSettings.operator = lambda settings: self.operator
+        self.run.on_after_cfg = lambda run, args: self.measured(run, args)
+
+    def measured(self, run, args):
+        guided = self.before[1](run, args)
+        size = args["cond_denoised"].float().square().mean().sqrt()
+        self.sizes.append(float((guided - args["denoised"]).abs().max() / size))
+        return guided
+
+    def end(self):
+        AsagSettings.operator, self.run.on_after_cfg = self.before
+        return {"delta": self.sizes, "calls": self.operator.calls}
+
+
 def add_routes(_, app):
     app.get("/asag-probe")(lambda: {})
     app.get("/asag-probe/fingerprint")(fingerprint)
@@ -109,6 +151,15 @@ def add_routes(_, app):
             return {"error": f"where {where}, call {call}; allowed: unet or perturbed, from 1 on"}
         fail_once(where, call)
         return {"armed": where}
+
+    guidances = []
+
+    @app.post("/asag-probe/softmax")
+    def softmax():
+        guidances.append(SoftmaxGuidance())
+        return {}
+
+    app.get("/asag-probe/delta")(lambda: guidances.pop().end())
 
 
 script_callbacks.on_app_started(add_routes)
