@@ -17,9 +17,15 @@ class Softmax(Operator):
         return F.scaled_dot_product_attention(query, key, value)
 
     def joint(
-        self, query: Tensor, key: Tensor, value: Tensor, image: slice, grid: tuple[int, int] | None = None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        image: slice,
+        grid: tuple[int, int] | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
 def snapshot(model: nn.Module) -> list[Any]:

@@ -54,6 +54,53 @@ def test_identity_joint_is_attention_with_image_keys_masked_but_the_diagonal(mon
     torch.testing.assert_close(Identity().joint(query, key, value, image), expected, rtol=1e-5, atol=1e-6)
 
 
+def text_masks(text: int = 5, image: int = 12):
+    """Masks that hide text tokens: of keys, booleans and additive; of keys by query; with heads."""
+    hidden = torch.ones(2, 1, 1, text + image, dtype=torch.bool)
+    hidden[0, ..., 2:text] = False
+    by_query = torch.zeros(2, 3, text + image, text + image)
+    by_query[..., 1] = -2.0
+    by_query[..., :text, :] += torch.linspace(-1, 1, text + image)
+    return [hidden, torch.zeros(hidden.shape).masked_fill(~hidden, -torch.inf), by_query]
+
+
+@pytest.mark.parametrize("mask", text_masks(), ids=["boolean", "additive", "by query"])
+def test_joint_with_softmax_keeps_to_a_mask(mask):
+    query, key, value = sequence()
+    out = PlainSoftmax().joint(query, key, value, slice(5, 17), mask=mask)
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mask", text_masks(), ids=["boolean", "additive", "by query"])
+def test_identity_joint_keeps_to_a_mask(mask):
+    query, key, value = sequence()
+    image = slice(5, 17)
+    whole = torch.zeros(17, 17)
+    whole[image, image] = torch.full((12, 12), -torch.inf).fill_diagonal_(0)
+    added = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=whole + added)
+    out = Identity().joint(query, key, value, image, mask=mask)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("operator", [Sinkhorn(), Identity()])
+@pytest.mark.parametrize("image", [slice(5, 17), slice(0, 17)])
+def test_a_mask_between_image_tokens_is_refused(operator, image):
+    query, key, value = sequence()
+    mask = torch.zeros(1, 1, 17, 17)
+    mask[..., 9, 12] = -1.0
+    with pytest.raises(ValueError, match="mask: hides image tokens"):
+        operator.joint(query, key, value, image, mask=mask)
+
+
+@pytest.mark.parametrize("operator", [Sinkhorn(), Identity(), QueryBlur(2.0)])
+def test_joint_of_image_tokens_alone_is_plain(operator):
+    query, key, value = sequence(text=0)
+    out = operator.joint(query, key, value, slice(0, 12), grid=(3, 4))
+    assert torch.equal(out, operator.plain(query, key, value, (3, 4)))
+
+
 def test_identity_returns_the_tokens_own_values_where_keys_were_appended():
     query, key, value = sequence()
     assert torch.equal(Identity().plain(query, key, value), value)

@@ -98,7 +98,7 @@ def guidance_works(webui: WebUI) -> Callable[..., np.ndarray]:
         others = payload.get("alwayson_scripts", {})
 
         def image(**changes: Any) -> np.ndarray:
-            return ask(**{**payload, "alwayson_scripts": {**others, **asag(**settings, **changes)}}).image
+            return ask(**{**payload, "alwayson_scripts": {**others, **asag(**{**settings, **changes})}}).image
 
         before, strong, faint, after = ask(**payload).image, image(), image(scale=FAINT), ask(**payload).image
         assert_differ(strong, before)

@@ -24,25 +24,30 @@ def control_models(webui: WebUI) -> list[str]:
         pytest.skip("ControlNet isn't installed")
 
 
-CONTROL, IP_ADAPTER = "control", "ip-adapter"
-UNITS = {  # module: what its model's name holds, if it takes one
-    "canny": CONTROL,
-    "tile_colorfix": CONTROL,
-    "ip-adapter_clip_h": IP_ADAPTER,
-    "reference_only": None,
-    "reference_adain": None,
+CONTROL, IP_ADAPTER = ("control", "cn15"), ("ip-adapter", "ip15")
+UNITS = {  # unit: what its module is called, in A1111's ControlNet or in Forge's, and its model, if it takes one
+    "canny": (["canny"], CONTROL),
+    "tile_colorfix": (["tile_colorfix"], CONTROL),
+    "ip-adapter": (["ip-adapter_clip_h", "CLIP-ViT-H (IPAdapter)"], IP_ADAPTER),
+    "reference_only": (["reference_only"], None),
+    "reference_adain": (["reference_adain"], None),
 }
 
 
 @pytest.fixture(scope="module", params=UNITS, autouse=True)
 def unit(request: pytest.FixtureRequest, webui: WebUI, control_models: list[str]) -> dict[str, Any]:
     """The script value of one unit that changes an SD1.5 image."""
-    wanted, name = UNITS[request.param], "None"
-    if wanted is not None:
-        name = next((each for each in control_models if wanted in each and "sd15" in each), None)
+    modules, patterns = UNITS[request.param]
+    module = next((each for each in webui.get("/controlnet/module_list")["module_list"] if each in modules), None)
+    if module is None:
+        pytest.skip(f"no module called {' or '.join(modules)}")
+    name = "None"
+    if patterns is not None:
+        fitting = (each for each in control_models if "15" in each and any(word in each for word in patterns))
+        name = next(fitting, None)
         if name is None:
-            pytest.skip(f"no SD1.5 model called *{wanted}*sd15*")
-    script = control_unit(request.param, name)
+            pytest.skip(f"no SD1.5 model called *{' or '.join(patterns)}*")
+    script = control_unit(module, name)
     # ControlNet leaves attributes of its own on the modules when it is first used: before the guard looks at them.
     webui.txt2img(**small(steps=1, alwayson_scripts=script))
     webui.txt2img(**small(steps=1))

@@ -1,0 +1,171 @@
+"""Transformers whose attention function is replaced while a layer runs, on a double of a host's module."""
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from asag.models.base import Scene, UnsupportedModel
+from asag.models.forge_flux import ForgeFlux
+from asag.models.forge_sd3 import ForgeSd3
+from asag.models.host_attention import HostTransformer, SequenceLayer, numbered
+from asag.models.neo_image_alone import NeoAnima
+from asag.models.neo_lumina import NeoLumina
+from asag.models.neo_single_stream import NeoErnie, NeoKrea
+from asag.operators import Sinkhorn
+from asag.perturb import choose_layers, perturbed
+from tests.support import Softmax, snapshot
+
+HOME = "double_of_a_host"
+TEXT, HEIGHT, WIDTH = 3, 6, 8
+
+
+def attention_function(query, key, value, heads, mask=None, skip_reshape=False, **_):
+    """The double of backend/attention.py's attention_pytorch."""
+    if not skip_reshape:
+        query, key, value = (tensor.unflatten(-1, (heads, -1)).transpose(1, 2) for tensor in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+class Block(nn.Module):
+    """A double of a host's block: it attends over the joint sequence, and across to the text."""
+
+    def __init__(self, skip_reshape: bool) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(16, 48)
+        self.skip_reshape = skip_reshape
+
+    def forward(self, x, mask=None):
+        home = sys.modules[HOME]
+        query, key, value = self.qkv(x).chunk(3, dim=-1)
+        if self.skip_reshape:
+            query, key, value = (tensor.unflatten(-1, (2, -1)).transpose(1, 2) for tensor in (query, key, value))
+        out = x + home.attention_function(query, key, value, 2, mask, skip_reshape=self.skip_reshape)
+        return out + 0.1 * home.attention_function(x, x[:, :TEXT], x[:, :TEXT], heads=2)
+
+
+class Double(nn.Module):
+    def __init__(self, skip_reshape: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(skip_reshape) for _ in range(3)])
+
+    def forward(self, x, mask=None):
+        for block in self.blocks:
+            x = block(x, mask)
+        return x
+
+
+class DoublesFamily(HostTransformer):
+    name = class_name = "Double"
+    homes = ((HOME, "attention_function"), ("no_such_module", "attention_function"))
+
+    def layers(self, model):
+        return numbered("layer", model.blocks)
+
+    def image(self, layer, scene, tokens):
+        images = scene.image_tokens(layer.patch)
+        return slice(TEXT, tokens) if tokens == TEXT + images else None
+
+
+@pytest.fixture
+def home(monkeypatch):
+    module = ModuleType(HOME)
+    module.attention_function = attention_function
+    monkeypatch.setitem(sys.modules, HOME, module)
+    return module
+
+
+@pytest.fixture(params=[False, True], ids=["heads joined", "heads split"])
+def model(request, home):
+    torch.manual_seed(0)
+    return Double(request.param).eval()
+
+
+def given():
+    scene = Scene()
+    scene.enter(torch.zeros(2, 4, HEIGHT, WIDTH), torch.zeros(2, TEXT, 16))
+    x = torch.randn(2, TEXT + (HEIGHT // 2) * (WIDTH // 2), 16, generator=torch.Generator().manual_seed(1))
+    return x, scene
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mask", [None, torch.tensor([[0.0, -1.0, -2.0] + 12 * [0.0]]).expand(15, -1)])
+def test_softmax_changes_nothing_and_sinkhorn_something(model, mask):
+    family, (x, scene) = DoublesFamily(), given()
+    expected = model(x, mask)
+    layers = choose_layers(model, family, "all")
+    with perturbed(layers, family, Softmax(), scene):
+        torch.testing.assert_close(model(x, mask), expected)
+    with perturbed(layers, family, Sinkhorn(), scene):
+        assert (model(x, mask) - expected).abs().max() > 0.01
+    torch.testing.assert_close(model(x, mask), expected, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_other_layers_keep_the_hosts_attention(model):
+    family, (x, scene) = DoublesFamily(), given()
+    first = model.blocks[0](x)
+    with perturbed(choose_layers(model, family, "layer.1"), family, Sinkhorn(), scene):
+        torch.testing.assert_close(model.blocks[0](x), first, rtol=0, atol=0)
+        assert sys.modules[HOME].attention_function is attention_function
+
+
+def test_nothing_is_left_behind(model, home):
+    family, (x, scene) = DoublesFamily(), given()
+    before = snapshot(model)
+    mask = torch.zeros(15, 15)
+    mask[7, 8] = -1.0
+    layers = choose_layers(model, family, "auto")
+    with (
+        pytest.raises(UnsupportedModel, match=r"layer\.1\.0: mask"),
+        perturbed(layers, family, Sinkhorn(), scene),
+    ):
+        model(x, mask)
+    assert snapshot(model) == before
+    assert home.attention_function is attention_function
+
+
+def test_a_layer_that_wasnt_perturbed_is_an_error(model):
+    family, (x, scene) = DoublesFamily(), given()
+    with (
+        pytest.raises(UnsupportedModel, match="without calling the host's attention"),
+        perturbed(choose_layers(model, family, "layer.0"), family, Sinkhorn(), scene),
+    ):
+        model(x[:, :-1])
+
+
+def placed(family, patch=2, multiple=1, number=0, frames=1, tokens=None, text=TEXT):
+    """Where a family looks for image tokens, of latents 6 x 8 (or odd), in a sequence."""
+    scene = Scene()
+    shape = (2, 4, 5, 7) if frames == 1 else (2, 4, frames, 5, 7)
+    scene.enter(torch.zeros(shape), torch.zeros(2, text, 16))
+    layer = SequenceLayer(address=type("", (), {"layer": number})(), module=nn.Identity(), patch=patch)
+    layer = SequenceLayer(layer.address, layer.module, patch, multiple)
+    return family.image(layer, scene, tokens)
+
+
+@pytest.mark.parametrize(
+    ("family", "details", "expected"),
+    [
+        (ForgeFlux(), {"tokens": 15}, slice(3, 15)),
+        (ForgeFlux(), {"tokens": 20}, slice(3, 15)),  # a reference image follows
+        (ForgeFlux(), {"tokens": 12}, None),
+        (ForgeFlux(), {"tokens": 38, "patch": 1}, slice(3, 38)),
+        (ForgeSd3(), {"tokens": 15}, slice(3, 15)),
+        (ForgeSd3(), {"tokens": 12}, None),
+        (ForgeSd3(), {"tokens": 12, "number": 1}, slice(0, 12)),
+        (ForgeSd3(), {"tokens": 15, "number": 1}, None),
+        (NeoLumina(), {"tokens": 15}, slice(3, 15)),
+        (NeoLumina(), {"tokens": 64, "multiple": 32}, slice(32, 44)),
+        (NeoErnie(), {"tokens": 15}, slice(0, 12)),
+        (NeoErnie(), {"tokens": 16}, None),
+        (NeoKrea(), {"tokens": 15, "frames": 1}, slice(3, 15)),
+        (NeoAnima(), {"tokens": 12}, slice(0, 12)),
+        (NeoAnima(), {"tokens": 36, "frames": 2}, slice(0, 24)),
+    ],
+)
+def test_where_the_image_tokens_lie(family, details, expected):
+    assert placed(family, **details) == expected
