@@ -59,7 +59,7 @@ class ForgeRun(GuidedRun):
         objects = _objects(params.denoiser)
         refuse_compiled(objects.unet.model)
         self._patch(objects)
-        return Step(objects.unet.model.diffusion_model, scale, blocks)
+        return Step(objects.unet.model.diffusion_model, params.x, scale, blocks)
 
     def entrance(self, denoiser: Any) -> nn.Module:
         return _objects(denoiser).unet.model.diffusion_model
@@ -82,9 +82,9 @@ class ForgeRun(GuidedRun):
 
     def on_after_cfg(self, args: dict[str, Any]) -> Tensor:
         """The step's result, (images, channels, …), with s δ added. Outside the window what it was given."""
-        step, self.step = self.step, None
-        if step is None:
+        if self.step is None or not self.step.is_of(args["input"], args["model_options"]):
             return args["denoised"]
+        step, self.step = self.step, None
         step.remove()
         with self.errors_told():
             guided = self._guided(args, step)

@@ -43,8 +43,9 @@ class Step:
     they were, and ControlNet doesn't run again.
     """
 
-    def __init__(self, network: nn.Module, scale: float, blocks: str) -> None:
+    def __init__(self, network: nn.Module, x: Tensor, scale: float, blocks: str) -> None:
         self.network = network
+        self.x = x
         self.scale = scale
         self.blocks = blocks
         self.calls: list[Call] = []
@@ -59,6 +60,13 @@ class Step:
             if isinstance(control, dict):
                 others = {**others, "control": _copied_lists(control)}
             self.calls.append(Call(x, timestep, others, rows, RandomState(x.device)))
+
+    def is_of(self, x: Tensor, model_options: dict[str, Any]) -> bool:
+        """Whether a pass on x is the step's own. A conditioning modifier may make one of its own before: reference
+        units do, on the reference (extensions-builtin/forge_preprocessor_reference), with every post-CFG function."""
+        if not model_options.get("conditioning_modifiers"):
+            return True
+        return x is self.x or (x.shape == self.x.shape and torch.equal(x, self.x))
 
     def remove(self) -> None:
         """Stop recording."""

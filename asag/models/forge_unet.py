@@ -12,9 +12,22 @@ from typing import Any
 from torch import Tensor, nn
 
 from asag.blocks import Address
-from asag.models.base import AttentionLayer, Forward, Scene, join_heads, split_heads
+from asag.models.base import (
+    AttentionLayer,
+    Forward,
+    Scene,
+    UnsupportedModel,
+    join_heads,
+    masks_nothing,
+    split_heads,
+)
+from asag.models.host_attention import StandIn
 from asag.models.ldm_unet import LdmUnet, transformer_blocks
 from asag.operators import Operator
+
+# Where functions that stand for attn1 (extensions-builtin/forge_preprocessor_reference, sd_forge_stylealign) find the
+# host's attention: Forge and Neo, reForge.
+HOMES = (("backend.attention", "attention_function"), ("ldm_patched.ldm.modules.attention", "optimized_attention"))
 
 
 class ForgeUnet(LdmUnet):
@@ -31,19 +44,33 @@ class ForgeUnet(LdmUnet):
         ]
 
     def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
-        def attend(query: Tensor, key: Tensor, value: Tensor, extra_options: dict[str, Any]) -> Tensor:
-            heads = extra_options["n_heads"]
-            query, key, value = (split_heads(tensor, heads) for tensor in (query, key, value))
-            return join_heads(operator.plain(query, key, value, scene.grid(query.shape[2])))
+        def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+            if not masks_nothing(mask):
+                raise UnsupportedModel(f"{layer.address}: its attention is masked; allowed: attention without a mask")
+            return operator.plain(query, key, value, scene.grid(query.shape[2]))
 
         def forward(
             x: Tensor, context: Tensor | None = None, transformer_options: dict[str, Any] | None = None
         ) -> Tensor:
             options = dict(transformer_options or {})
             replaced = dict(options.get("patches_replace", {}))
-            # The exact place beats what another extension has put on the whole block.
+            at_attn1 = replaced.get("attn1", {})
             place = (*options["block"], options.get("block_index", 0))
-            replaced["attn1"] = {**replaced.get("attn1", {}), place: attend}
+            others = at_attn1.get(place, at_attn1.get(options["block"]))
+
+            def replacement(query: Tensor, key: Tensor, value: Tensor, extra_options: dict[str, Any]) -> Tensor:
+                if others is not None:
+                    # Another extension's stays, with the host's attention weakened inside it: a reference's keys, a
+                    # style shared in the batch. One that calls attention by another way gives place.
+                    inside = StandIn(attend)
+                    with inside.at(HOMES):
+                        out = others(query, key, value, extra_options)
+                    if inside.calls:
+                        return out
+                heads = extra_options["n_heads"]
+                return join_heads(attend(*(split_heads(tensor, heads) for tensor in (query, key, value))))
+
+            replaced["attn1"] = {**at_attn1, place: replacement}
             options["patches_replace"] = replaced
             return original(x, context=context, transformer_options=options)
 

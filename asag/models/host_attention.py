@@ -1,9 +1,9 @@
-"""Transformers of Forge and Neo that have no hook for their attention: the host's attention function is replaced while
-a chosen layer runs, and at no other time.
+"""The attention function of Forge and its relatives, replaced for a while; and the transformers that need it.
 
-Sources: backend/attention.py (attention_function: query, key, value, heads, mask, attn_precision, skip_reshape,
-skip_output_reshape). Query and key arrive there after their norms and rotary embeddings, whichever kernel (PyTorch,
-xformers, flash, sage, split) stands behind the name.
+Transformers there have no hook for their attention: the host's function is replaced while a chosen layer runs, and at
+no other time. Source: backend/attention.py (attention_function: query, key, value, heads, mask, attn_precision,
+skip_reshape, skip_output_reshape). Query and key arrive there after their norms and rotary embeddings, whichever kernel
+(PyTorch, xformers, flash, sage, split) stands behind the name.
 """
 
 from __future__ import annotations
@@ -58,11 +58,23 @@ class HostTransformer:
         raise NotImplementedError
 
     def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
+        def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor | None:
+            tokens = query.shape[2]
+            image = self.image(layer, scene, tokens) if key.shape[2] == tokens else None
+            if image is None:
+                return None
+            # A blur over a grid means the grid of one image.
+            grid = scene.grid(image.stop - image.start) if scene.frames == 1 else None
+            try:
+                return operator.joint(query, key, value, image, grid, mask)
+            except ValueError as error:
+                raise UnsupportedModel(f"{layer.address}: {error}") from error
+
         def forward(*args: Any, **kwargs: Any) -> Any:
-            attention = _Attention(self, layer, operator, scene)
-            with attention.standing_in(self.homes):
+            attention = StandIn(attend)
+            with attention.at(self.homes):
                 result = original(*args, **kwargs)
-            if not attention.replaced:
+            if not attention.calls:
                 raise UnsupportedModel(
                     f"{layer.address}: ran without calling the host's attention on its image tokens, so it wasn't "
                     "perturbed; an extension or a compiled block does that"
@@ -72,20 +84,31 @@ class HostTransformer:
         return forward
 
 
-class _Attention:
-    """Stands in for the host's attention function during one run of one layer."""
+class StandIn:
+    """Stands in for the host's attention function: `attend` gives the attention of query, key and value, (batch, heads,
+    tokens, head_dim), under a mask of four dimensions or None; or None, and then the host's own function is called."""
 
-    def __init__(self, family: HostTransformer, layer: SequenceLayer, operator: Operator, scene: Scene) -> None:
-        self.family, self.layer, self.operator, self.scene = family, layer, operator, scene
-        self.replaced = 0
+    def __init__(self, attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor | None]) -> None:
+        self.attend = attend
+        self.calls = 0
 
     @contextmanager
-    def standing_in(self, homes: Sequence[tuple[str, str]]) -> Iterator[None]:
+    def at(self, homes: Sequence[tuple[str, str]]) -> Iterator[None]:
+        """While open, the function is replaced under these (module, name) pairs, where the module is loaded."""
         with ExitStack() as stack:
             for module, name in homes:
-                if module in sys.modules:
-                    stack.enter_context(_attribute_replaced(sys.modules[module], name, self._around))
+                if hasattr(sys.modules.get(module), name):
+                    stack.enter_context(self._replacing(sys.modules[module], name))
             yield
+
+    @contextmanager
+    def _replacing(self, home: Any, name: str) -> Iterator[None]:
+        host = getattr(home, name)
+        setattr(home, name, self._around(host))
+        try:
+            yield
+        finally:
+            setattr(home, name, host)
 
     def _around(self, host: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def attention(
@@ -95,47 +118,26 @@ class _Attention:
             heads: int,
             mask: Tensor | None = None,
             *others: Any,
-            skip_reshape: bool = False,
-            skip_output_reshape: bool = False,
             **named: Any,
         ) -> Tensor:
-            tokens = query.shape[2 if skip_reshape else 1]
-            same = key.shape[2 if skip_reshape else 1] == tokens
-            image = self.family.image(self.layer, self.scene, tokens) if same else None
-            if image is None:
-                named |= {"skip_reshape": skip_reshape} if skip_reshape else {}
-                named |= {"skip_output_reshape": skip_output_reshape} if skip_output_reshape else {}
+            split = [query, key, value]
+            if not named.get("skip_reshape"):
+                # SD3's values come with their heads apart already.
+                split = [split_heads(tensor.flatten(2), heads) for tensor in split]
+            out = self.attend(*split, _four_dimensions(mask))
+            if out is None:
                 return host(query, key, value, heads, mask, *others, **named)
-            if not skip_reshape:
-                query, key, value = (split_heads(tensor, heads) for tensor in (query, key, value))
-            self.replaced += 1
-            out = self._attend(query, key, value, mask, image)
-            return out if skip_output_reshape else join_heads(out)
+            self.calls += 1
+            return out if named.get("skip_output_reshape") else join_heads(out)
 
         return attention
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, image: slice) -> Tensor:
-        frames = self.scene.frames
-        grid = self.scene.grid(image.stop - image.start) if frames == 1 else None
-        if mask is not None:
-            # As the host's attention_pytorch takes it: (query, key), (batch, query, key) or with heads.
-            mask = mask.reshape(*[1] * (3 - mask.ndim), *mask.shape)
-            mask = mask.unsqueeze(1) if mask.ndim == 3 else mask
-        try:
-            return self.operator.joint(query, key, value, image, grid, mask)
-        except ValueError as error:
-            raise UnsupportedModel(f"{self.layer.address}: {error}") from error
 
-
-@contextmanager
-def _attribute_replaced(home: Any, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Any:
-    """Replace `home.name` by what `around` makes of it, and put it back."""
-    before = getattr(home, name)
-    setattr(home, name, around(before))
-    try:
-        yield
-    finally:
-        setattr(home, name, before)
+def _four_dimensions(mask: Tensor | None) -> Tensor | None:
+    """A mask as the host's attention_pytorch takes it: (query, key), (batch, query, key) or with heads."""
+    if mask is None or mask.ndim == 4:
+        return mask
+    return mask[None, None] if mask.ndim == 2 else mask.unsqueeze(1)
 
 
 def numbered(part: str, blocks: Sequence[nn.Module], **details: Any) -> list[SequenceLayer]:

@@ -78,7 +78,7 @@ def network():
 def guide(network, conds, unconds, batches=True, played=None):
     """A step: the host's pass, then the perturbed one. Gives both predictions and the host."""
     host, x = Host(network, batches), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(9))
-    step = Step(network, 1.5, "mid")
+    step = Step(network, x, 1.5, "mid")
     torch.manual_seed(3)
     plain = host.run(conds, unconds, x)
     step.remove()
@@ -128,7 +128,7 @@ def test_random_numbers_go_on_as_if_there_had_been_no_second_pass(network):
 
 
 def test_a_failing_pass_leaves_nothing_behind(network):
-    step = Step(network, 1.5, "mid")
+    step = Step(network, torch.zeros(1, 4, 8, 8), 1.5, "mid")
     layers = [AttentionLayer(Address("mid", 0, 0), network.attention)]
 
     def failing(given):
@@ -140,3 +140,14 @@ def test_a_failing_pass_leaves_nothing_behind(network):
     assert not network._forward_pre_hooks
     assert "forward" not in network.__dict__
     assert "forward" not in network.attention.__dict__
+
+
+def test_a_pass_on_a_reference_isnt_the_steps_own(network):
+    x = torch.randn(2, 4, 8, 8)
+    step = Step(network, x, 1.5, "mid")
+    step.remove()
+    modified = {"conditioning_modifiers": [print]}
+    assert step.is_of(x.clone(), modified)
+    assert not step.is_of(x + 1, modified)
+    assert not step.is_of(x[:1], modified)
+    assert step.is_of(x + 1, {})

@@ -26,7 +26,9 @@ TEXT, HEIGHT, WIDTH = 3, 6, 8
 def attention_function(query, key, value, heads, mask=None, skip_reshape=False, **_):
     """The double of backend/attention.py's attention_pytorch."""
     if not skip_reshape:
-        query, key, value = (tensor.unflatten(-1, (heads, -1)).transpose(1, 2) for tensor in (query, key, value))
+        query, key, value = (
+            tensor.flatten(2).unflatten(-1, (heads, -1)).transpose(1, 2) for tensor in (query, key, value)
+        )
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
@@ -43,6 +45,8 @@ class Block(nn.Module):
         query, key, value = self.qkv(x).chunk(3, dim=-1)
         if self.skip_reshape:
             query, key, value = (tensor.unflatten(-1, (2, -1)).transpose(1, 2) for tensor in (query, key, value))
+        else:
+            value = value.unflatten(-1, (2, -1))  # as SD3's
         out = x + home.attention_function(query, key, value, 2, mask, skip_reshape=self.skip_reshape)
         return out + 0.1 * home.attention_function(x, x[:, :TEXT], x[:, :TEXT], heads=2)
 

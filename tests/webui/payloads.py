@@ -29,6 +29,8 @@ def request(**changes: Any) -> dict[str, Any]:
         "cfg_scale": 7,
         "sampler_name": "Euler",
         "scheduler": "Automatic",
+        # Forge's hires fix fails in the API without it.
+        "hr_additional_modules": ["Use same choices"],
         **changes,
     }
 

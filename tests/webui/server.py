@@ -171,6 +171,8 @@ class WebUI:
         self.log_file = scratch / "server.log"
         self.url = f"http://127.0.0.1:{free_port()}"
         self._session = requests.Session()
+        # Forge closes a connection on which it has answered with an error.
+        self._session.headers["Connection"] = "close"
         self._session.trust_env = False  # a proxy of the user's has nothing to do with 127.0.0.1
         self._process: subprocess.Popen[bytes] | None = None
 

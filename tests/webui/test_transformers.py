@@ -35,7 +35,9 @@ LONG = ", ".join(["a red cat on a wooden chair by the window"] * 8)
 
 
 def small(**changes: Any) -> dict[str, Any]:
-    return request(**{"steps": 2, "width": 256, "height": 256, "distilled_cfg_scale": 3.5, **changes})
+    # Forge's automatic scheduler gives Flux sigmas that end in NaN at so few steps.
+    sampling = {"steps": 2, "scheduler": "Simple", "distilled_cfg_scale": 3.5}
+    return request(**{"width": 256, "height": 256, **sampling, **changes})
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -94,9 +96,14 @@ def test_methods(guidance_works: Image, kind: str, method: str) -> None:
 
 
 def test_batch_equals_singles(webui: WebUI, guided: Image, kind: str) -> None:
+    if kind == "wan":
+        pytest.skip("a video model's batch is its frames")
     batch = webui.txt2img(**small(batch_size=2, alwayson_scripts=asag(blocks="all"))).images
     assert largest_difference(batch[1], guided({"blocks": "all"}, **small(seed=8))) <= 3
 
 
-def test_image_to_image(guidance_works: Image, kind: str) -> None:
-    guidance_works(image_request(steps=3, width=256, height=256, denoising_strength=0.9), scale=100, blocks="all")
+def test_image_to_image(webui: WebUI, guidance_works: Image, kind: str) -> None:
+    payload = image_request(**small(steps=3), denoising_strength=0.9)
+    # With Flux.2 the first of equal requests differs from those after it, without ASAG as well.
+    webui.img2img(**payload)
+    guidance_works(payload, scale=100, blocks="all")

@@ -67,17 +67,19 @@ def fingerprint():
     }
     forge = getattr(shared.sd_model, "forge_objects", None)
     if forge is not None:
-        state["unet patcher"] = describe_options(forge.unet.model_options)
+        # Other extensions' patches stay until the next generation: the host puts a fresh patcher there first.
+        functions = [describe_function(each) for each in callables_in(forge.unet.model_options)]
+        state["unet patcher"] = str([each for each in functions if each.startswith("asag")])
     return state
 
 
-def describe_options(given):
-    """Forge's patches: the keys of nested dicts, and the functions they hold."""
+def callables_in(given):
+    """The functions in nested dicts and lists: Forge's patches."""
     if isinstance(given, dict):
-        return str({str(key): describe_options(value) for key, value in sorted(given.items(), key=str)})
+        given = list(given.values())
     if isinstance(given, (list, tuple)):
-        return str([describe_options(value) for value in given])
-    return describe_function(given) if callable(given) else type(given).__name__
+        return [function for each in given for function in callables_in(each)]
+    return [given] if callable(given) else []
 
 
 def in_perturbed_pass():

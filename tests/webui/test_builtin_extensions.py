@@ -1,0 +1,86 @@
+"""What Forge, reForge and Neo bring with them and put on the same model patcher: other guidance, other attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from .payloads import asag, assert_differ, assert_same, image_request
+from .payloads import request as small
+from .server import WebUI, encode_image
+
+Image = Callable[..., np.ndarray]
+
+# The script's title, up to what hosts add to it, and the arguments that switch it on, by their place.
+ON = {0: True}
+SCRIPTS: dict[str, dict[int, Any]] = {
+    "PerturbedAttentionGuidance Integrated": ON,
+    "SelfAttentionGuidance Integrated": ON,
+    "FreeU Integrated": ON,
+    "DynamicThresholding (CFG-Fix) Integrated": ON,
+    "LatentModifier Integrated": ON,
+    "MultiDiffusion Integrated": {0: True, 2: 192, 3: 192, 4: 32},
+    "StyleAlign Integrated": ON,
+    "Kohya HRFix Integrated": ON,
+    "HyperTile Integrated": {0: True, 1: 128},
+    "RescaleCFG": {0: 0.7},
+    "RescaleCFG for reForge": {0: True},
+    "MaHiRo": ON,
+    "Mahiro CFG for reForge": ON,
+    '"APG\'s now your CFG" and Guidance Limiter for reForge': ON,
+}
+
+
+@pytest.fixture(scope="module")
+def scripts(webui: WebUI) -> dict[str, dict[str, Any]]:
+    """Every always-on script of txt2img by its title in small letters."""
+    if webui.kind == "a1111":
+        pytest.skip("these are built into Forge and its relatives")
+    return {
+        each["name"]: each
+        for each in webui.get("/sdapi/v1/script-info")
+        if each["is_alwayson"] and not each["is_img2img"]
+    }
+
+
+@pytest.fixture(params=SCRIPTS)
+def script(request: pytest.FixtureRequest, scripts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The value of `alwayson_scripts` that switches one on."""
+    wanted = request.param.lower()
+    name = next((name for name in sorted(scripts) if name == wanted or name.startswith(wanted + " (")), None)
+    if name is None:
+        pytest.skip(f"no {request.param} in this host")
+    args = [argument["value"] for argument in scripts[name]["args"]]
+    for place, value in SCRIPTS[request.param].items():
+        args[place] = value
+    return {name: {"args": args}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"batch_size": 2, "prompt": "a cat AND a dog :0.5"},
+        {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.7, "hr_cfg": 5},
+    ],
+    ids=["plain", "batch and AND", "hires"],
+)
+def test_beside(webui: WebUI, plain: Image, guidance_works: Image, script: dict[str, Any], changes: Any) -> None:
+    payload = small(**{"width": 256, "height": 256, **changes}, alwayson_scripts=script)
+    alone = webui.txt2img(**payload).image
+    if not changes:
+        assert_differ(alone, plain(width=256, height=256))
+    assert_same(webui.txt2img(**{**payload, "alwayson_scripts": {**script, **asag(scale=0)}}).image, alone)
+    guidance_works(payload, scale=40)
+
+
+def test_soft_inpainting(webui: WebUI, guidance_works: Image, scripts: dict[str, dict[str, Any]]) -> None:
+    if "soft inpainting" not in {each["name"] for each in webui.get("/sdapi/v1/script-info")}:
+        pytest.skip("no Soft Inpainting in this host")
+    mask = np.zeros((128, 128, 3))
+    mask[:, 64:] = 255
+    soft = {"Soft Inpainting": {"args": [True, 1, 0.5, 4, 0, 0.5, 2]}}
+    guidance_works(image_request(mask=encode_image(mask), mask_blur=4, alwayson_scripts=soft), scale=40)
