@@ -29,6 +29,7 @@ def switched(request: pytest.FixtureRequest, webui: WebUI) -> Iterator[None]:
     assert webui.img2img(**image_request(steps=1)).status == 200
     yield
     webui.set_options(sd_model_checkpoint=webui.sd15)
+    webui.txt2img(**small(steps=1))  # Forge loads it only now
 
 
 @pytest.mark.parametrize("switched", [("ASAG_WEBUI_SD2", "sd2", "v2-1")], indirect=True, ids=["SD2"])

@@ -25,6 +25,7 @@ def checkpoint(webui: WebUI) -> Iterator[None]:
     webui.txt2img(**request(steps=1))  # what the host sets once, before the guard looks
     yield
     webui.set_options(sd_model_checkpoint=webui.sd15)
+    webui.txt2img(**request(steps=1))  # Forge loads it only now
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ def kind(request: pytest.FixtureRequest, webui: WebUI) -> Iterator[str]:
     webui.txt2img(**small(steps=1))  # what the host sets once, before the guard looks
     yield request.param
     webui.set_options(sd_model_checkpoint=webui.sd15)
+    webui.txt2img(**small(steps=1))  # Forge loads it only now
 
 
 def test_guidance(webui: WebUI, guidance_works: Image, kind: str) -> None:
