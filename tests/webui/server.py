@@ -6,6 +6,7 @@ The environment says which one and with what:
     ASAG_WEBUI_PYTHON   its interpreter; else venv/bin/python in that folder or beside it
     ASAG_WEBUI_SD15     checkpoint file names; else the first one called *sd15* or *v1-5*, *sdxl* or *xl_base*
     ASAG_WEBUI_SDXL
+    ASAG_WEBUI_FLAGS    its command-line flags for device, precision and attention, in place of HOST_FLAGS
 """
 
 from __future__ import annotations
@@ -206,7 +207,8 @@ class WebUI:
         settings.write_text(json.dumps({**known, **SETTINGS}))
         flags = ["--port", self.url.rpartition(":")[2], "--ui-settings-file", str(settings)]
         flags += ["--ui-config-file", str(self.scratch / "ui-config.json")]
-        return [*COMMON_FLAGS, *HOST_FLAGS[self.kind], *flags]
+        chosen = os.environ.get("ASAG_WEBUI_FLAGS")
+        return [*COMMON_FLAGS, *(HOST_FLAGS[self.kind] if chosen is None else chosen.split()), *flags]
 
     def _environment(self) -> dict[str, str]:
         environment = {name: value for name, value in os.environ.items() if name != "COMMANDLINE_ARGS"}
