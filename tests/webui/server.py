@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,9 @@ SETTINGS = {
     "token_merging_ratio": 0,
     "img2img_color_correction": False,
     "inpainting_mask_weight": 1,
+    # Neo shows these two, and runs them, on request only.
+    "show_rescale_cfg": True,
+    "show_mahiro": True,
 }
 
 
@@ -90,6 +94,7 @@ class Answer:
 
     @property
     def infotexts(self) -> list[str]:
+        assert self.status == 200, f"HTTP {self.status}: {json.dumps(self.body)[:2000]}"
         return json.loads(self.body["info"])["infotexts"]
 
 
@@ -280,10 +285,31 @@ class WebUI:
         )
 
     def txt2img(self, **payload: Any) -> Answer:
-        return self.post("/sdapi/v1/txt2img", payload)
+        return self.post("/sdapi/v1/txt2img", self._understood(payload))
 
     def img2img(self, **payload: Any) -> Answer:
-        return self.post("/sdapi/v1/img2img", payload)
+        return self.post("/sdapi/v1/img2img", self._understood(payload))
+
+    def _understood(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """The request without settings that this host doesn't know (Neo fails at them), and with an upscaler it has."""
+        if "override_settings" in payload:
+            known = self.options
+            overrides = {name: value for name, value in payload["override_settings"].items() if name in known}
+            payload = {**payload, "override_settings": overrides}
+        if payload.get("hr_upscaler") not in (None, *self.upscalers):
+            payload = {**payload, "hr_upscaler": "Lanczos"}
+        return payload
+
+    @cached_property
+    def options(self) -> set[str]:
+        """The names of the host's settings."""
+        return set(self.get("/sdapi/v1/options"))
+
+    @cached_property
+    def upscalers(self) -> set[str]:
+        return {
+            each["name"] for what in ("upscalers", "latent-upscale-modes") for each in self.get(f"/sdapi/v1/{what}")
+        }
 
     def set_options(self, **options: Any) -> None:
         """Change settings as the user's Settings page does, callbacks included; the copy of config.json keeps them."""
