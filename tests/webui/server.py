@@ -297,7 +297,8 @@ class WebUI:
             overrides = {name: value for name, value in payload["override_settings"].items() if name in known}
             payload = {**payload, "override_settings": overrides}
         if payload.get("hr_upscaler") not in (None, *self.upscalers):
-            payload = {**payload, "hr_upscaler": "Lanczos"}
+            latent = sorted(name for name in self.upscalers if "latent" in name.lower())
+            payload = {**payload, "hr_upscaler": (latent or ["None"])[0]}
         return payload
 
     @cached_property

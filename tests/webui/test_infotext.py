@@ -17,6 +17,15 @@ CASES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.fixture(scope="module")
+def reads_back(webui: WebUI) -> None:
+    """Skips where the host's API can't read any infotext (Forge and Neo compare a value with list[str])."""
+    text = webui.txt2img(**request()).infotexts[0]
+    if webui.txt2img(infotext=text, scheduler="Automatic").status != 200:
+        pytest.skip("this host's API fails to read its own infotexts")
+
+
+@pytest.mark.usefixtures("reads_back")
 @pytest.mark.parametrize("settings", CASES)
 def test_the_api_reads_back_what_it_wrote(webui: WebUI, settings: dict[str, Any]) -> None:
     first = webui.txt2img(**request(alwayson_scripts=asag(**settings)))
@@ -27,12 +36,14 @@ def test_the_api_reads_back_what_it_wrote(webui: WebUI, settings: dict[str, Any]
     assert_same(again.image, first.image)
 
 
+@pytest.mark.usefixtures("reads_back")
 def test_a_text_without_asag_is_an_unguided_image(webui: WebUI) -> None:
     first = webui.txt2img(**request())
     again = webui.txt2img(infotext=first.infotexts[0], scheduler="Automatic")
     assert_same(again.image, first.image)
 
 
+@pytest.mark.usefixtures("reads_back")
 def test_the_requests_own_script_arguments_win(webui: WebUI) -> None:
     text = webui.txt2img(**request(alwayson_scripts=asag(scale=2))).infotexts[0]
     other = webui.txt2img(infotext=text, scheduler="Automatic", alwayson_scripts=asag(scale=5))
