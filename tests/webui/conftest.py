@@ -100,10 +100,12 @@ def guidance_works(webui: WebUI) -> Callable[..., np.ndarray]:
         def image(**changes: Any) -> np.ndarray:
             return ask(**{**payload, "alwayson_scripts": {**others, **asag(**{**settings, **changes})}}).image
 
-        if "init_images" in payload:
-            # The first of equal requests may give another image than those after it, without ASAG as well.
-            ask(**payload)
-        before, strong, faint, after = ask(**payload).image, image(), image(scale=FAINT), ask(**payload).image
+        alone = ask(**payload)
+        if alone.status != 200:
+            pytest.skip(f"the host by itself fails at this request: {alone.body}")
+        # The first of equal img2img requests may give another image than those after it, without ASAG as well.
+        before = ask(**payload).image if "init_images" in payload else alone.image
+        strong, faint, after = image(), image(scale=FAINT), ask(**payload).image
         assert_differ(strong, before)
         assert largest_difference(faint, before) < rounding
         assert_same(after, before)
