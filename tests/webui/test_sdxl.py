@@ -21,8 +21,8 @@ def checkpoint(webui: WebUI) -> Iterator[None]:
     if webui.sdxl is None:
         pytest.skip("no SDXL checkpoint (ASAG_WEBUI_SDXL)")
     webui.set_options(sd_model_checkpoint=webui.sdxl)
+    webui.txt2img(**request(steps=1))  # what the host loads and sets once, before the guard looks
     assert "label_emb" in " ".join(webui.fingerprint())
-    webui.txt2img(**request(steps=1))  # what the host sets once, before the guard looks
     yield
     webui.set_options(sd_model_checkpoint=webui.sd15)
     webui.txt2img(**request(steps=1))  # Forge loads it only now
