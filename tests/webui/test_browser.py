@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from playwright.sync_api import ConsoleMessage, Locator, Page, expect, sync_playwright
@@ -21,9 +21,9 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this ma
 
 
 @pytest.fixture
-def page(webui: WebUI) -> Iterator[Page]:
-    """The txt2img tab, set to a small picture. What the extension's own script writes to the console as an error fails
-    the test; the host's pages log errors of their own."""
+def open_page(webui: WebUI) -> Iterator[Callable[[], Page]]:
+    """Opens one more tab of the browser, at txt2img, set to a small picture. What the extension's own script writes
+    to the console as an error fails the test; the host's pages log errors of their own."""
     errors: list[str] = []
 
     def note(message: ConsoleMessage) -> None:
@@ -32,19 +32,29 @@ def page(webui: WebUI) -> Iterator[Page]:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page()
-        page.set_default_timeout(WAIT)
-        page.on("console", note)
-        page.goto(webui.url)
-        page.wait_for_selector("#txt2img_generate")
-        page.fill("#txt2img_prompt textarea", "a cat")
-        for name, value in (("steps", 3), ("width", 128), ("height", 128)):
-            number = page.locator(f"#txt2img_{name} input[type=number]")
-            number.fill(str(value))
-            number.press("Tab")
+        context = browser.new_context()
+
+        def page() -> Page:
+            page = context.new_page()
+            page.set_default_timeout(WAIT)
+            page.on("console", note)
+            page.goto(webui.url)
+            page.wait_for_selector("#txt2img_generate")
+            page.fill("#txt2img_prompt textarea", "a cat")
+            for name, value in (("steps", 3), ("width", 128), ("height", 128)):
+                number = page.locator(f"#txt2img_{name} input[type=number]")
+                number.fill(str(value))
+                number.press("Tab")
+            return page
+
         yield page
         browser.close()
     assert not errors
+
+
+@pytest.fixture
+def page(open_page: Callable[[], Page]) -> Page:
+    return open_page()
 
 
 def switch(page: Page) -> None:
@@ -52,11 +62,20 @@ def switch(page: Page) -> None:
     page.click(f"{ACCORDION} > .label-wrap")
 
 
-def generate(page: Page) -> str:
-    """Generate and return the infotext under the picture: one with a new (random) seed, once it is there."""
-    info = page.locator("#html_info_txt2img").first
-    before = info.inner_text()
-    page.click("#txt2img_generate")
+def generate(*pages: Page) -> list[str]:
+    """Generate in all tabs at once and return the infotexts under the pictures: with new (random) seeds, once they
+    are there."""
+    before = [infotext(page) for page in pages]
+    for page in pages:
+        page.click("#txt2img_generate")
+    return [new_infotext(page, old) for page, old in zip(pages, before, strict=True)]
+
+
+def infotext(page: Page) -> str:
+    return page.locator("#html_info_txt2img").first.inner_text()
+
+
+def new_infotext(page: Page, before: str) -> str:
     page.wait_for_function(
         """before => {
             const text = document.querySelector('#html_info_txt2img').innerText;
@@ -64,7 +83,7 @@ def generate(page: Page) -> str:
         }""",
         arg=before,
     )
-    return info.inner_text()
+    return infotext(page)
 
 
 def scale_field(page: Page) -> Locator:
@@ -72,14 +91,14 @@ def scale_field(page: Page) -> Locator:
 
 
 def test_ticking_the_box_guides_and_unticking_stops(page: Page) -> None:
-    assert "ASAG" not in generate(page)
+    assert "ASAG" not in generate(page)[0]
     switch(page)
     expect(scale_field(page)).to_be_visible()
     scale_field(page).fill("4")
     scale_field(page).press("Tab")
-    assert "ASAG: scale 4" in generate(page)
+    assert "ASAG: scale 4" in generate(page)[0]
     switch(page)
-    assert "ASAG" not in generate(page)
+    assert "ASAG" not in generate(page)[0]
 
 
 def test_pasting_a_text_sets_the_accordion(page: Page) -> None:
@@ -88,12 +107,24 @@ def test_pasting_a_text_sets_the_accordion(page: Page) -> None:
     page.click("#paste")
     expect(scale_field(page)).to_have_value("2.5")
     expect(page.locator(BLOCKS)).to_have_value("mid, out.3")
-    assert "ASAG: " in generate(page)
+    assert "ASAG: " in generate(page)[0]
     page.fill("#txt2img_prompt textarea", text.partition(", ASAG")[0])
     page.click("#paste")
     expect(page.locator(f"{ACCORDION}-visible-checkbox")).not_to_be_checked()
-    assert "ASAG" not in generate(page)
+    assert "ASAG" not in generate(page)[0]
     expect(scale_field(page)).to_have_value("2.5")
+
+
+def test_two_tabs(open_page: Callable[[], Page]) -> None:
+    guided, unguided = pages = open_page(), open_page()
+    unguided.fill("#txt2img_prompt textarea", "a dog")
+    switch(guided)
+    for _ in range(2):
+        one, other = generate(*pages)
+        assert one.startswith("a cat")
+        assert "ASAG: " in one
+        assert other.startswith("a dog")
+        assert "ASAG" not in other
 
 
 @pytest.mark.logs_errors

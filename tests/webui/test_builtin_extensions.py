@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .payloads import ROUNDING, asag, assert_same, image_request, largest_difference
+from .payloads import ROUNDING, asag, assert_same, largest_difference
 from .payloads import request as small
-from .server import WebUI, encode_image
+from .server import WebUI
 
 Image = Callable[..., np.ndarray]
 
@@ -76,12 +76,3 @@ def test_beside(webui: WebUI, plain: Image, guidance_works: Image, script: dict[
     assert_same(webui.txt2img(**{**payload, "alwayson_scripts": {**script, **asag(scale=0)}}).image, alone)
     if largest_difference(alone, plain(**changes)) < ROUNDING:
         pytest.skip("guidance works, but the script by itself changes nothing in so narrow a model")
-
-
-def test_soft_inpainting(webui: WebUI, guidance_works: Image, scripts: dict[str, dict[str, Any]]) -> None:
-    if "soft inpainting" not in {each["name"] for each in webui.get("/sdapi/v1/script-info")}:
-        pytest.skip("no Soft Inpainting in this host")
-    mask = np.zeros((128, 128, 3))
-    mask[:, 64:] = 255
-    soft = {"Soft Inpainting": {"args": [True, 1, 0.5, 4, 0, 0.5, 2]}}
-    guidance_works(image_request(mask=encode_image(mask), mask_blur=4, alwayson_scripts=soft), scale=40)

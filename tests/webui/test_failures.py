@@ -29,6 +29,25 @@ def test_failure_in_a_guided_run(webui: WebUI, plain: Image, guided: Image, wher
     assert_same(guided(), before)
 
 
+@pytest.mark.parametrize("kind", ["OutOfMemoryError", "MemoryError"])
+@pytest.mark.parametrize("where", ["unet", "perturbed"])
+def test_out_of_memory(webui: WebUI, plain: Image, guided: Image, where: str, kind: str) -> None:
+    before, unguided, clean = guided(), plain(), webui.fingerprint()
+    webui.inject_failure(where, kind=kind)
+    answer = webui.txt2img(**request(alwayson_scripts=asag()))
+    assert answer.status == 500
+    sentence = f"asag_probe: the failure that was asked for ({where}, call 1)"
+    if where == "unet":  # the host's own pass: what it says of that is its own affair
+        # A1111 calls it errors, Forge message.
+        assert answer.body["error"] == kind
+        assert sentence in (answer.body.get("errors"), answer.body.get("message"))
+    else:
+        assert answer.body["detail"] == f"ASAG: the perturbed pass failed: {kind}: {sentence}"
+    assert webui.fingerprint() == clean
+    assert_same(webui.txt2img(**request()).image, unguided)
+    assert_same(guided(), before)
+
+
 def test_failure_in_an_unguided_run(webui: WebUI, plain: Image, guided: Image) -> None:
     before, unguided = guided(), plain()
     webui.inject_failure("unet", 2)

@@ -59,6 +59,17 @@ def test_soft_mask(guidance_works: Image) -> None:
     guidance_works(inpainting(mask(slice(32, 96), slice(32, 96)), mask_blur=8))
 
 
+def test_soft_inpainting(webui: WebUI, guidance_works: Image) -> None:
+    if "soft inpainting" not in webui.get("/sdapi/v1/scripts")["img2img"]:
+        pytest.skip("Soft Inpainting isn't built in")
+    payload = inpainting(mask(slice(32, 96), slice(32, 96)), mask_blur=8)
+    soft = {"Soft Inpainting": {"args": [True, 1, 0.5, 4, 0, 0.5, 2]}}
+    alone = webui.img2img(**payload, alwayson_scripts=soft).image
+    assert_differ(alone, webui.img2img(**payload).image)
+    guidance_works({**payload, "alwayson_scripts": soft})
+    assert_same(webui.img2img(**payload, alwayson_scripts={**soft, **asag(scale=0)}).image, alone)
+
+
 def test_loopback(webui: WebUI) -> None:
     # One `p` goes through the host's process_images again and again: two loops, each must be guided, once.
     loops = {"script_name": "loopback", "script_args": [2, 0.5, "Linear", "None"]}

@@ -71,6 +71,7 @@ def test_the_weakened_attention_has_the_network_too(plain: Image, guided: Image,
 def token_merging(webui: WebUI) -> dict[str, Any]:
     """The field of a request that merges half of the tokens."""
     merging = {"override_settings": {"token_merging_ratio": 0.5}}
+    assert webui.post("/asag-probe/uncover").status == 200
     # The host leaves a note on the model when it first merges: before the guard looks at it.
     webui.txt2img(**small(steps=1, **merging))
     return merging

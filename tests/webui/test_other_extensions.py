@@ -122,5 +122,5 @@ def test_aside_for_regional_prompter(webui: WebUI, plain: Image, guidance_works:
     payload = small(prompt="a cat BREAK a dog", alwayson_scripts={"Regional Prompter": {"args": values}})
     assert_differ(webui.txt2img(**payload).image, plain(prompt="a cat BREAK a dog"))
     stands_aside(webui, payload, "Regional Prompter")
-    # Another prompt: neutral prompt, if installed as well, confuses one that the host has cached with RP's variant.
-    guidance_works(small(prompt="a bird"))
+    # A new prompt each time: neutral prompt, if installed as well, confuses one that the host has cached with RP's.
+    guidance_works(small(prompt=f"a bird, {calculation}"))

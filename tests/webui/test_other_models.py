@@ -77,6 +77,20 @@ class TestInstructPix2Pix:
         self.ask_once(webui, payload)
         guidance_works(payload)
 
+    @pytest.mark.parametrize("changes", [{}, {"batch_size": 2, "sampler_name": "DDIM"}], ids=str)
+    def test_rescale(self, webui: WebUI, changes: dict[str, Any]) -> None:
+        # Rescaling alone changes the image, as it takes CFG's contrast too: guidance_works has nothing to say about it.
+        payload = image_request(image_cfg_scale=1.5, steps=3, **changes)
+        self.ask_once(webui, payload)
+        before = webui.img2img(**payload).image
+        image, other = (
+            webui.img2img(**payload, alwayson_scripts=asag(rescale=rescale)).image for rescale in (0.7, 0.0)
+        )
+        assert_differ(image, before)
+        assert_differ(image, other)
+        assert image.std() > 5, "not finite: the host makes such a picture black"
+        assert_same(webui.img2img(**payload).image, before)
+
     def ask_once(self, webui: WebUI, payload: dict[str, Any]) -> None:
         """The host's own image of a request is another at the first time than at all later ones, with such a model."""
         assert webui.img2img(**payload).status == 200

@@ -6,13 +6,16 @@ GET /asag-probe/delta: ends that; tells for every step since the largest |δ|, r
 prediction (what isn't 0 is an artefact), and how often the operator ran.
 GET /asag-probe/fingerprint: for every module of the loaded model, what is set on that instance beyond its class: two
 equal answers mean that nothing was left patched in between.
-POST /asag-probe/fail?where=unet|perturbed&call=n: the n-th forward pass of the UNet from now on, or the n-th perturbed
-one, raises near its end, once.
+POST /asag-probe/fail?where=unet|perturbed&call=n&kind=…: the n-th forward pass of the UNet from now on, or the n-th
+perturbed one, raises an exception of that kind near its end, once.
+POST /asag-probe/uncover: takes away the `_forward` that ControlNet puts on every block for good once it has run a
+reference unit (scripts/controlnet.py: clear_all_secondary_control_models): it hides Token Merging's, a changed class's.
 """
 
 import importlib
 import sys
 
+import torch
 import torch.nn.functional as F
 from modules import script_callbacks, shared
 from torch import nn
@@ -22,6 +25,7 @@ from asag.settings import AsagSettings
 
 # What a host's module notes on itself: the decoder of ldm remembers the shape it last decoded.
 HOSTS_OWN = {"last_z_shape"}
+FAILURES = {kind.__name__: kind for kind in (RuntimeError, MemoryError, torch.cuda.OutOfMemoryError)}
 
 
 def roots():
@@ -94,7 +98,7 @@ def in_perturbed_pass():
     return False
 
 
-def fail_once(where, call):
+def fail_once(where, call, kind):
     calls = 0
 
     def before_last_part(module, args):
@@ -104,7 +108,7 @@ def fail_once(where, call):
         calls += 1
         if calls == call:
             hook.remove()
-            raise RuntimeError(f"asag_probe: the failure that was asked for ({where}, call {call})")
+            raise FAILURES[kind](f"asag_probe: the failure that was asked for ({where}, call {call})")
 
     hook = list(diffusion_model().children())[-1].register_forward_pre_hook(before_last_part)
 
@@ -148,10 +152,10 @@ def add_routes(_, app):
     app.get("/asag-probe/fingerprint")(fingerprint)
 
     @app.post("/asag-probe/fail")
-    def fail(where: str, call: int = 1):
-        if where not in ("unet", "perturbed") or call < 1:
-            return {"error": f"where {where}, call {call}; allowed: unet or perturbed, from 1 on"}
-        fail_once(where, call)
+    def fail(where: str, call: int = 1, kind: str = "RuntimeError"):
+        if where not in ("unet", "perturbed") or call < 1 or kind not in FAILURES:
+            return {"error": f"{where}, {call}, {kind}; allowed: unet or perturbed, from 1 on, one of {list(FAILURES)}"}
+        fail_once(where, call, kind)
         return {"armed": where}
 
     guidances = []
@@ -162,6 +166,13 @@ def add_routes(_, app):
         return {}
 
     app.get("/asag-probe/delta")(lambda: guidances.pop().end())
+
+    @app.post("/asag-probe/uncover")
+    def uncover():
+        for module in diffusion_model().modules():
+            for name in ("_forward", "_original_inner_forward_cn_hijack"):
+                module.__dict__.pop(name, None)
+        return {}
 
 
 script_callbacks.on_app_started(add_routes)
