@@ -112,8 +112,8 @@ class GuidedRun:
             self.error = Refused(f"ASAG settings: {name}: {error}", 422)
             raise self.error from error
         except Exception as error:
-            reason = (str(error).splitlines() or [""])[0]
-            self.error = Refused(f"ASAG: the perturbed pass failed: {type(error).__name__}: {reason}", 500)
+            reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+            self.error = Refused(f"ASAG: the perturbed pass failed: {reason}", 500)
             raise self.error from error
 
     def close(self) -> None:

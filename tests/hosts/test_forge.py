@@ -245,15 +245,19 @@ def test_a_model_of_no_known_family_is_refused(host):
         guided(host)
 
 
-def test_a_failing_perturbed_pass_ends_the_request_and_leaves_nothing(host, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(torch.OutOfMemoryError("no memory\nfor this"), "OutOfMemoryError: no memory"), (MemoryError(), "MemoryError")],
+)
+def test_a_failing_perturbed_pass_ends_the_request_and_leaves_nothing(host, monkeypatch, error, told):
     unguided, before = plain(host), snapshot(host.model.diffusion_model)
     sampling = sys.modules["backend.sampling.sampling_function"]
 
     def failing(*args):
-        raise torch.OutOfMemoryError("no memory\nfor this")
+        raise error
 
     monkeypatch.setattr(sampling, "calc_cond_uncond_batch", failing)
-    with pytest.raises(Refused, match=r"perturbed pass failed: OutOfMemoryError: no memory$") as refused:
+    with pytest.raises(Refused, match=f"perturbed pass failed: {told}$") as refused:
         guided(host)
     assert refused.value.status_code == 500
     assert snapshot(host.model.diffusion_model) == before
