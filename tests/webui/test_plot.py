@@ -25,7 +25,9 @@ def plot(webui: WebUI) -> Callable[..., Answer]:
         args: list[Any] = []
         for label, values in (x, y, ("Nothing", "")):
             args += [axes.index(label if label == "Nothing" else f"[ASAG] {label}"), values, []]
-        args += [True, True, False, False, False, False, False, 0, True]
+        # What comes after the axes, which hosts have added to: all off or 0 but these.
+        on = ("Draw legend", "Include Sub Images", "Use text inputs instead of dropdowns")
+        args += [arg["label"] in on for arg in script["args"][len(args) :]]
         return webui.txt2img(**request(script_name="x/y/z plot", script_args=args, **changes))
 
     return run
