@@ -58,7 +58,8 @@ class Step:
             # The model pops residuals off these lists (backend/nn/unet.py: apply_control).
             control = others.get("control")
             if isinstance(control, dict):
-                others = {**others, "control": _copied_lists(control)}
+                lists = {name: list(each) if isinstance(each, list) else each for name, each in control.items()}
+                others = {**others, "control": lists}
             self.calls.append(Call(x, timestep, others, rows, RandomState(x.device)))
 
     def is_of(self, x: Tensor, model_options: dict[str, Any]) -> bool:
@@ -105,8 +106,6 @@ class Step:
                 return original(x, timestep, **others)
             call = _take(recorded, x, timestep)
             given = slice_rows(call.others, call.cond_rows, call.x.shape[0])
-            if isinstance(given.get("control"), dict):
-                given["control"] = _copied_lists(given["control"])
             given["transformer_options"] = others["transformer_options"]
             scene.enter(x, given.get("context"))
             with call.random_state.again():
@@ -141,7 +140,3 @@ def _take(recorded: list[Call], x: Tensor, timestep: Tensor) -> Call:
         if rows.shape == x.shape and torch.equal(rows, x) and torch.equal(call.timestep[call.cond_rows], timestep):
             return recorded.pop(index)
     raise Mismatch
-
-
-def _copied_lists(control: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, list) else value for name, value in control.items()}

@@ -138,12 +138,11 @@ class Host(Protocol):
         """The denoiser that is loaded now, and its family; raises Refused when it can't be perturbed."""
 
 
-def check_blocks(host: Host, p: Any, settings: AsagSettings) -> None:
+def check_blocks(model: nn.Module, family: Family, p: Any, settings: AsagSettings) -> None:
     """Raise Refused before sampling when the model that runs first, or is to run the hires pass, lacks the blocks."""
     other_model = getattr(p, "hr_checkpoint_name", None) not in (None, "", "Use same checkpoint")
     hires = getattr(p, "enable_hr", False) and not other_model
     passes = {"blocks": False, "hires_blocks": True} if hires else {"blocks": False}
-    model, family = host.model()
     for name, is_hires in passes.items():
         scale, blocks = settings.in_pass(is_hires)
         try:
@@ -161,8 +160,8 @@ def arm(host: Host, p: Any, settings: AsagSettings, unguided: Callable[[], None]
     run = host.run(settings)
 
     def guarded(sample: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        check_blocks(host, p, settings)
-        _, family = host.model()
+        model, family = host.model()
+        check_blocks(model, family, p, settings)
         out = sample(*args, **kwargs)
         if run.error is not None:
             raise run.error

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from asag.models.base import AttentionLayer, Scene, has_class
-from asag.models.host_attention import HostTransformer, SequenceLayer, numbered
+from asag.models.base import AttentionLayer, has_class
+from asag.models.host_attention import HostTransformer, numbered
 
 
 class ForgeFlux(HostTransformer):
@@ -32,7 +32,3 @@ class ForgeFlux(HostTransformer):
             *numbered("double", model.double_blocks, patch=patch),
             *numbered("single", model.single_blocks, patch=patch),
         ]
-
-    def image(self, layer: SequenceLayer, scene: Scene, tokens: int) -> slice | None:
-        texts, images = scene.text_tokens, scene.image_tokens(layer.patch)
-        return slice(texts, texts + images) if tokens >= texts + images else None

@@ -31,7 +31,7 @@ class SequenceLayer(AttentionLayer):
 
 
 class HostTransformer:
-    """Base of the families. A subclass says where its layers are, and `image`: where its image tokens lie.
+    """Base of the families. A subclass says where its layers are, and `image` where its sequence isn't the usual one.
 
     `homes` are the (module, name) pairs under which the layers' code finds the host's attention function.
     """
@@ -54,8 +54,13 @@ class HostTransformer:
         raise NotImplementedError
 
     def image(self, layer: SequenceLayer, scene: Scene, tokens: int) -> slice | None:
-        """Where the image tokens lie in a sequence of `tokens`; None when this isn't the layer's attention."""
-        raise NotImplementedError
+        """Where the image tokens lie in a sequence of `tokens`; None when this isn't the layer's attention.
+
+        Here: text first, padded as the layer says, then the image, and what may follow is kept like text.
+        """
+        texts = -(-scene.text_tokens // layer.text_multiple) * layer.text_multiple
+        images = scene.image_tokens(layer.patch)
+        return slice(texts, texts + images) if tokens >= texts + images else None
 
     def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
         def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor | None:

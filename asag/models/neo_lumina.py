@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from asag.models.base import AttentionLayer, Scene
-from asag.models.host_attention import HostTransformer, SequenceLayer, numbered
+from asag.models.base import AttentionLayer
+from asag.models.host_attention import HostTransformer, numbered
 
 
 class NeoLumina(HostTransformer):
@@ -23,8 +23,3 @@ class NeoLumina(HostTransformer):
         attentions = [layer.attention for layer in model.layers]
         multiple = model.pad_tokens_multiple or 1
         return numbered("layer", attentions, patch=model.patch_size, text_multiple=multiple)
-
-    def image(self, layer: SequenceLayer, scene: Scene, tokens: int) -> slice | None:
-        texts = -(-scene.text_tokens // layer.text_multiple) * layer.text_multiple
-        images = scene.image_tokens(layer.patch)
-        return slice(texts, texts + images) if tokens >= texts + images else None

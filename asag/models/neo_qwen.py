@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from asag.models.base import AttentionLayer, Scene
-from asag.models.host_attention import HostTransformer, SequenceLayer, numbered
+from asag.models.base import AttentionLayer
+from asag.models.host_attention import HostTransformer, numbered
 
 
 class NeoQwen(HostTransformer):
@@ -21,7 +21,3 @@ class NeoQwen(HostTransformer):
 
     def layers(self, model: nn.Module) -> list[AttentionLayer]:
         return numbered("joint", [block.attn for block in model.transformer_blocks], patch=model.patch_size)
-
-    def image(self, layer: SequenceLayer, scene: Scene, tokens: int) -> slice | None:
-        texts, images = scene.text_tokens, scene.image_tokens(layer.patch)
-        return slice(texts, texts + images) if tokens >= texts + images else None

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from asag.blocks import Address
 from asag.models.base import Scene, UnsupportedModel
 from asag.models.forge_flux import ForgeFlux
 from asag.models.forge_sd3 import ForgeSd3
@@ -146,8 +147,7 @@ def placed(family, patch=2, multiple=1, number=0, frames=1, tokens=None, text=TE
     scene = Scene()
     shape = (2, 4, 5, 7) if frames == 1 else (2, 4, frames, 5, 7)
     scene.enter(torch.zeros(shape), torch.zeros(2, text, 16))
-    layer = SequenceLayer(address=type("", (), {"layer": number})(), module=nn.Identity(), patch=patch)
-    layer = SequenceLayer(layer.address, layer.module, patch, multiple)
+    layer = SequenceLayer(Address("layer", 0, number), nn.Identity(), patch, multiple)
     return family.image(layer, scene, tokens)
 
 
