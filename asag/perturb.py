@@ -1,4 +1,7 @@
-"""The perturbed pass: operators placed in chosen self-attention layers of a model, and always taken out again."""
+"""The perturbed pass: operators placed in chosen self-attention layers of a model, and always taken out again.
+
+It is a pass of its own (`perturbed`) or branches off inside the host's (`branching`).
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from asag.blocks import Address, parse_blocks, select
+from asag.branch import RowBranch, Tell
 from asag.models.base import AttentionLayer, Family, Forward, Scene
 from asag.operators import Operator
 
@@ -32,6 +37,62 @@ def perturbed(
             replacement = family.replacement(layer, layer.module.forward, operator, scene or Scene())
             stack.enter_context(forward_replaced(layer.module, replacement))
         yield
+
+
+@contextmanager
+def branching(
+    model: nn.Module,
+    layers: Sequence[AttentionLayer],
+    family: Family,
+    operator: Operator,
+    scene: Scene,
+    rows: slice,
+    total: int,
+    tell: Tell = lambda rows: None,
+) -> Iterator[RowBranch]:
+    """While open, a forward pass of `model` on `total` rows also predicts `rows` of them perturbed: see RowBranch.
+
+    Raises RuntimeError when the model's stages aren't known, or hold none of the layers.
+    """
+    stages = family.stages(model)
+    branch = RowBranch(stages, _first_stage(stages, layers), rows, total, tell)
+    with branch.open(), ExitStack() as stack:
+        for layer in layers:
+            forward = layer.module.forward
+            replacement = family.replacement(layer, forward, operator, scene)
+            stack.enter_context(forward_replaced(layer.module, _by_rows(forward, replacement, branch)))
+        yield branch
+
+
+def _first_stage(stages: Sequence[nn.Module], layers: Sequence[AttentionLayer]) -> int:
+    wanted = {layer.module for layer in layers}
+    for index, stage in enumerate(stages):
+        if not wanted.isdisjoint(stage.modules()):
+            return index
+    raise RuntimeError("this model's blocks don't say where a branch could begin")
+
+
+def _by_rows(forward: Forward, replacement: Forward, branch: RowBranch) -> Forward:
+    """A layer's forward once the rows have grown: the host's own on its own rows, the replacement on the copies."""
+
+    def by_rows(*args: Any, **kwargs: Any) -> Any:
+        def run(function: Forward, rows: slice, sources: Sequence[int]) -> Any:
+            branch.tell(sources)
+            return function(*slice_rows(args, rows, branch.grown), **slice_rows(kwargs, rows, branch.grown))
+
+        own = run(forward, slice(0, branch.total), branch.own)
+        copies = run(replacement, slice(branch.total, branch.grown), branch.copied)
+        branch.tell([*branch.own, *branch.copied])
+        return _joined(own, copies)
+
+    return by_rows
+
+
+def _joined(first: Any, second: Any) -> Any:
+    """Two layer outputs, a tensor or a tuple of tensors and None, as one of all rows."""
+    if isinstance(first, (tuple, list)):
+        return type(first)(_joined(*pair) for pair in zip(first, second, strict=True))
+    return torch.cat([first, second]) if isinstance(first, Tensor) else first
 
 
 @contextmanager

@@ -149,6 +149,12 @@ class AsagSettings:
         "The blocks in the hires pass: same, or a list as above.",
         keywords=("same",),
     )
+    reuse: bool = option(
+        True,
+        "Share work",
+        "Takes what precedes the weakened attention from the normal pass: the same picture in less time. Off: a whole "
+        "extra pass, which needs less memory (by about half of a picture's in a batch).",
+    )
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> AsagSettings:

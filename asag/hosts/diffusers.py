@@ -5,13 +5,14 @@
 
 Source: the denoising loops of diffusers/pipelines. With classifier-free guidance the denoiser gets all images twice,
 unconditional rows first; without it, and in Flux, the conditional rows alone. Hooks on the denoiser let the host's
-own call run, run the perturbed one on the conditional rows, and shift all rows by s δ (see asag.guidance).
+own call run and shift all rows by s δ (see asag.guidance). The perturbed rows branch off inside that call (see
+asag.branch); where they can't, the perturbed call is one of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,11 +20,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from asag.branch import RowBranch
 from asag.guidance import AdaptiveScale, rescale_factor, scheduled_scale, shift_rows
 from asag.models.base import Scene, UnsupportedModel, family_of, has_class
 from asag.models.diffusers_mmdit import FluxTransformer, Sd3Transformer
 from asag.models.diffusers_unet import DiffusersUnet
-from asag.perturb import choose_layers, perturbed, slice_rows
+from asag.perturb import branching, choose_layers, perturbed, slice_rows
 from asag.settings import AsagSettings, SettingsError
 
 FAMILIES = (DiffusersUnet(), Sd3Transformer(), FluxTransformer())
@@ -64,6 +66,8 @@ def asag_guidance(pipe: Any, **settings: Any) -> Iterator[None]:
         stack.pop()
         for handle in handles:
             handle.remove()
+        if guidance:
+            guidance.close()
 
 
 def denoiser_of(pipe: Any) -> nn.Module:
@@ -119,6 +123,11 @@ def scene_of(args: Any, kwargs: dict[str, Any]) -> Scene:
     return Scene((height, width))
 
 
+def with_rows(output: Any, rows: Tensor) -> Any:
+    """A denoiser's output, a tuple or an output object, with another prediction in it."""
+    return (rows, *output[1:]) if isinstance(output, tuple) else type(output)(sample=rows)
+
+
 @dataclass
 class Shift:
     """What a step does to the prediction rows of its images: add (images, …), then multiply (images, 1, …)."""
@@ -135,12 +144,13 @@ class Shift:
 
 @dataclass
 class Call:
-    """What the perturbed pass needs of the host's call: its conditional rows."""
+    """What the perturbed pass needs of the host's call: its conditional rows, or the branch that they take in it."""
 
     args: list[Any]
     kwargs: dict[str, Any]
     cond: slice
     scale: float
+    branch: RowBranch | None = None
 
 
 class Guidance:
@@ -160,6 +170,7 @@ class Guidance:
         self.timestep: Any = None
         self.call: Call | None = None
         self.shift: Shift | None = None
+        self.opened = ExitStack()
         with perturbed(self.layers, self.family, self.operator):
             pass  # a layer that can't be perturbed says so before sampling starts
 
@@ -171,7 +182,12 @@ class Guidance:
         return [
             self.denoiser.register_forward_pre_hook(self.before, with_kwargs=True),
             self.denoiser.register_forward_hook(self.after, with_kwargs=True, prepend=True),
+            self.denoiser.register_forward_hook(self.close, always_call=True),
         ]
+
+    def close(self, *hooked: Any) -> None:
+        """Take a branch out of the model, also when the host's call failed."""
+        self.opened.close()
 
     def holds(self) -> bool:
         return _open[self.denoiser][-1] is self
@@ -190,20 +206,37 @@ class Guidance:
         if scale:
             total = sample.shape[0]
             self.call = Call(slice_rows(list(args), cond, total), slice_rows(kwargs, cond, total), cond, scale)
+            if self.can_branch(kwargs):
+                scene = scene_of(self.call.args, self.call.kwargs)
+                branch = branching(self.model, self.layers, self.family, self.operator, scene, cond, total)
+                self.call.branch = self.opened.enter_context(branch)
 
-    def after(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Shift the host's prediction, in place: a tuple or an output object, as the host asked for."""
+    def can_branch(self, kwargs: dict[str, Any]) -> bool:
+        """Whether the perturbed rows can be those of a branch: in a compiled call none can begin, and what is in the
+        dictionaries that attention gets (GLIGEN, SD3's IP-Adapter) isn't taken along."""
+        options = [kwargs.get(name) or {} for name in ("cross_attention_kwargs", "joint_attention_kwargs")]
+        plain = all(isinstance(value, (int, float, str, type(None))) for each in options for value in each.values())
+        return self.settings.reuse and self.model is self.denoiser and plain
+
+    def after(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """The host's prediction, a tuple or an output object as the host asked for, with its rows shifted."""
+        self.opened.close()
         if not self.holds():
-            return
+            return None
+        call, self.call = self.call, None
         rows = output[0]
-        if self.call is not None:
-            call, self.call = self.call, None
-            scene = scene_of(call.args, call.kwargs)
-            with torch.no_grad(), perturbed(self.layers, self.family, self.operator, scene):
-                weakened = self.model.forward(*call.args, **call.kwargs)[0]
+        if call is not None:
+            if call.branch is not None:
+                rows, weakened = call.branch.split(rows)
+                output = with_rows(output, rows)
+            else:
+                scene = scene_of(call.args, call.kwargs)
+                with torch.no_grad(), perturbed(self.layers, self.family, self.operator, scene):
+                    weakened = self.model.forward(*call.args, **call.kwargs)[0]
             self.shift = self.shift_of(rows, call, weakened)
         if self.shift is not None:
             self.shift.apply(rows)
+        return output
 
     def shift_of(self, rows: Tensor, call: Call, weakened: Tensor) -> Shift:
         cond = rows[call.cond]

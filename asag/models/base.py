@@ -47,6 +47,10 @@ class Family(Protocol):
     def layers(self, model: nn.Module) -> list[AttentionLayer]:
         """The self-attention layers in the order in which the model runs them."""
 
+    def stages(self, model: nn.Module) -> list[nn.Module]:
+        """The modules that `model` runs one after another, with nothing but row-wise operations between them, from the
+        first layer's at the latest to the end. Empty when what it does with its rows elsewhere forbids to add rows."""
+
     def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
         """A forward for the layer's module that attends as `operator` says and does all else as `original`."""
 

@@ -47,6 +47,9 @@ class Sd3Transformer:
             if attention is not None
         ]
 
+    def stages(self, model: nn.Module) -> list[nn.Module]:
+        return [*model.transformer_blocks, model.norm_out, model.proj_out]
+
     def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
         return _attending(layer.address, original, operator, scene, text_first=False)
 
@@ -80,6 +83,9 @@ class FluxTransformer:
             for number, block in enumerate(model.single_transformer_blocks)
         ]
         return doubles + singles
+
+    def stages(self, model: nn.Module) -> list[nn.Module]:
+        return [*model.transformer_blocks, *model.single_transformer_blocks, model.norm_out, model.proj_out]
 
     def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
         return _attending(layer.address, original, operator, scene, text_first=True)

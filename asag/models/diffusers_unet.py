@@ -74,6 +74,12 @@ class DiffusersUnet:
                 number += 1
         return found
 
+    def stages(self, model: nn.Module) -> list[nn.Module]:
+        blocks = [*model.down_blocks, model.mid_block, *model.up_blocks]
+        last = [model.conv_norm_out, model.conv_act, model.conv_out]
+        parts = (part for block in blocks if block is not None for part in _parts(block))
+        return [model.conv_in, *parts, *(module for module in last if module is not None)]
+
     def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
         attention = layer.module
         processor = type(attention.processor).__name__
@@ -140,3 +146,14 @@ def _layers_of(part: str, number: int, transformers: list[nn.Module]) -> Iterato
     )
     for index, attention in enumerate(attentions):
         yield AttentionLayer(Address(part, number, index), attention)
+
+
+def _parts(block: nn.Module) -> list[nn.Module]:
+    """What a block of the UNet runs, in order (diffusers/models/unets/unet_2d_blocks.py)."""
+    attentions = _attentions(block)
+    found = []
+    for index, resnet in enumerate(block.resnets):
+        found += [resnet, *attentions[index : index + 1]]
+    for name in ("downsamplers", "upsamplers"):
+        found += getattr(block, name, None) or []
+    return [part for part in found if part is not None]

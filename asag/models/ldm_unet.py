@@ -42,6 +42,10 @@ class LdmUnet:
             for part, index, number, block in transformer_blocks(model)
         ]
 
+    def stages(self, model: nn.Module) -> list[nn.Module]:
+        blocks = [*model.input_blocks, model.middle_block, *model.output_blocks]
+        return [*(stage for block in blocks for stage in block), model.out]
+
     def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
         module = layer.module
 

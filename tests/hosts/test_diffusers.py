@@ -262,7 +262,7 @@ def test_an_offloader_may_replace_forward_between_two_images() -> None:
 def test_only_steps_in_the_window_cost_a_pass(settings: dict[str, float], runs: list[int]) -> None:
     pipe = sd3_pipe()
     with counted_calls(pipe.transformer) as rows:
-        latents(pipe, inputs("sd3", steps=4), scale=1.5, **settings)
+        latents(pipe, inputs("sd3", steps=4), scale=1.5, reuse=False, **settings)
     assert [each[0] if isinstance(each, tuple) else each for each in rows] == runs
 
 
@@ -320,7 +320,7 @@ def test_the_adaptive_scale_gives_the_push_its_size_and_starts_anew_with_each_im
 def test_heun_makes_more_model_calls_than_steps() -> None:
     pipe = sd15_pipe(scheduler=HeunDiscreteScheduler())
     with counted_calls(pipe.unet) as rows:
-        latents(pipe, inputs("sd15", steps=3), scale=1.5, start=0.5)
+        latents(pipe, inputs("sd15", steps=3), scale=1.5, start=0.5, reuse=False)
     assert rows == [2, 2, 2, 2, 1, 2, 1]  # calls 3 and 4 of 5
 
 

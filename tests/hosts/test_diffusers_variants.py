@@ -251,7 +251,7 @@ def test_img2img_counts_its_own_steps() -> None:
     pipe, given = img2img_sd15()
     given |= {"num_inference_steps": 4, "strength": 0.5}
     with counted_calls(pipe.unet) as rows:
-        latents(pipe, given, scale=1.5, start=0.5)
+        latents(pipe, given, scale=1.5, start=0.5, reuse=False)
     assert rows == [4, 4, 2]  # two steps of four, the second of them guided
 
 
@@ -282,10 +282,10 @@ def test_flux_gives_the_negative_prompts_prediction_the_same_shift() -> None:
 def test_flux_with_a_negative_prompt_costs_one_more_pass_in_the_window() -> None:
     pipe = flux_pipe()
     with counted_calls(pipe.transformer) as rows:
-        latents(pipe, inputs("flux", steps=4), scale=1.5, start=0.5)
+        latents(pipe, inputs("flux", steps=4), scale=1.5, start=0.5, reuse=False)
     assert len(rows) == 2 + 2 + 3 + 3
     with counted_calls(pipe.transformer) as rows:
-        latents(pipe, inputs("flux", steps=4, guided=False), scale=1.5, start=0.5)
+        latents(pipe, inputs("flux", steps=4, guided=False), scale=1.5, start=0.5, reuse=False)
     assert len(rows) == 1 + 1 + 2 + 2
 
 
@@ -336,5 +336,5 @@ def test_sd3_skip_layer_guidance_gets_the_same_shift() -> None:
     torch.testing.assert_close(rows[2] - plain[2], shift[2:], rtol=1e-4, atol=1e-5)
     assert not torch.equal(early[0], plain[0])
     with counted_calls(pipe.transformer) as calls:
-        latents(pipe, given, scale=2.0, end=0.5)
+        latents(pipe, given, scale=2.0, end=0.5, reuse=False)
     assert len(calls) == 7 + 2
