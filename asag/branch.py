@@ -36,6 +36,7 @@ class RowBranch:
         self.grown = total + len(self.copied)
         self.tell = tell
         self.reached = False
+        self.device = torch.device("cpu")
         self.boundary = type("Boundary", (_Boundary,), {"branch": self})
 
     @contextmanager
@@ -53,6 +54,7 @@ class RowBranch:
         """A tensor of `total` rows with the wanted rows once more after them; any other as it is."""
         if tensor.ndim == 0 or tensor.shape[0] != self.total:
             return tensor
+        self.device = tensor.device
         return torch.cat([tensor, tensor[self.rows]])
 
     def split(self, output: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from asag.blocks import Address, parse_blocks, select
 from asag.branch import RowBranch, Tell
 from asag.models.base import AttentionLayer, Family, Forward, Scene
 from asag.operators import Operator
+from asag.random_state import RandomState
 
 
 def choose_layers(model: nn.Module, family: Family, blocks: str) -> list[AttentionLayer]:
@@ -52,9 +53,11 @@ def branching(
 ) -> Iterator[RowBranch]:
     """While open, a forward pass of `model` on `total` rows also predicts `rows` of them perturbed: see RowBranch.
 
-    Raises RuntimeError when the model's stages aren't known, or hold none of the layers.
+    Raises RuntimeError when the family has no stages, or they hold none of the layers.
     """
     stages = family.stages(model)
+    if not stages:
+        raise RuntimeError(f"{type(model).__name__} takes no more rows on the way")
     branch = RowBranch(stages, _first_stage(stages, layers), rows, total, tell)
     with branch.open(), ExitStack() as stack:
         for layer in layers:
@@ -69,7 +72,7 @@ def _first_stage(stages: Sequence[nn.Module], layers: Sequence[AttentionLayer]) 
     for index, stage in enumerate(stages):
         if not wanted.isdisjoint(stage.modules()):
             return index
-    raise RuntimeError("this model's blocks don't say where a branch could begin")
+    raise RuntimeError(f"none of the {len(stages)} stages holds a layer to perturb")
 
 
 def _by_rows(forward: Forward, replacement: Forward, branch: RowBranch) -> Forward:
@@ -80,8 +83,10 @@ def _by_rows(forward: Forward, replacement: Forward, branch: RowBranch) -> Forwa
             branch.tell(sources)
             return function(*slice_rows(args, rows, branch.grown), **slice_rows(kwargs, rows, branch.grown))
 
+        random_state = RandomState(branch.device)
         own = run(forward, slice(0, branch.total), branch.own)
-        copies = run(replacement, slice(branch.total, branch.grown), branch.copied)
+        with random_state.again():
+            copies = run(replacement, slice(branch.total, branch.grown), branch.copied)
         branch.tell([*branch.own, *branch.copied])
         return _joined(own, copies)
 

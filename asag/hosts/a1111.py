@@ -16,8 +16,8 @@ from asag.guidance import mean_delta, rescale_factor, shift_rows
 from asag.hosts.a1111_model import FAMILY, fixes_rows, is_timestep_sampler, rows_of, unet
 from asag.hosts.a1111_step import Step
 from asag.hosts.generation import GuidedRun, Refused, run_of
-from asag.models.base import Family, Scene
-from asag.perturb import choose_layers, perturbed
+from asag.models.base import Family
+from asag.perturb import choose_layers
 from asag.settings import AsagSettings
 
 
@@ -26,7 +26,9 @@ class A1111Run(GuidedRun):
 
     def open_step(self, params: Any, scale: float, blocks: str) -> Step:
         rows = rows_of(params.text_cond), rows_of(params.text_uncond)
-        return Step(params.denoiser, scale, blocks, *rows)
+        network = unet()
+        layers = choose_layers(network, FAMILY, blocks)
+        return Step(params.denoiser, scale, *rows, network, layers, FAMILY, self.operator, self.reuse)
 
     def entrance(self, denoiser: Any) -> nn.Module:
         return denoiser.inner_model
@@ -50,10 +52,7 @@ class A1111Run(GuidedRun):
                 "extension changed what the model is given, and ASAG can't guide that",
                 500,
             )
-        layers = choose_layers(unet(), FAMILY, step.blocks)
-        scene = Scene(latent_size=tuple(rows.shape[-2:]))
-        with perturbed(layers, FAMILY, self.operator, scene):
-            perturbed_rows = step.predict_cond_rows(whole_calls=fixes_rows(denoiser.p))
+        perturbed_rows = step.predict(whole_calls=fixes_rows(denoiser.p))
         delta = mean_delta(rows[: step.cond_rows], perturbed_rows, weights)
         shift = delta * (self._adapted(step, delta) if self.settings.adaptive else step.scale)
         # Conditional rows image by image, then a block of one row per image: uncond, or two with InstructPix2Pix.
@@ -68,7 +67,7 @@ class A1111Run(GuidedRun):
 
     def _adapted(self, step: Step, delta: Tensor) -> Tensor:
         """The adaptive scale: δ of a denoised picture is σ times that of the noise, which DDIM and the like give."""
-        sigma = step.calls[0][1][0]
+        sigma = step.calls[0].sigma[0]
         return self.adaptive(step.scale, delta if is_timestep_sampler(step.inner_model) else delta / sigma)
 
     def _combined(self, rows: Tensor, weights: list[list[float]], step: Step) -> Tensor:

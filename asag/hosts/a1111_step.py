@@ -2,52 +2,148 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from asag.hosts.random_state import RandomState
-from asag.perturb import slice_rows
+from asag.hosts.reuse import Reuse, foreign_code
+from asag.models.base import AttentionLayer, Family, Scene
+from asag.operators import Operator
+from asag.perturb import branching, forward_replaced, perturbed, slice_rows
+from asag.random_state import RandomState
+
+
+@dataclass
+class Call:
+    """One call of `inner_model`: what it was given, how many rows are wanted perturbed (they come first), and, where
+    they branched off, what the UNet was given and gave for them, call by call."""
+
+    x: Tensor
+    sigma: Tensor
+    cond: Any
+    random_state: RandomState
+    wanted: int
+    branched: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 class Step:
-    """What `inner_model` was given in one denoiser step: the rows of x_out in order, over one call or several."""
+    """What `inner_model` was given in one denoiser step: the rows of x_out in order, over one call or several.
 
-    def __init__(self, denoiser: Any, scale: float, blocks: str, cond_rows: int, images: int) -> None:
+    `network` is the UNet inside it. As long as `reuse` is on, the conditional rows branch off inside its calls.
+    """
+
+    def __init__(
+        self,
+        denoiser: Any,
+        scale: float,
+        cond_rows: int,
+        images: int,
+        network: nn.Module,
+        layers: Sequence[AttentionLayer],
+        family: Family,
+        operator: Operator,
+        reuse: Reuse,
+    ) -> None:
         self.denoiser = denoiser
         self.inner_model: nn.Module = denoiser.inner_model
-        self.scale = scale
-        self.blocks = blocks
-        self.cond_rows = cond_rows
-        self.images = images
-        self.calls: list[tuple[Tensor, Tensor, Any, RandomState]] = []
-        self._hook = self.inner_model.register_forward_pre_hook(self._record, with_kwargs=True)
+        self.scale, self.cond_rows, self.images = scale, cond_rows, images
+        self.network, self.layers, self.family, self.operator = network, layers, family, operator
+        self.reuse = reuse
+        self.foreign = reuse.on and not reuse.trusted and foreign_code(network)
+        self.calls: list[Call] = []
+        self._undo = ExitStack()
+        self._undo.callback(self.inner_model.register_forward_pre_hook(self._record, with_kwargs=True).remove)
+        if reuse.on:
+            self._undo.enter_context(forward_replaced(network, self._sharing(network.forward)))
 
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.calls.append((args[0], args[1], kwargs["cond"], RandomState(args[0].device)))
+        wanted = max(0, min(args[0].shape[0], self.cond_rows - self.recorded_rows))
+        self.calls.append(Call(args[0], args[1], kwargs["cond"], RandomState(args[0].device), wanted))
+
+    def _sharing(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if not self.calls or not self.calls[-1].wanted or not self.reuse.on:
+                return original(x, *args, **kwargs)
+            call, self.reuse.dtype = self.calls[-1], x.dtype
+            if x.shape[0] != call.x.shape[0]:
+                self.reuse.give_up(f"the UNet was given {x.shape[0]} rows of {call.x.shape[0]}")
+                return original(x, *args, **kwargs)
+            rows = slice(0, call.wanted)
+
+            def plain() -> Tensor:
+                return original(x, *args, **kwargs)
+
+            def branched() -> tuple[Tensor, Tensor]:
+                with self._branching(x, rows) as branch:
+                    return branch.split(plain())
+
+            own, copies = self.reuse.call(plain, branched, RandomState(x.device), self.foreign)
+            if copies is not None:
+                call.branched.append((x[rows], copies))
+            return own
+
+        return forward
+
+    def _branching(self, x: Tensor, rows: slice) -> Any:
+        scene = Scene(latent_size=tuple(x.shape[-2:]))
+        return branching(self.network, self.layers, self.family, self.operator, scene, rows, x.shape[0])
 
     def remove(self) -> None:
-        """Stop recording."""
-        self._hook.remove()
+        """Take everything out of the model."""
+        self._undo.close()
 
     @property
     def recorded_rows(self) -> int:
-        return sum(x.shape[0] for x, *_ in self.calls)
+        return sum(call.x.shape[0] for call in self.calls)
 
-    def predict_cond_rows(self, whole_calls: bool) -> Tensor:
-        """The conditional rows once more, in the host's own batches: (cond_rows, channels, height, width).
+    def predict(self, whole_calls: bool) -> Tensor:
+        """The conditional rows perturbed, in the host's own batches: (cond_rows, channels, height, width).
 
-        With `whole_calls` the model is given all rows of such a batch, as the host gave them.
+        With `whole_calls` a pass of its own is given all rows of such a batch, as the host gave them.
         """
-        out, done = [], 0
-        for x, sigma, cond, random_state in self.calls:
-            wanted = min(x.shape[0], self.cond_rows - done)
-            if wanted <= 0:
+
+        def whole() -> Tensor:
+            scene = Scene(latent_size=tuple(self.calls[0].x.shape[-2:]))
+            with perturbed(self.layers, self.family, self.operator, scene):
+                return self._again(whole_calls)
+
+        return self.reuse.predict(self._branched(), whole, self.foreign)
+
+    def _branched(self) -> Tensor | None:
+        """The host's `inner_model` again, its UNet's part being what branched off; None where that can't be."""
+        if not self.reuse.on:
+            return None
+        given = iter([each for call in self.calls for each in call.branched])
+
+        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            seen, copies = next(given, (None, None))
+            if seen is None or seen.shape != x.shape or not torch.equal(seen, x):
+                raise _Mismatch
+            return copies
+
+        try:
+            with forward_replaced(self.network, forward):
+                return self._again(whole_calls=False)
+        except _Mismatch:
+            self.reuse.give_up("the UNet was given other rows than before")
+            return None
+
+    def _again(self, whole_calls: bool) -> Tensor:
+        out = []
+        for call in self.calls:
+            if not call.wanted:
                 break
-            rows = slice(0, x.shape[0] if whole_calls else wanted)
-            with random_state.again():
-                predicted = self.inner_model(x[rows], sigma[rows], cond=slice_rows(cond, rows, x.shape[0]))
-            out.append(predicted[:wanted])
-            done += wanted
+            total = call.x.shape[0]
+            rows = slice(0, total if whole_calls else call.wanted)
+            with call.random_state.again():
+                predicted = self.inner_model(call.x[rows], call.sigma[rows], cond=slice_rows(call.cond, rows, total))
+            out.append(predicted[: call.wanted])
         return torch.cat(out)
+
+
+class _Mismatch(Exception):
+    """The UNet isn't asked for what branched off."""

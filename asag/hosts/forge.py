@@ -52,14 +52,25 @@ class ForgeRun(GuidedRun):
         def after_cfg(args: dict[str, Any]) -> Tensor:
             return self.on_after_cfg(args)
 
-        # A function and not a method: Forge's clone() deep-copies what is in the model options, a method's run too.
-        self.after_cfg = after_cfg
+        def after_own_pass(args: dict[str, Any]) -> Tensor:
+            if self._is_of_step(args):
+                self.step.remove()
+            return args["denoised"]
+
+        # Functions and not methods: Forge's clone() deep-copies what is in the model options, a method's run too. The
+        # first comes before those of others, which make passes of their own.
+        self.after_own_pass, self.after_cfg = after_own_pass, after_cfg
 
     def open_step(self, params: Any, scale: float, blocks: str) -> Step:
         objects = _objects(params.denoiser)
         refuse_compiled(objects.unet.model)
+        network = objects.unet.model.diffusion_model
+        family = family_of(network, FAMILIES)
+        layers = choose_layers(network, family, blocks)
         self._patch(objects)
-        return Step(objects.unet.model.diffusion_model, params.x, scale, blocks)
+        if objects.unet.model_options.get("conditioning_modifiers"):
+            self.reuse.give_up("a unit makes the model remember what it sees (reference)")
+        return Step(network, params.x, scale, layers, family, self.operator, self.reuse)
 
     def entrance(self, denoiser: Any) -> nn.Module:
         return _objects(denoiser).unet.model.diffusion_model
@@ -71,6 +82,8 @@ class ForgeRun(GuidedRun):
         before = objects.unet
         objects.unet = before.clone()
         objects.unet.set_model_sampler_post_cfg_function(self.after_cfg)
+        functions = objects.unet.model_options["sampler_post_cfg_function"]
+        objects.unet.model_options["sampler_post_cfg_function"] = [self.after_own_pass, *functions]
         self.patched.append((objects, before, objects.unet))
 
     def end(self) -> None:
@@ -82,7 +95,7 @@ class ForgeRun(GuidedRun):
 
     def on_after_cfg(self, args: dict[str, Any]) -> Tensor:
         """The step's result, (images, channels, …), with s δ added. Outside the window what it was given."""
-        if self.step is None or not self.step.is_of(args["input"], args["model_options"]):
+        if not self._is_of_step(args):
             return args["denoised"]
         step, self.step = self.step, None
         step.remove()
@@ -91,10 +104,11 @@ class ForgeRun(GuidedRun):
             self.guided_calls += 1
             return guided
 
+    def _is_of_step(self, args: dict[str, Any]) -> bool:
+        return self.step is not None and self.step.is_of(args["input"], args["model_options"])
+
     def _guided(self, args: dict[str, Any], step: Step) -> Tensor:
-        family = family_of(step.network, FAMILIES)
-        layers = choose_layers(step.network, family, step.blocks)
-        perturbed = step.predict(_host_pass(args), args["cond"], layers, family, self.operator)
+        perturbed = step.predict(_host_pass(args), args["cond"])
         delta = (args["cond_denoised"] - perturbed) * _weight(args["cond"])
         if self.settings.adaptive:
             # δ of a denoised picture is σ times that of the noise or velocity.

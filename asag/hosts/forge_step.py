@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from asag.hosts.random_state import RandomState
+from asag.hosts.forge_rows import RowLists, cond_rows
+from asag.hosts.reuse import Reuse, foreign_code
 from asag.models.base import AttentionLayer, Family, Scene
 from asag.operators import Operator
-from asag.perturb import forward_replaced, perturbed, slice_rows
-
-COND = 0
+from asag.perturb import branching, forward_replaced, perturbed, slice_rows
+from asag.random_state import RandomState
 
 Predict = Callable[[list[dict[str, Any]]], Tensor]
+
+# By these in transformer_options extensions take part in what the model does.
+FOREIGN = ("patches", "patches_replace", "block_modifiers", "block_inner_modifiers", "group_norm_wrapper")
 
 
 class Mismatch(Exception):
@@ -25,42 +29,86 @@ class Mismatch(Exception):
 
 @dataclass
 class Call:
-    """One call of the model in the host's own pass, and which of its rows are conditional."""
+    """One call of the model in the host's own pass, which of its rows are conditional, and, where those branched off,
+    what it gave for them perturbed."""
 
     x: Tensor
     timestep: Tensor
     others: dict[str, Any]
     cond_rows: slice
     random_state: RandomState
+    branched: Tensor | None = None
+
+    def given(self) -> dict[str, Any]:
+        """What the model is given beside x and timestep. It pops residuals off lists (backend/nn/unet.py:
+        apply_control), so those are copies."""
+        return {**self.others, **_copied_control(self.others)}
 
 
 class Step:
-    """Records what the model is given in the host's own pass; predicts its conditional rows once more.
+    """Records what the model is given in the host's own pass; predicts its conditional rows perturbed.
 
-    The host itself makes the second pass, on conditionings alone: what it does between its conditionings and the
-    model (areas, masks, tiles, wrappers of other extensions) it does again. The model then gets the first pass's very
-    inputs for those rows: text padded to the length of the negative prompt's and ControlNet's residuals stay what
-    they were, and ControlNet doesn't run again.
+    They branch off inside the host's calls of the model as long as `reuse` is on. The host itself makes a second pass,
+    on conditionings alone: what it does between its conditionings and the model (areas, masks, tiles, wrappers of
+    other extensions) it does again. In the model's place comes what branched off; or the model runs on the first
+    pass's very inputs for those rows: text padded to the length of the negative prompt's and ControlNet's residuals
+    stay what they were, and ControlNet doesn't run again.
     """
 
-    def __init__(self, network: nn.Module, x: Tensor, scale: float, blocks: str) -> None:
-        self.network = network
-        self.x = x
-        self.scale = scale
-        self.blocks = blocks
+    def __init__(
+        self,
+        network: nn.Module,
+        x: Tensor,
+        scale: float,
+        layers: Sequence[AttentionLayer],
+        family: Family,
+        operator: Operator,
+        reuse: Reuse,
+    ) -> None:
+        self.network, self.x, self.scale = network, x, scale
+        self.layers, self.family, self.operator = layers, family, operator
+        self.reuse = reuse
+        self.foreign = reuse.on and not reuse.trusted and foreign_code(network)
         self.calls: list[Call] = []
-        self._hook = network.register_forward_pre_hook(self._record, with_kwargs=True)
+        self.entered: Call | None = None
+        self._undo = ExitStack()
+        self._undo.callback(network.register_forward_pre_hook(self._record, with_kwargs=True).remove)
+        if reuse.on:
+            self._undo.enter_context(forward_replaced(network, self._sharing(network.forward)))
 
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x, timestep, others = _arguments(args, kwargs)
-        rows = _cond_rows(x, others)
+        rows, self.entered = cond_rows(x, others), None
         if rows is not None:
-            # The model pops residuals off these lists (backend/nn/unet.py: apply_control).
-            control = others.get("control")
-            if isinstance(control, dict):
-                lists = {name: list(each) if isinstance(each, list) else each for name, each in control.items()}
-                others = {**others, "control": lists}
-            self.calls.append(Call(x, timestep, others, rows, RandomState(x.device)))
+            self.entered = Call(x, timestep, {**others, **_copied_control(others)}, rows, RandomState(x.device))
+            self.calls.append(self.entered)
+
+    def _sharing(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def forward(*args: Any, **kwargs: Any) -> Tensor:
+            call, self.entered = self.entered, None
+            if call is None or not self.reuse.on:
+                return original(*args, **kwargs)
+            options = call.others["transformer_options"]
+            self.foreign = self.foreign or any(options.get(name) for name in FOREIGN)
+            self.reuse.dtype = call.x.dtype
+
+            def plain() -> Tensor:
+                return original(call.x, call.timestep, **call.given())
+
+            def branched() -> tuple[Tensor, Tensor]:
+                with self._branching(call, options) as branch:
+                    return branch.split(plain())
+
+            own, call.branched = self.reuse.call(plain, branched, call.random_state, self.foreign)
+            return own
+
+        return forward
+
+    def _branching(self, call: Call, options: dict[str, Any]) -> Any:
+        scene, total = Scene(), call.x.shape[0]
+        scene.enter(call.x, call.others.get("context"))
+        tell = RowLists(options, total).tell
+        return branching(self.network, self.layers, self.family, self.operator, scene, call.cond_rows, total, tell)
 
     def is_of(self, x: Tensor, model_options: dict[str, Any]) -> bool:
         """Whether a pass on x is the step's own. A conditioning modifier may make one of its own before: reference
@@ -70,33 +118,48 @@ class Step:
         return x is self.x or (x.shape == self.x.shape and torch.equal(x, self.x))
 
     def remove(self) -> None:
-        """Stop recording."""
-        self._hook.remove()
+        """Take everything out of the model."""
+        self._undo.close()
 
-    def predict(
-        self,
-        predict: Predict,
-        conds: list[dict[str, Any]],
-        layers: Sequence[AttentionLayer],
-        family: Family,
-        operator: Operator,
-    ) -> Tensor:
+    def predict(self, predict: Predict, conds: list[dict[str, Any]]) -> Tensor:
         """The perturbed prediction, (images, channels, …), combined over `conds` as the host combines them.
 
         `predict` is the host's own pass on conditionings alone. Where its calls can't be matched with the recorded
         ones it runs as it would for anyone, ControlNet included.
         """
         without_control = [{name: value for name, value in cond.items() if name != "control"} for cond in conds]
-        for given, recorded in ((without_control, list(self.calls)), (conds, None)):
-            scene = Scene()
-            played = self._played(self.network.forward, scene, recorded)
+
+        def branched() -> Tensor | None:
+            if not self.reuse.on or any(call.branched is None for call in self.calls):
+                return None
             try:
-                # The perturbed layers' forwards lie inside the model's: the order doesn't matter.
-                with perturbed(layers, family, operator, scene), forward_replaced(self.network, played):
-                    return predict(given)
+                with forward_replaced(self.network, self._what_branched(list(self.calls))):
+                    return predict(without_control)
             except Mismatch:
-                continue
-        raise AssertionError("the pass that isn't matched with recorded calls can't mismatch")
+                self.reuse.give_up("the model is asked for other rows than before")
+                return None
+
+        def whole() -> Tensor:
+            for given, recorded in ((without_control, list(self.calls)), (conds, None)):
+                scene = Scene()
+                played = self._played(self.network.forward, scene, recorded)
+                try:
+                    # The perturbed layers' forwards lie inside the model's: the order doesn't matter.
+                    layers = perturbed(self.layers, self.family, self.operator, scene)
+                    with layers, forward_replaced(self.network, played):
+                        return predict(given)
+                except Mismatch:
+                    continue
+            raise AssertionError("the pass that isn't matched with recorded calls can't mismatch")
+
+        return self.reuse.predict(branched(), whole, self.foreign)
+
+    def _what_branched(self, recorded: list[Call]) -> Callable[..., Tensor]:
+        def forward(*args: Any, **kwargs: Any) -> Tensor:
+            x, timestep, _ = _arguments(args, kwargs)
+            return _take(recorded, x, timestep).branched
+
+        return forward
 
     def _played(self, original: Callable[..., Tensor], scene: Scene, recorded: list[Call] | None) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Tensor:
@@ -105,7 +168,7 @@ class Step:
                 scene.enter(x, others.get("context"))
                 return original(x, timestep, **others)
             call = _take(recorded, x, timestep)
-            given = slice_rows(call.others, call.cond_rows, call.x.shape[0])
+            given = slice_rows(call.given(), call.cond_rows, call.x.shape[0])
             given["transformer_options"] = others["transformer_options"]
             scene.enter(x, given.get("context"))
             with call.random_state.again():
@@ -114,23 +177,18 @@ class Step:
         return forward
 
 
+def _copied_control(others: dict[str, Any]) -> dict[str, Any]:
+    control = others.get("control")
+    if not isinstance(control, dict):
+        return {}
+    return {"control": {name: list(each) if isinstance(each, list) else each for name, each in control.items()}}
+
+
 def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """x, timestep and the rest by name: apply_model (backend/modules/k_model.py) gives the first two by position."""
     if len(args) != 2:
         raise RuntimeError(f"the host gave its model {len(args)} positional arguments; allowed: x and timestep")
     return args[0], args[1], dict(kwargs)
-
-
-def _cond_rows(x: Tensor, others: dict[str, Any]) -> slice | None:
-    """The conditional rows of a call: contiguous, as the host batches conditionings; None when there are none."""
-    kinds = (others.get("transformer_options") or {}).get("cond_or_uncond")
-    if not kinds or COND not in kinds:
-        return None
-    size = x.shape[0] // len(kinds)
-    first, count = kinds.index(COND), kinds.count(COND)
-    if kinds[first : first + count] != [COND] * count:
-        return None
-    return slice(first * size, (first + count) * size)
 
 
 def _take(recorded: list[Call], x: Tensor, timestep: Tensor) -> Call:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from asag.blocks import BlocksError
 from asag.guidance import AdaptiveScale, scheduled_scale
 from asag.hosts.conflicts import conflict
+from asag.hosts.reuse import Reuse
 from asag.models.base import Family, UnsupportedModel
 from asag.perturb import choose_layers
 from asag.settings import AsagSettings, SettingsError
@@ -50,6 +51,7 @@ class GuidedRun:
         self.operator = settings.operator()
         self.adaptive = AdaptiveScale()
         self.guided_calls = 0
+        self.reuse = Reuse(settings.reuse)
         self.aside: str | None = None
         self.error: Exception | None = None
         self.step: Any = None
@@ -58,7 +60,8 @@ class GuidedRun:
     # -- what a host says --------------------------------------------------------------------------------------------
 
     def open_step(self, params: Any, scale: float, blocks: str) -> Step:
-        """Begin a guided step: record what the host's own pass is given. `params` are the callback's."""
+        """Begin a guided step: record what the host's own pass is given, or branch off in it. `params` are the
+        callback's."""
         raise NotImplementedError
 
     def entrance(self, denoiser: Any) -> nn.Module:
@@ -76,6 +79,7 @@ class GuidedRun:
             return
         if denoiser.step == 0:
             self.adaptive = AdaptiveScale()
+            self.reuse.begin_pass()
         if self.stands_aside(denoiser.p):
             return
         chosen = self.settings
@@ -167,6 +171,8 @@ def arm(host: Host, p: Any, settings: AsagSettings, unguided: Callable[[], None]
             raise run.error
         if family.experimental:
             p.comment(f"ASAG is experimental in {family.name}: checked with random weights, not on real pictures")
+        if run.reuse.comment():
+            p.comment(run.reuse.comment())
         if not run.guided_calls:
             unguided()
             if not run.aside:

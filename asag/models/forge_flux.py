@@ -32,3 +32,6 @@ class ForgeFlux(HostTransformer):
             *numbered("double", model.double_blocks, patch=patch),
             *numbered("single", model.single_blocks, patch=patch),
         ]
+
+    def stages(self, model: nn.Module) -> list[nn.Module]:
+        return [*model.double_blocks, *model.single_blocks, model.final_layer]

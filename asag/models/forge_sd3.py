@@ -27,6 +27,9 @@ class ForgeSd3(HostTransformer):
             for index in range(2 if hasattr(block.x_block, "attn2") else 1)
         ]
 
+    def stages(self, model: nn.Module) -> list[nn.Module]:
+        return [*model.joint_blocks, model.final_layer]
+
     def image(self, layer: SequenceLayer, scene: Scene, tokens: int) -> slice | None:
         images = scene.image_tokens(layer.patch)
         texts = 0 if layer.address.layer else scene.text_tokens

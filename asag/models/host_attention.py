@@ -53,6 +53,9 @@ class HostTransformer:
     def layers(self, model: nn.Module) -> list[AttentionLayer]:
         raise NotImplementedError
 
+    def stages(self, model: nn.Module) -> list[nn.Module]:
+        raise NotImplementedError
+
     def image(self, layer: SequenceLayer, scene: Scene, tokens: int) -> slice | None:
         """Where the image tokens lie in a sequence of `tokens`; None when this isn't the layer's attention.
 

@@ -23,6 +23,9 @@ class NeoAnima(HostTransformer):
     def layers(self, model: nn.Module) -> list[AttentionLayer]:
         return numbered("layer", [block.self_attn for block in model.blocks], patch=model.patch_spatial)
 
+    def stages(self, model: nn.Module) -> list[nn.Module]:
+        return [*model.blocks, model.final_layer]
+
     def image(self, layer: SequenceLayer, scene: Scene, tokens: int) -> slice | None:
         images = scene.image_tokens(layer.patch)
         return slice(0, images) if tokens >= images else None
@@ -37,3 +40,6 @@ class NeoWan(NeoAnima):
 
     def layers(self, model: nn.Module) -> list[AttentionLayer]:
         return numbered("layer", [block.self_attn for block in model.blocks], patch=model.patch_size[-1])
+
+    def stages(self, model: nn.Module) -> list[nn.Module]:
+        return [*model.blocks, model.head]

@@ -23,3 +23,6 @@ class NeoLumina(HostTransformer):
         attentions = [layer.attention for layer in model.layers]
         multiple = model.pad_tokens_multiple or 1
         return numbered("layer", attentions, patch=model.patch_size, text_multiple=multiple)
+
+    def stages(self, model: nn.Module) -> list[nn.Module]:
+        return []  # unpatchify takes the sizes of the host's rows from a list, one for each

@@ -21,3 +21,6 @@ class NeoQwen(HostTransformer):
 
     def layers(self, model: nn.Module) -> list[AttentionLayer]:
         return numbered("joint", [block.attn for block in model.transformer_blocks], patch=model.patch_size)
+
+    def stages(self, model: nn.Module) -> list[nn.Module]:
+        return [*model.transformer_blocks, model.norm_out, model.proj_out]

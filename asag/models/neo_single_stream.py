@@ -22,6 +22,9 @@ class NeoKrea(HostTransformer):
     def layers(self, model: nn.Module) -> list[AttentionLayer]:
         return numbered("layer", [block.attn for block in model.blocks], patch=model.patch)
 
+    def stages(self, model: nn.Module) -> list[nn.Module]:
+        return [*model.blocks, model.last]
+
     def image(self, layer: SequenceLayer, scene: Scene, tokens: int) -> slice | None:
         # Frames, of which an image is one, are folded into the batch.
         texts, images = scene.text_tokens, scene.image_tokens(layer.patch) // scene.frames
@@ -37,6 +40,9 @@ class NeoErnie(HostTransformer):
 
     def layers(self, model: nn.Module) -> list[AttentionLayer]:
         return numbered("layer", [layer.self_attention for layer in model.layers], patch=model.patch_size)
+
+    def stages(self, model: nn.Module) -> list[nn.Module]:
+        return [*model.layers, model.final_norm, model.final_linear]
 
     def image(self, layer: SequenceLayer, scene: Scene, tokens: int) -> slice | None:
         images = scene.image_tokens(layer.patch)

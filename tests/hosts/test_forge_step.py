@@ -6,6 +6,7 @@ from torch import nn
 
 from asag.blocks import Address
 from asag.hosts.forge_step import Step
+from asag.hosts.reuse import Reuse
 from asag.models.base import AttentionLayer
 from tests.support import snapshot
 
@@ -22,15 +23,20 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.attention = Attention()
+        self.attention, self.last = Attention(), Attention()
         self.seen: list[torch.Size] = []
+        self.kinds: list[list[int]] = []
 
     def forward(self, x, timestep, context=None, control=None, transformer_options=None):
         self.seen.append(context.shape)
         out = x * timestep[:, None, None, None] + context.mean(dim=(1, 2))[:, None, None, None]
         if control is not None:
             out = out + control["middle"].pop()
-        return self.attention(out + torch.rand(()))
+        out = self.attention(out + torch.rand(()))
+        self.kinds.append(list((transformer_options or {}).get("cond_or_uncond", [])))
+        if control is not None:
+            out = out * control["output"].pop()
+        return self.last(out)
 
 
 class Doubling:
@@ -38,6 +44,9 @@ class Doubling:
 
     def replacement(self, layer, original, operator, scene):
         return lambda x: 2 * original(x)
+
+    def stages(self, model):
+        return [model.attention, model.last]
 
 
 class Host:
@@ -56,7 +65,8 @@ class Host:
             options = {"transformer_options": {"cond_or_uncond": [kind for kind, _ in group]}}
             if "control" in group[0][1]:
                 self.controls += 1
-                options["control"] = {"middle": [torch.full((len(group) * x.shape[0], 1, 1, 1), 0.5)]}
+                residual = torch.full((len(group) * x.shape[0], 1, 1, 1), 0.5)
+                options["control"] = {"middle": [residual], "output": [-residual]}
             rows = torch.cat([x] * len(group))
             texts = [text.expand(x.shape[0], -1, -1) for text in texts]
             out = self.network(rows, torch.ones(rows.shape[0]), context=torch.cat(texts), **options)
@@ -75,17 +85,19 @@ def network():
     return Network()
 
 
-def guide(network, conds, unconds, batches=True, played=None):
+def step_on(network, x, reuse=False):
+    layers = [AttentionLayer(Address("mid", 0, 0), network.attention)]
+    return Step(network, x, 1.5, layers, Doubling(), None, reuse or Reuse(False))
+
+
+def guide(network, conds, unconds, batches=True, played=None, reuse=None):
     """A step: the host's pass, then the perturbed one. Gives both predictions and the host."""
     host, x = Host(network, batches), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(9))
-    step = Step(network, x, 1.5, "mid")
+    step = step_on(network, x, reuse)
     torch.manual_seed(3)
     plain = host.run(conds, unconds, x)
     step.remove()
-    layers = [AttentionLayer(Address("mid", 0, 0), network.attention)]
-    again = step.predict(
-        lambda given: host.run(given, [], x if played is None else played), conds, layers, Doubling(), None
-    )
+    again = step.predict(lambda given: host.run(given, [], x if played is None else played), conds)
     return plain, again, host
 
 
@@ -128,14 +140,13 @@ def test_random_numbers_go_on_as_if_there_had_been_no_second_pass(network):
 
 
 def test_a_failing_pass_leaves_nothing_behind(network):
-    step = Step(network, torch.zeros(1, 4, 8, 8), 1.5, "mid")
-    layers = [AttentionLayer(Address("mid", 0, 0), network.attention)]
+    step = step_on(network, torch.zeros(1, 4, 8, 8))
 
     def failing(given):
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
-        step.predict(failing, [cond(4, 0)], layers, Doubling(), None)
+        step.predict(failing, [cond(4, 0)])
     step.remove()
     assert not network._forward_pre_hooks
     assert "forward" not in network.__dict__
@@ -144,10 +155,67 @@ def test_a_failing_pass_leaves_nothing_behind(network):
 
 def test_a_pass_on_a_reference_isnt_the_steps_own(network):
     x = torch.randn(2, 4, 8, 8)
-    step = Step(network, x, 1.5, "mid")
+    step = step_on(network, x)
     step.remove()
     modified = {"conditioning_modifiers": [print]}
     assert step.is_of(x.clone(), modified)
     assert not step.is_of(x + 1, modified)
     assert not step.is_of(x[:1], modified)
     assert step.is_of(x + 1, {})
+
+
+@pytest.mark.parametrize("batches", [True, False])
+@pytest.mark.parametrize("control", [{}, {"control": True}])
+def test_rows_that_branch_off_are_those_of_a_whole_pass(network, batches, control):
+    before, reuse = snapshot(network), Reuse(True)
+    conds = [cond(4, 0, **control), cond(8, 1, strength=-0.5, **control)]
+    plain, again, host = guide(network, conds, [cond(8, 2, **control)], batches, reuse=reuse)
+    torch.testing.assert_close(again, 2 * plain)
+    assert (reuse.shared, reuse.whole) == (1, 0)
+    assert len(network.seen) == (1 if batches else 3)
+    assert host.controls == (0 if not control else len(network.seen))
+    # What extensions read about the rows counts the copies; afterwards it's the host's again.
+    assert network.kinds == ([[1, 0, 0, 0, 0]] if batches else [[1], [0, 0], [0, 0]])
+    network.seen.clear(), network.kinds.clear()
+    assert snapshot(network) == before
+
+
+def test_a_branch_that_fails_is_told_and_costs_nothing_but_time(network):
+    class Stateful(nn.Module):
+        """The double of an extension's module that has kept something of the host's rows."""
+
+        def forward(self, x):
+            if x.shape[0] > 4:
+                raise RuntimeError("more rows than before")
+            return x
+
+    network.last, reuse = Stateful(), Reuse(True)
+    plain, again, host = guide(network, [cond(4, 0, control=True)], [cond(4, 2, control=True)], reuse=reuse)
+    torch.testing.assert_close(plain, guide(network, [cond(4, 0, control=True)], [cond(4, 2, control=True)])[0])
+    torch.testing.assert_close(again, 2 * plain)
+    assert (reuse.shared, reuse.whole, host.controls) == (0, 1, 1)
+    assert "in 1 of 1 guided steps: RuntimeError: more rows" in reuse.comment()
+
+
+def test_an_extension_that_mixes_rows_is_found_out(network):
+    class Mixing(nn.Module):
+        """The double of an extension's module that takes the last row for the conditional one."""
+
+        def forward(self, x):
+            return x + x[-1:].mean()
+
+    network.last, reuse = Mixing(), Reuse(True)
+    network.last.register_forward_hook(lambda module, args, output: None)
+    found = guide(network, [cond(4, 0)], [cond(4, 2)], reuse=reuse)
+    assert (reuse.shared, reuse.whole) == (0, 1)
+    assert "rows of a batch differently" in reuse.comment()
+    torch.testing.assert_close(found[:2], guide(network, [cond(4, 0)], [cond(4, 2)])[:2])
+
+
+def test_something_foreign_that_does_no_harm_is_checked_once(network):
+    network.last.register_forward_hook(lambda module, args, output: output + 1)
+    reuse = Reuse(True)
+    for step in range(3):
+        guide(network, [cond(4, 0)], [cond(4, 2)], reuse=reuse)
+        assert len(network.seen) == step + 3
+    assert (reuse.shared, reuse.whole, reuse.comment()) == (3, 0, None)

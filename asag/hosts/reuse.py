@@ -1,0 +1,110 @@
+"""Whether the perturbed rows of a WebUI's generation come out of the host's own calls of its model; and if not, why.
+
+A branch inside the host's call (asag.branch) is exact as long as whatever else is at work in the model treats its rows
+one by one. Where it fails, the step and all after it take a whole extra pass; where something foreign is at work in
+the model, the first step of a pass takes both and compares.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from asag.random_state import RandomState
+
+logger = logging.getLogger(__name__)
+
+# How far the two may lie apart, of the prediction: kernels round differently for another number of rows.
+AGREEMENT = {torch.float16: 1e-2, torch.bfloat16: 4e-2}
+FLOAT32_AGREEMENT = 1e-3
+
+
+class Reuse:
+    """Prefix reuse in one generation. `shared` and `whole` count the guided steps of either kind; `dtype` is that in
+    which the model computes."""
+
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted
+        self.reason = self.first_reason = ""
+        self.shared = self.whole = 0
+        self.trusted = False
+        self.dtype = torch.float32
+
+    @property
+    def on(self) -> bool:
+        return self.wanted and not self.reason
+
+    def begin_pass(self) -> None:
+        """A pass of the sampler begins: other sizes, perhaps another model."""
+        self.reason, self.trusted = "", False
+
+    def give_up(self, reason: str) -> None:
+        """Take whole passes from here on, until the next pass of the sampler."""
+        if not self.reason:
+            logger.warning("ASAG takes a whole extra pass: %s", reason)
+        self.reason = reason
+        self.first_reason = self.first_reason or reason
+
+    def call(
+        self,
+        plain: Callable[[], Tensor],
+        branched: Callable[[], tuple[Tensor, Tensor]],
+        random_state: RandomState,
+        doubtful: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """One call of the model: its own rows, and the perturbed ones that branched off, if they did.
+
+        `plain` and `branched` run the model. Where it is `doubtful` that rows are independent, the first pass's own
+        come from a run without a branch, and are compared.
+        """
+        expected = plain() if doubtful and not self.trusted else None
+        try:
+            if expected is None:
+                return branched()
+            with random_state.again():
+                own, copies = branched()
+        except Exception as error:
+            self.give_up(f"{type(error).__name__}: {error}".splitlines()[0])
+            if expected is None:
+                random_state.restore()
+                expected = plain()
+            return expected, None
+        return expected, copies if self._agree(own, expected) else None
+
+    def predict(self, shared: Tensor | None, whole: Callable[[], Tensor], doubtful: bool) -> Tensor:
+        """The perturbed prediction: the one that branched off if there is one, checked once where it is `doubtful`."""
+        if shared is not None and doubtful and not self.trusted:
+            expected = whole()
+            self.trusted = self._agree(shared, expected)
+            if not self.trusted:
+                shared, whole = None, lambda: expected
+        if shared is None:
+            self.whole += 1
+            return whole()
+        self.shared += 1
+        return shared
+
+    def _agree(self, out: Tensor, expected: Tensor) -> bool:
+        bound = AGREEMENT.get(self.dtype, FLOAT32_AGREEMENT)
+        agree = bool((out - expected).norm() <= bound * expected.norm())
+        if not agree:
+            self.give_up("an extension treats the rows of a batch differently")
+        return agree
+
+    def comment(self) -> str | None:
+        """What the user is told under the image: that it took longer than it should, and why."""
+        if not self.wanted or not self.whole:
+            return None
+        steps = f"{self.whole} of {self.whole + self.shared} guided steps"
+        return f"ASAG took a whole extra pass in {steps}: {self.first_reason}"
+
+
+def foreign_code(network: nn.Module) -> bool:
+    """Whether something hooks into a network's modules: ControlNet in AUTOMATIC1111, say."""
+    return any(
+        "forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks
+        for module in network.modules()
+    )
