@@ -57,6 +57,18 @@ class RowBranch:
         self.device = tensor.device
         return torch.cat([tensor, tensor[self.rows]])
 
+    def growing(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that takes lists of one entry for each of the host's rows, given them for all rows."""
+
+        def entries(given: Any) -> Any:
+            fits = self.reached and type(given) is list and len(given) == self.total
+            return [*given, *given[self.rows]] if fits else given
+
+        def grown(*args: Any, **kwargs: Any) -> Any:
+            return function(*map(entries, args), **{name: entries(value) for name, value in kwargs.items()})
+
+        return grown
+
     def split(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """The model's own rows and the perturbed ones, of what it returned while this was open.
 

@@ -6,7 +6,7 @@ It is a pass of its own (`perturbed`) or branches off inside the host's (`branch
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -60,6 +60,8 @@ def branching(
         raise RuntimeError(f"{type(model).__name__} takes no more rows on the way")
     branch = RowBranch(stages, _first_stage(stages, layers), rows, total, tell)
     with branch.open(), ExitStack() as stack:
+        for name in family.row_methods:
+            stack.enter_context(attribute_replaced(model, name, branch.growing(getattr(model, name))))
         for layer in layers:
             forward = layer.module.forward
             replacement = family.replacement(layer, forward, operator, scene)
@@ -100,20 +102,25 @@ def _joined(first: Any, second: Any) -> Any:
     return torch.cat([first, second]) if isinstance(first, Tensor) else first
 
 
+def forward_replaced(module: nn.Module, forward: Forward) -> AbstractContextManager[None]:
+    """Set `module.forward` on the instance for a while: see attribute_replaced."""
+    return attribute_replaced(module, "forward", forward)
+
+
 @contextmanager
-def forward_replaced(module: nn.Module, forward: Forward) -> Iterator[None]:
-    """Set `module.forward` on the instance, and restore its __dict__ exactly: an instance attribute that was there
+def attribute_replaced(module: nn.Module, name: str, value: Any) -> Iterator[None]:
+    """Set an attribute on the instance, and restore its __dict__ exactly: an instance attribute that was there
     (another extension's) comes back, one that wasn't goes away."""
     absent = object()
-    before: Any = module.__dict__.get("forward", absent)
+    before: Any = module.__dict__.get(name, absent)
     try:
-        module.__dict__["forward"] = forward
+        module.__dict__[name] = value
         yield
     finally:
         if before is absent:
-            module.__dict__.pop("forward", None)
+            module.__dict__.pop(name, None)
         else:
-            module.__dict__["forward"] = before
+            module.__dict__[name] = before
 
 
 def slice_rows(given: Any, rows: slice, total: int) -> Any:

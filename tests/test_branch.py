@@ -210,3 +210,13 @@ def test_the_host_is_told_which_rows_are_which() -> None:
     with branch.open():
         stage(torch.zeros(3, 2, 2))
     assert told == [[0, 1, 2, 1, 2], [0, 1, 2]]
+
+
+def test_lists_of_an_entry_for_each_row_grow_with_the_rows() -> None:
+    stage = nn.Identity()
+    branch = RowBranch([stage], 0, slice(1, 3), 3)
+    sizes = branch.growing(lambda x, sizes, others=None: (sizes, others))
+    with branch.open():
+        assert sizes(None, [1, 2, 3]) == ([1, 2, 3], None)
+        stage(torch.zeros(3, 2, 2))
+        assert sizes(None, [1, 2, 3], others=[7]) == ([1, 2, 3, 2, 3], [7])

@@ -31,12 +31,14 @@ class Family(Protocol):
     """A model family. Stateless: everything of a run lives in what `replacement` returns.
 
     `reason` says in one line why its default blocks are what they are; `experimental` that guidance in it has been
-    checked with random weights alone, so nobody here has seen what it does for a picture.
+    checked with random weights alone, so nobody here has seen what it does for a picture. `row_methods` names methods
+    of the model that get lists with an entry for each row.
     """
 
     name: str
     reason: str
     experimental: bool
+    row_methods: tuple[str, ...]
 
     def default_blocks(self, model: nn.Module) -> BlockList:
         """What "auto" means for `model`."""

@@ -32,6 +32,7 @@ class Sd3Transformer:
     name = "diffusers SD3Transformer2DModel"
     reason = "the middle of the depth, where the middle block of a UNet is: joint.12 of SD3's 24"
     experimental = True
+    row_methods = ()
 
     def default_blocks(self, model: nn.Module) -> BlockList:
         return parse_blocks(f"joint.{len(model.transformer_blocks) // 2}")
@@ -64,6 +65,7 @@ class FluxTransformer:
     name = "diffusers FluxTransformer2DModel"
     reason = "the middle of the depth, both kinds of block counted: single.9 of Flux's 19 + 38"
     experimental = True
+    row_methods = ()
 
     def default_blocks(self, model: nn.Module) -> BlockList:
         doubles = len(model.transformer_blocks)

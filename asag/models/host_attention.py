@@ -39,6 +39,7 @@ class HostTransformer:
     name = ""
     class_name = ""
     experimental = True
+    row_methods: tuple[str, ...] = ()
     reason = "the middle of the depth, where the middle block of a UNet is"
     homes: tuple[tuple[str, str], ...] = ()
 

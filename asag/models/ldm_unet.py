@@ -26,6 +26,7 @@ class LdmUnet:
     name = "SD1.x, SD2 and SDXL UNets (ldm, sgm)"
     reason = "the middle block, as the paper and PAG use: the coarsest tokens, where attention decides structure"
     experimental = False
+    row_methods = ()
 
     def __init__(self, key_value_inputs: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None) -> None:
         self.key_value_inputs = key_value_inputs or (lambda context: (context, context))

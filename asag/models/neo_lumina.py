@@ -17,6 +17,7 @@ class NeoLumina(HostTransformer):
 
     name = "Lumina 2 and Z-Image (Neo)"
     class_name = "NextDiT"
+    row_methods = ("unpatchify",)
     homes = (("backend.nn.lumina", "attention_function"),)
 
     def layers(self, model: nn.Module) -> list[AttentionLayer]:
@@ -25,4 +26,4 @@ class NeoLumina(HostTransformer):
         return numbered("layer", attentions, patch=model.patch_size, text_multiple=multiple)
 
     def stages(self, model: nn.Module) -> list[nn.Module]:
-        return []  # unpatchify takes the sizes of the host's rows from a list, one for each
+        return [*model.layers, model.final_layer]

@@ -42,6 +42,8 @@ class Network(nn.Module):
 class Doubling:
     """The double of a family: the perturbed layer doubles what it is given."""
 
+    row_methods = ()
+
     def replacement(self, layer, original, operator, scene):
         return lambda x: 2 * original(x)
 
