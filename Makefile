@@ -7,7 +7,7 @@ TORCH_ARGS ?=
 WEBUI ?=
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test test-webui train lint clean
+.PHONY: demo test test-webui bench train lint clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m asag demo
@@ -18,6 +18,12 @@ test: $(VENV)/.test
 # Drives the WebUI installed in the folder WEBUI (the one that holds launch.py) over its API.
 test-webui: $(VENV)/.test
 	ASAG_WEBUI="$(abspath $(WEBUI))" $(RUN) -m pytest tests/webui
+
+# Writes JSON and a table beside it. BENCH: operator, step or hosts, and options; see python -m asag bench --help.
+BENCH ?=
+BENCH_JSON ?= bench/results/$(shell date +%Y-%m-%d).jsonl
+bench: $(VENV)/.demo
+	$(RUN) -m asag bench --json $(BENCH_JSON) $(BENCH)
 
 train: $(VENV)/.demo
 	$(RUN) -m asag train

@@ -1,4 +1,4 @@
-"""`python -m asag COMMAND`: the demo, and the training of the embedded model."""
+"""`python -m asag COMMAND`: the demo, the benchmarks, and the training of the embedded model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ COMMANDS = {
     "demo": ("asag.lab.demo", "draw the same pictures with CFG, PAG, SEG and ASAG"),
     "train": ("asag.lab.train", "train the embedded model from a seed"),
     "quality": ("asag.lab.quality", "measure the embedded model"),
+    "bench": ("asag.lab.bench", "measure what ASAG costs"),
 }
 
 
