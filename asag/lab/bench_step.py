@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 from asag.hosts.diffusers import asag_guidance
 from asag.lab.bench_measure import Meter, Variant, record, share
 from asag.lab.bench_models import SIZES, Denoiser, build, pipeline_double
-from asag.settings import AsagSettings
 
 
 @dataclass(frozen=True)
@@ -102,8 +101,6 @@ def variants_of(denoiser: Denoiser, case: Case) -> dict[str, Variant]:
 def guidance(denoiser: Denoiser, steps: int = 0, **settings: Any) -> AbstractContextManager[None]:
     """`steps` (0: many): how many the pipeline seems to do, of which a window takes its part."""
     pipe = pipeline_double(denoiser.model, steps) if steps > 1 else pipeline_double(denoiser.model)
-    if "reuse" not in {each.name for each in fields(AsagSettings)}:
-        settings.pop("reuse")
     return asag_guidance(pipe, scale=1.5, **settings)
 
 
