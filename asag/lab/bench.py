@@ -69,7 +69,11 @@ def measurements(args: argparse.Namespace, meter: Meter) -> dict[str, Callable[[
 def main(argv: Sequence[str] | None = None) -> int:
     args = read_arguments(argv)
     if args.chart:
-        bench_report.chart(bench_report.read(args.chart[0]), args.chart[1])
+        try:
+            bench_report.chart(bench_report.read(args.chart[0]), args.chart[1])
+        except (OSError, ValueError) as error:
+            print(f"--chart: {error}", file=sys.stderr)
+            return 2
         print(f"Written: {args.chart[1]}")
         return 0
     torch.set_num_threads(args.threads)

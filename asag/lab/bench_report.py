@@ -107,16 +107,18 @@ def chart(records: Sequence[Record], path: Path) -> None:
     benches = {bench: [found for found in records if found["bench"] == bench] for bench in ("step", "operator")}
     panels = [(bench, chosen) for bench, chosen in benches.items() if chosen]
     if not panels:
-        raise ValueError("no record of step or operator to draw")
+        raise ValueError("no line of the benches step and operator to draw; allowed: a file that --json wrote")
     variants = {"step": ("full-pass", "asag"), "operator": ("peer", "dense", "streaming")}
     tallest = max(len({found["case"] for found in chosen}) for _, chosen in panels)
-    figure = Figure(figsize=(5.2 * len(panels), 1.3 + 0.36 * tallest), layout="constrained")
+    figure = Figure(figsize=(5.2 * len(panels), 1.6 + 0.36 * tallest), layout="constrained")
     for axes, (bench, chosen) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         draw(axes, chosen, variants[bench])
         if bench == "step":
             axes.set(title="A guided step", xlabel="time, to a step with CFG alone", xlim=(1, None))
         else:
-            axes.set(title="The attention operator", xlabel="time, to SDPA (logarithmic)", xscale="log")
+            axes.set(title="The attention operator", xlabel="time, to SDPA (logarithmic)", xscale="log", xlim=(1, None))
+            axes.set_xticks((1, 2, 5, 10, 20, 50), ("1", "2", "5", "10", "20", "50"))
+            axes.minorticks_off()
     figure.savefig(path, dpi=110)
 
 
@@ -140,4 +142,4 @@ def draw(axes: Any, records: Sequence[Record], variants: Sequence[str]) -> None:
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1))

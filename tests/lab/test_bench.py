@@ -164,6 +164,8 @@ def test_chart(lines, tmp_path, capsys):
     assert main(["bench", "--chart", str(tmp_path / "bench.jsonl"), str(picture)]) == 0
     assert Image.open(picture).convert("L").getextrema()[0] < 100
     assert picture.stat().st_size < 200_000
+    assert main(["bench", "--chart", str(tmp_path / "none.jsonl"), str(picture)]) == 2
+    assert "none.jsonl" in capsys.readouterr().err
 
 
 def test_unknown_arguments_fail_clearly(capsys):
