@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from asag.sinkhorn import DenseScores, StreamingScores, iterate
+from asag.sinkhorn import DenseScores, StreamingScores, bound_logits, iterate
 
 COSTS = ("adversarial", "similarity", "uniform")
 NORMALIZATIONS = ("rows", "columns")
@@ -67,19 +67,45 @@ def adversarial_sinkhorn_attention(
         return value.mean(dim=2, keepdim=True).expand(-1, -1, query.shape[2], -1).to(query.dtype)
     sign = -1.0 if cost == "adversarial" else 1.0
     scale = sign * strength / math.sqrt(query.shape[3])
-    dtype = computation_dtype(query, key, scale)
-    flat_query, flat_key, flat_value = (tensor.flatten(0, 1) for tensor in (query, key, value))
     with torch.no_grad(), without_autocast(query.device.type):
+        largest_logit = float(bound_logits(query, key, scale).amax())
+        dtype = computation_dtype(query, largest_logit)
+        if impl != "dense" and normalize == "rows" and has_linear_kernel(query):
+            bias = key_bias(query, key, scale, dtype, largest_logit, iterations, tolerance)
+            return biased_attention(query, key, value, bias, scale, dtype)
+        flat_query, flat_key, flat_value = (tensor.flatten(0, 1) for tensor in (query, key, value))
         if impl == "dense":
             out = _dense(flat_query, flat_key, flat_value, scale, dtype, iterations, tolerance, normalize)
         else:
-            scores = StreamingScores(flat_query, flat_key, scale, dtype)
+            scores = StreamingScores(flat_query, flat_key, scale, dtype, largest_logit)
             potentials = iterate(scores.sweep, scores.start(), iterations, tolerance)
-            if normalize == "rows" and has_linear_kernel(query):
-                bias = potentials.key.unflatten(0, query.shape[:2])
-                return biased_attention(query, key, value, bias, scale, dtype)
             out = scores.product(potentials, flat_value, by_columns=normalize == "columns")
     return out.to(query.dtype).unflatten(0, query.shape[:2])
+
+
+def key_bias(
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    dtype: torch.dtype,
+    largest_logit: float,
+    iterations: int,
+    tolerance: float | None,
+) -> Tensor:
+    """The key potential after the last sweep, (batch, heads, m), in the dtype of the computation.
+
+    Hosts' heads are strided views; those of several images can't be one list of heads without a copy, so they go
+    image by image. The tiles are gone on return, before the final product takes its memory.
+    """
+    if all(tensor.stride(0) == tensor.shape[1] * tensor.stride(1) for tensor in (query, key)):
+        parts = [(query.flatten(0, 1), key.flatten(0, 1))]
+    else:
+        parts = list(zip(query, key, strict=True))
+    potentials = []
+    for part_query, part_key in parts:
+        scores = StreamingScores(part_query, part_key, scale, dtype, largest_logit)
+        potentials.append(iterate(scores.sweep, scores.start(), iterations, tolerance).key)
+    return torch.cat(potentials).unflatten(0, query.shape[:2])
 
 
 def _dense(
@@ -107,7 +133,11 @@ def biased_attention(
     In float32 and float64 the bias goes in as a mask whose rows are one row, repeated with stride 0. Half precision
     on an accelerator keeps its own fast kernel: there the bias rides along as extra features (see `bias_features`).
     """
-    signed_query = query if scale > 0 else -query
+    if query.device.type == "cpu":
+        # Its kernel multiplies before it looks for a row's maximum, so a negative scale needs no negated copy.
+        signed_query, signed_scale = query, scale
+    else:
+        signed_query, signed_scale = (query if scale > 0 else -query), abs(scale)
     if query.dtype.itemsize == 2 and query.device.type == "cuda":
         extended_query, extended_key, padding = bias_features(signed_query, key, bias, abs(scale))
         out = F.scaled_dot_product_attention(extended_query, extended_key, F.pad(value, (0, padding)), scale=abs(scale))
@@ -117,7 +147,7 @@ def biased_attention(
         key.to(dtype),
         value.to(dtype),
         attn_mask=bias[:, :, None].expand(-1, -1, query.shape[2], -1),
-        scale=abs(scale),
+        scale=signed_scale,
     )
     return out.to(query.dtype)
 
@@ -154,14 +184,13 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
     return torch.autocast(device_type, enabled=False) if device_type in ("cpu", "cuda") else nullcontext()
 
 
-def computation_dtype(query: Tensor, key: Tensor, scale: float) -> torch.dtype:
+def computation_dtype(query: Tensor, largest_logit: float) -> torch.dtype:
     """float32, or float64 where logits are so large that float32 can't hold them to the accuracy promised."""
     if query.dtype == torch.float64:
         return torch.float64
     if query.device.type not in ("cpu", "cuda"):
         return torch.float32
-    longest = [tensor.float().square().sum(dim=-1).amax().sqrt() for tensor in (query, key)]
-    error = float(longest[0] * longest[1]) * abs(scale) * FLOAT32_EPS
+    error = largest_logit * FLOAT32_EPS
     return torch.float64 if error > LOGIT_ERROR[query.dtype] else torch.float32
 
 

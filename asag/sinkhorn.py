@@ -18,12 +18,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# A tile should stay in a core's second-level cache on a CPU, and fill an accelerator without exhausting it.
-CPU_TILE_BYTES = 1 << 20
+# A tile should stay in the second-level caches of a CPU's cores, and fill an accelerator without exhausting it.
+CPU_TILE_BYTES_PER_THREAD = 1 << 20
 DEVICE_TILE_BYTES = 1 << 27
 
 # A column whose mass comes near the smallest normal number has lost digits: its sum is taken again in the log domain.
 SMALLEST_COLUMN_MASS = {torch.float32: 1e-30, torch.float64: 1e-290}
+
+# With every |logit| at most B (Cauchy-Schwarz), the numbers of a sweep by scaling lie in exp(±2B) times the token
+# counts, so exp needs no maximum subtracted: exp(70) times 10^6 tokens and its inverse are normal in float32.
+LARGEST_SCALED_LOGIT = {torch.float32: 35.0, torch.float64: 300.0}
+
+
+def bound_logits(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Per head, what no ``|scale * query keyᵀ|`` exceeds (Cauchy-Schwarz), in at least float32: (…, n, d) to (…)."""
+    dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), torch.float32)
+    longest = [torch.linalg.vector_norm(tensor, dim=-1, dtype=dtype).amax(dim=-1) for tensor in (query, key)]
+    return longest[0] * longest[1] * abs(scale)
 
 
 class Potentials(NamedTuple):
@@ -78,19 +89,32 @@ class DenseScores:
 class StreamingScores:
     """Logits ``scale * query keyᵀ``, formed tile by tile and never kept: query (heads, n, d), key (heads, m, d).
 
-    A sweep is fused: with ``P = softmax_rows(L + g)`` the new potential is ``g - log(m * mean_i P_ij)``, so that
-    nothing exceeds 1 and the scores are formed once. Two tile-sized buffers are kept and reused: fresh ones would
-    cost a page fault per page.
+    A sweep is fused: with ``P = softmax_rows(L + g)`` the new potential is ``g - log(m * mean_i P_ij)``, so that the
+    scores are formed once. Heads whose logits are known to be small take fewer passes over a tile, by scaling.
+    Tile-sized buffers are kept and reused: fresh ones would cost a page fault per page.
     """
 
-    def __init__(self, query: Tensor, key: Tensor, scale: float, dtype: torch.dtype) -> None:
-        self.query, self.key, self.scale, self.dtype = query, key, scale, dtype
+    def __init__(
+        self, query: Tensor, key: Tensor, scale: float, dtype: torch.dtype, largest_logit: float = math.inf
+    ) -> None:
+        """`largest_logit` is a bound on every |logit|, where the caller knows one."""
+        self.query, self.scale, self.dtype = query, scale, dtype
         self.heads, self.n, self.m = query.shape[0], query.shape[1], key.shape[1]
-        limit = CPU_TILE_BYTES if query.device.type == "cpu" else DEVICE_TILE_BYTES
-        elements = max(limit // torch.empty((), dtype=dtype).element_size(), self.m)
+        on_cpu = query.device.type == "cpu"
+        limit = CPU_TILE_BYTES_PER_THREAD * torch.get_num_threads() if on_cpu else DEVICE_TILE_BYTES
+        elements = max(limit // dtype.itemsize, self.m)
         self.tile_heads = min(max(elements // (self.n * self.m), 1), self.heads)
         self.tile_rows = min(max(elements // self.m, 1), self.n)
-        self.buffers = query.new_empty(2, self.tile_heads * self.tile_rows * self.m, dtype=dtype)
+        self.buffers: list[Tensor] = []
+        keys, self.largest_logits = key.to(dtype), [largest_logit] * self.heads
+        if largest_logit > LARGEST_SCALED_LOGIT[dtype]:
+            # In many models keys share a large mean. It moves each row of logits by a constant, which no plan sees.
+            keys = keys - keys.mean(dim=1, keepdim=True)
+            self.largest_logits = bound_logits(query, keys, scale).tolist()
+        self.keys = keys.transpose(1, 2)
+        if self.tile_rows < self.n:
+            # Products of many tiles with the same keys are faster where the keys' rows are contiguous.
+            self.keys = self.keys.contiguous()
 
     def start(self) -> Tensor:
         return self.query.new_zeros(self.heads, self.m, dtype=self.dtype)
@@ -99,37 +123,61 @@ class StreamingScores:
         """Per group of heads: its slice, its keys transposed (group, d, m), and the slices of its rows."""
         for head in range(0, self.heads, self.tile_heads):
             group = slice(head, min(head + self.tile_heads, self.heads))
-            keys = self.key[group].to(self.dtype).transpose(1, 2)
-            yield group, keys, [slice(r, min(r + self.tile_rows, self.n)) for r in range(0, self.n, self.tile_rows)]
+            rows = [slice(r, min(r + self.tile_rows, self.n)) for r in range(0, self.n, self.tile_rows)]
+            yield group, self.keys[group], rows
 
-    def scores(self, group: slice, rows: slice, keys: Tensor, key_potential: Tensor) -> tuple[Tensor, Tensor]:
-        """``L + g`` of one tile, and a second buffer of its shape; both are overwritten by the next call."""
+    def buffer(self, index: int, group: slice, rows: slice) -> Tensor:
+        """Buffer 0 or 1 in the shape of one tile, overwritten by the next call for it."""
+        while len(self.buffers) <= index:
+            self.buffers.append(self.query.new_empty(self.tile_heads * self.tile_rows * self.m, dtype=self.dtype))
         shape = (group.stop - group.start, rows.stop - rows.start, self.m)
-        first, second = (buffer[: math.prod(shape)].view(shape) for buffer in self.buffers)
-        query = self.query[group, rows].to(self.dtype)
-        torch.baddbmm(key_potential[group, None], query, keys, alpha=self.scale, out=first)
-        return first, second
+        return self.buffers[index][: math.prod(shape)].view(shape)
+
+    def scores(self, group: slice, rows: slice, keys: Tensor, key_potential: Tensor | None) -> Tensor:
+        """``L + g`` of one tile, or ``L`` without a potential, in buffer 0."""
+        query, out = self.query[group, rows].to(self.dtype), self.buffer(0, group, rows)
+        if key_potential is None:
+            return torch.baddbmm(out, query, keys, beta=0, alpha=self.scale, out=out)
+        return torch.baddbmm(key_potential[group, None], query, keys, alpha=self.scale, out=out)
 
     def sweep(self, key_potential: Tensor) -> Tensor:
-        mass = torch.zeros_like(key_potential)
+        swept = torch.empty_like(key_potential)
         for group, keys, row_slices in self.tiles():
-            for rows in row_slices:
-                scores, plan = self.scores(group, rows, keys, key_potential)
-                torch.softmax(scores, dim=-1, out=plan)
-                mass[group] += plan.sum(dim=1)
-        if bool((mass < SMALLEST_COLUMN_MASS[self.dtype]).any()):
-            return self._sweep_in_log_domain(key_potential)
-        return key_potential - torch.log(mass * (self.m / self.n))
+            if max(self.largest_logits[group]) <= LARGEST_SCALED_LOGIT[self.dtype]:
+                swept[group] = self._sweep_by_scaling(key_potential[group], group, keys, row_slices)
+            else:
+                swept[group] = self._sweep_by_softmax(key_potential, group, keys, row_slices)
+        return swept - math.log(self.m / self.n)
 
-    def _sweep_in_log_domain(self, key_potential: Tensor) -> Tensor:
-        """The same sweep where a column's mass underflows: its log-sum-exp, accumulated over tiles."""
-        log_mass = torch.full_like(key_potential, -math.inf)
-        for group, keys, row_slices in self.tiles():
-            for rows in row_slices:
-                scores, plan = self.scores(group, rows, keys, key_potential)
-                torch.log_softmax(scores, dim=-1, out=plan)
-                log_mass[group] = torch.logaddexp(log_mass[group], torch.logsumexp(plan, dim=1))
-        return key_potential - log_mass - math.log(self.m / self.n)
+    def _sweep_by_scaling(self, potential: Tensor, group: slice, keys: Tensor, row_slices: list[slice]) -> Tensor:
+        """One group's sweep as Sinkhorn's scaling: with ``K = exp(L)`` and ``w = exp(g)``, ``-log(Kᵀ (1 / (K w)))``.
+
+        One exp and two matrix-vector products per tile. `potential` (group, m) is that of the group.
+        """
+        top = potential.amax(dim=1, keepdim=True)
+        weights = torch.exp(potential - top)[:, :, None]
+        inverse = torch.zeros_like(potential)[:, None]
+        for rows in row_slices:
+            kernel = self.scores(group, rows, keys, None).exp_()
+            inverse.baddbmm_(torch.bmm(kernel, weights).reciprocal_().transpose(1, 2), kernel)
+        return top - torch.log(inverse[:, 0])
+
+    def _sweep_by_softmax(self, key_potential: Tensor, group: slice, keys: Tensor, row_slices: list[slice]) -> Tensor:
+        """One group's sweep for logits of any size."""
+        mass = torch.zeros_like(key_potential[group])
+        for rows in row_slices:
+            plan = self.buffer(1, group, rows)
+            torch.softmax(self.scores(group, rows, keys, key_potential), dim=-1, out=plan)
+            mass += plan.sum(dim=1)
+        if bool((mass >= SMALLEST_COLUMN_MASS[self.dtype]).all()):
+            return key_potential[group] - torch.log(mass)
+        # A column's mass underflows: its log-sum-exp, accumulated over tiles.
+        log_mass = torch.full_like(mass, -math.inf)
+        for rows in row_slices:
+            plan = self.buffer(1, group, rows)
+            torch.log_softmax(self.scores(group, rows, keys, key_potential), dim=-1, out=plan)
+            log_mass = torch.logaddexp(log_mass, torch.logsumexp(plan, dim=1))
+        return key_potential[group] - log_mass
 
     def product(self, potentials: Potentials, value: Tensor, by_columns: bool) -> Tensor:
         """Plan times n, times value (heads, m, e): (heads, n, e) in the dtype of the computation.
@@ -141,12 +189,12 @@ class StreamingScores:
         for group, keys, row_slices in self.tiles():
             values = value[group].to(self.dtype)
             for rows in row_slices:
-                scores, plan = self.scores(group, rows, keys, potentials.key)
+                scores, plan = self.scores(group, rows, keys, potentials.key), self.buffer(1, group, rows)
                 torch.softmax(scores, dim=-1, out=plan)
                 tile = torch.bmm(plan, values)
                 if by_columns:
                     last = torch.logsumexp(scores, dim=2, keepdim=True)
-                    scores, _ = self.scores(group, rows, keys, potentials.previous)
+                    scores = self.scores(group, rows, keys, potentials.previous)
                     tile *= torch.exp(last - torch.logsumexp(scores, dim=2, keepdim=True))
                 out[group, rows] = tile
         return out

@@ -7,7 +7,14 @@ import ot
 import pytest
 import torch
 
-from asag.sinkhorn import CPU_TILE_BYTES, DenseScores, StreamingScores, iterate
+from asag.sinkhorn import (
+    CPU_TILE_BYTES_PER_THREAD,
+    LARGEST_SCALED_LOGIT,
+    DenseScores,
+    StreamingScores,
+    bound_logits,
+    iterate,
+)
 
 
 def tokens(n: int, m: int, d: int = 8, heads: int = 2, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,9 +88,32 @@ def test_streaming_sweep_is_the_dense_sweep(n, m, scale):
 def test_streaming_uses_several_tiles_and_groups_of_heads():
     many_rows = StreamingScores(*tokens(600, 4096), -1.0, torch.float32)
     assert many_rows.tile_heads == 1
-    assert many_rows.tile_rows * 4096 * 4 <= CPU_TILE_BYTES
+    assert many_rows.tile_rows * 4096 * 4 <= CPU_TILE_BYTES_PER_THREAD * torch.get_num_threads()
     many_heads = StreamingScores(*tokens(16, 16, heads=40), -1.0, torch.float32)
     assert many_heads.tile_heads == 40
+
+
+@pytest.mark.parametrize("share", [0.999, 1.001])
+def test_float32_sweeps_at_the_bound_where_scaling_ends(share):
+    """Logits reach both ends of the allowed range, and so do the weights that a second sweep starts from."""
+    limit = LARGEST_SCALED_LOGIT[torch.float32] * share
+    signs = torch.tensor([1.0, -1.0]).repeat(1, 150)[..., None]
+    query, key = torch.full((1, 300, 1), limit), signs
+    query[:, 200:] *= torch.linspace(-1, 1, 100)[:, None]
+    assert float(bound_logits(query, key, -1.0)) == pytest.approx(limit)
+    streaming = StreamingScores(query, key, -1.0, torch.float32)
+    dense = DenseScores(query.double(), key.double(), -1.0)
+    swept, expected = (iterate(scores.sweep, scores.start(), 3, None).key for scores in (streaming, dense))
+    torch.testing.assert_close(swept.double(), expected, rtol=1e-5, atol=2e-5)
+
+
+def test_keys_that_share_a_large_mean_are_still_scaled():
+    query, key = (tensor.float() for tensor in tokens(50, 60))
+    shifted = StreamingScores(query, key + 100, -1.0, torch.float32)
+    assert float(bound_logits(query, key + 100, -1.0).amin()) > LARGEST_SCALED_LOGIT[torch.float32]
+    assert max(shifted.largest_logits) <= LARGEST_SCALED_LOGIT[torch.float32]
+    plain = DenseScores(query.double(), key.double(), -1.0)
+    torch.testing.assert_close(shifted.sweep(shifted.start()).double(), plain.sweep(plain.start()), rtol=0, atol=1e-3)
 
 
 def test_columns_that_underflow_take_the_log_domain():
