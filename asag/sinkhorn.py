@@ -106,6 +106,8 @@ class StreamingScores:
         self.tile_heads = min(max(elements // (self.n * self.m), 1), self.heads)
         self.tile_rows = min(max(elements // self.m, 1), self.n)
         self.buffers: list[Tensor] = []
+        self.one_tile = (self.tile_heads, self.tile_rows) == (self.heads, self.n)
+        self.kernel: Tensor | None = None
         keys, self.largest_logits = key.to(dtype), [largest_logit] * self.heads
         if largest_logit > LARGEST_SCALED_LOGIT[dtype]:
             # In many models keys share a large mean. It moves each row of logits by a constant, which no plan sees.
@@ -152,13 +154,15 @@ class StreamingScores:
     def _sweep_by_scaling(self, potential: Tensor, group: slice, keys: Tensor, row_slices: list[slice]) -> Tensor:
         """One group's sweep as Sinkhorn's scaling: with ``K = exp(L)`` and ``w = exp(g)``, ``-log(Kᵀ (1 / (K w)))``.
 
-        One exp and two matrix-vector products per tile. `potential` (group, m) is that of the group.
+        One exp and two matrix-vector products per tile; where one tile is all there is, K is kept for the next sweep.
+        `potential` (group, m) is that of the group.
         """
         top = potential.amax(dim=1, keepdim=True)
         weights = torch.exp(potential - top)[:, :, None]
         inverse = torch.zeros_like(potential)[:, None]
         for rows in row_slices:
-            kernel = self.scores(group, rows, keys, None).exp_()
+            kernel = self.scores(group, rows, keys, None).exp_() if self.kernel is None else self.kernel
+            self.kernel = kernel if self.one_tile else None
             inverse.baddbmm_(torch.bmm(kernel, weights).reciprocal_().transpose(1, 2), kernel)
         return top - torch.log(inverse[:, 0])
 
