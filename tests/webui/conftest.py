@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .payloads import FAINT, ROUNDING, asag, assert_differ, assert_same, largest_difference, request
+from .payloads import FAINT, REUSE_ROUNDING, ROUNDING, asag, assert_differ, assert_same, largest_difference, request
 from .server import REPOSITORY, WebUI, extension_link, linked, tracebacks_naming
 
 PROBE = Path(__file__).parent / "probe"
@@ -90,7 +90,8 @@ def guidance_works(webui: WebUI) -> Callable[..., np.ndarray]:
     """`guidance_works(payload, **settings)`: what must hold for whatever is asked of the host.
 
     Guidance changes the image, and nothing but guidance does: with a faint scale it is the unguided one, and the
-    unguided request afterwards gives the same bits as the one before. Returns the guided image.
+    unguided request afterwards gives the same bits as the one before. A whole extra pass gives the image that prefix
+    reuse gives. Returns the guided image.
     """
 
     def check(payload: dict[str, Any], rounding: int = ROUNDING, **settings: Any) -> np.ndarray:
@@ -109,6 +110,7 @@ def guidance_works(webui: WebUI) -> Callable[..., np.ndarray]:
         assert_differ(strong, before)
         assert largest_difference(faint, before) < rounding
         assert_same(after, before)
+        assert largest_difference(image(reuse=False), strong) <= max(rounding, REUSE_ROUNDING)
         return strong
 
     return check

@@ -54,6 +54,7 @@ SETTINGS = {
     "grid_save": False,
     "auto_launch_browser": "Disable",
     "live_previews_enable": False,
+    "temp_dir": "",  # the page's pictures go to GRADIO_TEMP_DIR; Neo's own default is a folder that it doesn't make
     "sd_vae": "Automatic",
     "CLIP_stop_at_last_layers": 1,
     "randn_source": "CPU",
@@ -330,6 +331,10 @@ class WebUI:
             told = self.get("/asag-probe/delta")
         assert answer.status == 200, answer.body
         return told
+
+    def last_reuse(self) -> dict[str, Any]:
+        """How the last guided generation's steps got their perturbed rows: {"shared": …, "whole": …, "why": …}."""
+        return self.get("/asag-probe/reuse")
 
     def inject_failure(self, where: str, call: int = 1, kind: str = "RuntimeError") -> None:
         answer = self.post("/asag-probe/fail", where=where, call=call, kind=kind)

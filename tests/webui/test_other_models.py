@@ -112,11 +112,15 @@ def with_checkpoint(name: str, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(("first", "second"), [("SD1.5", "SDXL"), ("SDXL", "SD1.5")])
 def test_refiner(webui: WebUI, both_families: dict[str, str], first: str, second: str) -> None:
     """Half of the steps on the model is replaced by one of another family."""
-    refiner = {"refiner_checkpoint": both_families[second], "refiner_switch_at": 0.5}
+    if webui.kind == "neo" and "xl" in both_families["SDXL"]:
+        # Asked all the same it fails, and later requests may fail too. Name a second SD1.5 checkpoint to test it.
+        pytest.skip("Neo's refiner has to be of the same family (ASAG_WEBUI_SDXL)")
+    payload = with_checkpoint(both_families[first], refiner_checkpoint=both_families[second], refiner_switch_at=0.5)
+    # Neo switches at a sigma otherwise.
+    payload["override_settings"]["refiner_use_steps"] = True
 
     def image(**settings: Any) -> np.ndarray:
-        scripts = {"alwayson_scripts": asag(**settings)} if settings else {}
-        answer = webui.txt2img(**with_checkpoint(both_families[first], **refiner, **scripts))
+        answer = webui.txt2img(**payload, **({"alwayson_scripts": asag(**settings)} if settings else {}))
         assert "Refiner: " in answer.infotexts[0]
         return answer.image
 

@@ -4,6 +4,8 @@ GET /asag-probe: an answer means that the WebUI has started.
 POST /asag-probe/softmax: from now on guided requests have ordinary SoftMax attention as their operator.
 GET /asag-probe/delta: ends that; tells for every step since the largest |δ|, relative to the root mean square of the
 prediction (what isn't 0 is an artefact), and how often the operator ran.
+GET /asag-probe/reuse: how many guided steps of the last guided generation shared work with the host's own pass, how
+many took a whole extra pass, and why.
 GET /asag-probe/fingerprint: for every module of the loaded model, what is set on that instance beyond its class: two
 equal answers mean that nothing was left patched in between.
 POST /asag-probe/fail?where=unet|perturbed&call=n&kind=…: the n-th forward pass of the UNet from now on, or the n-th
@@ -87,10 +89,14 @@ def callables_in(given):
 
 
 def in_perturbed_pass():
-    """Whether the extension, rather than the host's denoiser, called the model: whoever is nearer on the stack."""
+    """Whether the extension, rather than the host's denoiser, called the model: whoever is nearer on the stack.
+
+    What shares the host's own pass lies on the stack of that pass too, and isn't counted.
+    """
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith("asag."):
+        function = frame.f_code.co_name
+        if frame.f_globals.get("__name__", "").startswith("asag.") and function in ("whole", "_guided", "_guide"):
             return True
         if frame.f_globals.get("__name__") == "modules.sd_samplers_cfg_denoiser":
             return False
@@ -111,6 +117,24 @@ def fail_once(where, call, kind):
             raise FAILURES[kind](f"asag_probe: the failure that was asked for ({where}, call {call})")
 
     hook = list(diffusion_model().children())[-1].register_forward_pre_hook(before_last_part)
+
+
+class LastReuse:
+    """Keeps the prefix reuse of the last generation."""
+
+    def __init__(self):
+        self.last = None
+        reuse = importlib.import_module("asag.hosts.reuse").Reuse
+        before = reuse.__init__
+
+        def remembered(made, wanted):
+            before(made, wanted)
+            self.last = made
+
+        reuse.__init__ = remembered
+
+    def told(self):
+        return {"shared": self.last.shared, "whole": self.last.whole, "why": self.last.first_reason}
 
 
 class Softmax(Operator):
@@ -150,6 +174,7 @@ class SoftmaxGuidance:
 def add_routes(_, app):
     app.get("/asag-probe")(lambda: {})
     app.get("/asag-probe/fingerprint")(fingerprint)
+    app.get("/asag-probe/reuse")(LastReuse().told)
 
     @app.post("/asag-probe/fail")
     def fail(where: str, call: int = 1, kind: str = "RuntimeError"):
