@@ -50,7 +50,7 @@ class Operator:
             check_image_unmasked(mask, image)
             return self.plain(query, key, value, grid)
         image_mask = check_image_unmasked(mask, image)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        out = _text_attending(query, key, value, image, mask)
         image_query, image_key, image_value = query[:, :, image], key[:, :, image], value[:, :, image]
         text_value = F.pad(value, (0, 8))
         text_value[:, :, image] = 0
@@ -61,6 +61,16 @@ class Operator:
         mass = kept[..., value.shape[3], None]
         out[:, :, image] = kept[..., : value.shape[3]] + mass * self.plain(image_query, image_key, image_value, grid)
         return out
+
+
+def _text_attending(query: Tensor, key: Tensor, value: Tensor, image: slice, mask: Tensor | None) -> Tensor:
+    """SoftMax attention of the text queries, before and after `image`; the rows of image queries aren't filled."""
+    out = query.new_empty(*query.shape[:3], value.shape[3])
+    for rows in (slice(0, image.start), slice(image.stop, query.shape[2])):
+        if rows.start < rows.stop:
+            own_mask = mask if mask is None or mask.shape[2] == 1 else mask[:, :, rows]
+            out[:, :, rows] = F.scaled_dot_product_attention(query[:, :, rows], key, value, attn_mask=own_mask)
+    return out
 
 
 def check_image_unmasked(mask: Tensor | None, image: slice) -> Tensor | None:
@@ -130,7 +140,7 @@ class Identity(Operator):
             check_image_unmasked(mask, image)
             return self.plain(query, key, value, grid)
         text_bias = _text_bias(check_image_unmasked(mask, image), image, query)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        out = _text_attending(query, key, value, image, mask)
         is_text = torch.ones(key.shape[2], dtype=torch.bool, device=key.device)
         is_text[image] = False
         text_key, text_value = key[:, :, is_text], value[:, :, is_text]
