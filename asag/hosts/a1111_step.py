@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asag.hosts.reuse import Reuse, foreign_code
+from asag.hosts.reuse import Reuse
 from asag.models.base import AttentionLayer, Family, Scene
 from asag.operators import Operator
 from asag.perturb import branching, forward_replaced, perturbed, slice_rows
@@ -53,7 +53,7 @@ class Step:
         self.scale, self.cond_rows, self.images = scale, cond_rows, images
         self.network, self.layers, self.family, self.operator = network, layers, family, operator
         self.reuse = reuse
-        self.foreign = reuse.on and not reuse.trusted and foreign_code(network)
+        self.foreign = reuse.on and reuse.is_hooked(network)
         self.calls: list[Call] = []
         self._undo = ExitStack()
         self._undo.callback(self.inner_model.register_forward_pre_hook(self._record, with_kwargs=True).remove)

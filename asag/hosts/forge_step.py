@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from asag.hosts.forge_rows import RowLists, cond_rows
-from asag.hosts.reuse import Reuse, foreign_code
+from asag.hosts.reuse import Reuse
 from asag.models.base import AttentionLayer, Family, Scene
 from asag.operators import Operator
 from asag.perturb import branching, forward_replaced, perturbed, slice_rows
@@ -68,7 +68,7 @@ class Step:
         self.network, self.x, self.scale = network, x, scale
         self.layers, self.family, self.operator = layers, family, operator
         self.reuse = reuse
-        self.foreign = reuse.on and not reuse.trusted and foreign_code(network)
+        self.foreign = reuse.on and reuse.is_hooked(network)
         self.calls: list[Call] = []
         self.entered: Call | None = None
         self._undo = ExitStack()

@@ -31,6 +31,8 @@ class Reuse:
         self.reason = self.first_reason = ""
         self.shared = self.whole = 0
         self.trusted = False
+        self.looked_at: nn.Module | None = None
+        self.hooked = False
         self.dtype = torch.float32
 
     @property
@@ -39,7 +41,14 @@ class Reuse:
 
     def begin_pass(self) -> None:
         """A pass of the sampler begins: other sizes, perhaps another model."""
-        self.reason, self.trusted = "", False
+        self.reason, self.trusted, self.looked_at = "", False, None
+
+    def is_hooked(self, network: nn.Module) -> bool:
+        """Whether something foreign hooks into the network, looked at once a pass: it has hundreds of modules. A
+        refiner brings another one."""
+        if self.looked_at is not network:
+            self.looked_at, self.trusted, self.hooked = network, False, foreign_code(network)
+        return self.hooked
 
     def give_up(self, reason: str) -> None:
         """Take whole passes from here on, until the next pass of the sampler."""
