@@ -153,7 +153,7 @@ class AsagSettings:
         True,
         "Share work",
         "Takes what precedes the weakened attention from the normal pass: the same picture in less time. Off: a whole "
-        "extra pass, which needs less memory (by about half of a picture's in a batch).",
+        "extra pass, for little memory: sharing holds half as many activations again in the rest of the model.",
     )
 
     @classmethod

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .payloads import asag, assert_differ, assert_same, image_request, largest_difference, request
+from .payloads import REUSE_ROUNDING, asag, assert_differ, assert_same, image_request, largest_difference, request
 from .server import WebUI
 
 Image = Callable[..., np.ndarray]
@@ -89,6 +89,12 @@ def test_softmax_gives_no_delta(webui: WebUI, kind: str, changes: dict[str, Any]
     assert told["calls"]
     assert len(told["delta"]) == 2
     assert max(told["delta"]) < 1e-5, told
+
+
+def test_the_blocks_before_the_weakened_ones_run_once(webui: WebUI, guided: Image, kind: str) -> None:
+    whole = guided({"reuse": False}, **small())
+    assert largest_difference(guided({}, **small()), whole) <= REUSE_ROUNDING
+    assert webui.last_reuse() == {"shared": 2, "whole": 0, "why": ""}
 
 
 @pytest.mark.parametrize("method", ["pag", "seg", "uniform", "similarity"])
