@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -124,7 +125,7 @@ def attribute_replaced(module: nn.Module, name: str, value: Any) -> Iterator[Non
 
 
 def slice_rows(given: Any, rows: slice, total: int) -> Any:
-    """The same nested structure of lists, tuples and dicts with every tensor of `total` rows cut to `rows`.
+    """The same nested structure of lists, tuples, dicts and dataclasses with every tensor of `total` rows cut to `rows`.
 
     Other tensors (scalars, timesteps without a batch dimension) and values pass through.
     """
@@ -132,6 +133,10 @@ def slice_rows(given: Any, rows: slice, total: int) -> Any:
         return {name: slice_rows(value, rows, total) for name, value in given.items()}
     if isinstance(given, (list, tuple)):
         return type(given)(slice_rows(value, rows, total) for value in given)
+    if is_dataclass(given) and not isinstance(given, type):
+        return replace(
+            given, **{each.name: slice_rows(getattr(given, each.name), rows, total) for each in fields(given)}
+        )
     if hasattr(given, "shape") and len(given.shape) > 0 and given.shape[0] == total:
         return given[rows]
     return given

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from asag.blocks import Address
 from asag.branch import RowBranch
-from asag.models.base import Family, Scene
+from asag.models.base import AttentionLayer, Family, Scene
 from asag.models.diffusers_mmdit import FluxTransformer, Sd3Transformer
 from asag.models.diffusers_unet import DiffusersUnet
 from asag.models.ldm_unet import LdmUnet
@@ -220,3 +221,38 @@ def test_lists_of_an_entry_for_each_row_grow_with_the_rows() -> None:
         assert sizes(None, [1, 2, 3]) == ([1, 2, 3], None)
         stage(torch.zeros(3, 2, 2))
         assert sizes(None, [1, 2, 3], others=[7]) == ([1, 2, 3, 2, 3], [7])
+
+
+@dataclass
+class Modulation:
+    """The double of what Chroma gives its blocks."""
+
+    shift: Tensor
+    rows: int = 2
+
+
+class Shifted(nn.Module):
+    """The double of a block that gets its modulation in a dataclass, inside a tuple."""
+
+    def forward(self, x: Tensor, vec: tuple[Modulation, ...]) -> Tensor:
+        return x + vec[0].shift
+
+
+def test_modulations_in_dataclasses_are_taken_along() -> None:
+    block, scene = Shifted(), Scene()
+
+    class OneBlock(LdmUnet):
+        """The double of a family of one block, which is perturbed by adding 1."""
+
+        def stages(self, model: nn.Module) -> list[nn.Module]:
+            return [block]
+
+        def replacement(self, layer: Any, original: Any, operator: Any, scene: Scene) -> Any:
+            return lambda x, vec: original(x, vec) + 1
+
+    layers = [AttentionLayer(Address("double", 0, 0), block)]
+    x, vec = normal(2, 3, 4), (Modulation(normal(2, 1, 4, seed=1)),)
+    with branching(block, layers, OneBlock(), Softmax(), scene, slice(1, 2), 2) as branch:
+        own, other = branch.split(block(x, vec))
+    torch.testing.assert_close(own, x + vec[0].shift)
+    torch.testing.assert_close(other, own[1:] + 1)
