@@ -125,7 +125,7 @@ def attribute_replaced(module: nn.Module, name: str, value: Any) -> Iterator[Non
 
 
 def slice_rows(given: Any, rows: slice, total: int) -> Any:
-    """The same nested structure of lists, tuples, dicts and dataclasses with every tensor of `total` rows cut to `rows`.
+    """The same structure of lists, tuples, dicts and dataclasses with every tensor of `total` rows cut to `rows`.
 
     Other tensors (scalars, timesteps without a batch dimension) and values pass through.
     """
