@@ -2,7 +2,7 @@
 
     UNet  in.4   mid   out.3          DiT  joint.7   double.3   single.12   layer.5
     one layer inside a block:  out.3.0        ranges:  in.4-8, out.3.0-1        lists:  mid, out.3-5
-    auto: the model family's default          all: every self-attention layer
+    auto: the model family's default          late: later, which is cheaper          all: every self-attention layer
 
 The spelling d4, m0, u3.1 known from other guidance extensions is read as in.4, mid, out.3.1.
 """
@@ -16,7 +16,10 @@ from typing import NamedTuple, TypeVar
 
 PARTS = ("in", "mid", "out", "joint", "double", "single", "layer")
 ALIASES = {"d": "in", "m": "mid", "u": "out"}
-EXAMPLES = "auto, all, mid, in.4, out.3.0, in.4-8, joint.7, double.3, single.10-19, layer.5, or a list with commas"
+KEYWORDS = ("auto", "late", "all")
+EXAMPLES = (
+    "auto, late, all, mid, in.4, out.3.0, in.4-8, joint.7, double.3, single.10-19, layer.5, or a list with commas"
+)
 LONGEST_TEXT = 2000
 
 SPAN = r"([0-9]{1,4})(?:-([0-9]{1,4}))?"
@@ -64,7 +67,7 @@ class Selector:
 
 @dataclass(frozen=True)
 class BlockList:
-    """A parsed list. `keyword` is "auto", "all" or "" (then the selectors count)."""
+    """A parsed list. `keyword` is one of KEYWORDS or "" (then the selectors count)."""
 
     selectors: tuple[Selector, ...] = ()
     keyword: str = ""
@@ -82,7 +85,7 @@ def parse_blocks(text: str) -> BlockList:
     if not isinstance(text, str) or len(text) > LONGEST_TEXT:
         raise BlocksError(f"{str(text)[:40]!r}; allowed: text of at most {LONGEST_TEXT} characters: {EXAMPLES}")
     items = [item.strip() for item in text.lower().split(",")]
-    if items in (["auto"], ["all"]):
+    if len(items) == 1 and items[0] in KEYWORDS:
         return BlockList(keyword=items[0])
     if not any(items):
         raise BlocksError(f"{text!r}; allowed: {EXAMPLES}")
@@ -136,11 +139,19 @@ def select(blocks: BlockList, inventory: Sequence[tuple[Address, Layer]], defaul
     """
     if blocks.keyword == "all":
         return [layer for _, layer in inventory]
-    chosen = default if blocks.keyword == "auto" else blocks
+    chosen = {"auto": default, "late": late_blocks([address for address, _ in inventory])}.get(blocks.keyword, blocks)
     for selector in chosen.selectors:
         if not any(address in selector for address, _ in inventory):
             raise BlocksError(f"'{selector}'; this model has: {summarize(address for address, _ in inventory)}")
     return [layer for address, layer in inventory if any(address in selector for selector in chosen.selectors)]
+
+
+def late_blocks(addresses: Sequence[Address]) -> BlockList:
+    """What "late" means, for addresses in the model's order: the first block of a UNet's decoder that attends, or the
+    block two thirds through a transformer. Less of the model follows than after its middle, so guiding costs less."""
+    decoder = [address for address in addresses if address.part == "out"]
+    chosen = decoder[0] if decoder else addresses[len(addresses) * 2 // 3]
+    return BlockList((Selector(chosen.part, (chosen.block, chosen.block)),))
 
 
 def summarize(addresses: Iterable[Address]) -> str:

@@ -25,7 +25,8 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of one setting beyond its name, type and default."""
+    """What is known of one setting beyond its name, type and default. `picture`: whether it changes the picture; if
+    not it belongs in no infotext, plot or preset."""
 
     label: str
     help: str
@@ -35,6 +36,7 @@ class Option:
     step: float | None = None
     choices: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()
+    picture: bool = True
 
 
 def option(default: Any, label: str, help: str, **details: Any) -> Any:
@@ -59,7 +61,8 @@ class AsagSettings:
     blocks: str = option(
         "auto",
         "Blocks",
-        "Which self-attention is weakened: auto, all, or addresses such as mid, in.4-8, out.3.0, joint.7.",
+        "Which self-attention is weakened: auto (the middle), late (cheaper), all, or addresses such as mid, in.4-8, "
+        "out.3.0, joint.7.",
     )
     iterations: int = option(
         2,
@@ -154,6 +157,7 @@ class AsagSettings:
         "Share work",
         "Takes what precedes the weakened attention from the normal pass: the same picture in less time. Off: a whole "
         "extra pass, for little memory: sharing holds half as many activations again in the rest of the model.",
+        picture=False,
     )
 
     @classmethod

@@ -20,6 +20,7 @@ MID = parse_blocks("mid")
     [
         ("auto", "auto"),
         (" ALL ", "all"),
+        ("Late", "late"),
         ("mid", "mid"),
         ("in.4-8,out.3.0", "in.4-8, out.3.0"),
         ("Single.10-19 , double.3,", "single.10-19, double.3"),
@@ -70,6 +71,15 @@ def chosen(text: str) -> list[str]:
 def test_mid_means_all_ten_layers_of_sdxl():
     assert chosen("mid") == [f"mid.{layer}" for layer in range(10)]
     assert chosen("auto") == chosen("mid")
+
+
+def test_late_is_the_decoders_first_block_or_two_thirds_through():
+    assert chosen("late") == [f"out.0.{layer}" for layer in range(10)]
+    doubles = [Address("double", number, 0) for number in range(19)]
+    flux = [(address, str(address)) for address in (*doubles, *(Address("single", number, 0) for number in range(38)))]
+    assert select(parse_blocks("late"), flux, MID) == ["single.19.0"]
+    both = [(Address("joint", number, layer), f"joint.{number}.{layer}") for number in range(24) for layer in (0, 1)]
+    assert select(parse_blocks("late"), both, MID) == ["joint.16.0", "joint.16.1"]
 
 
 def test_one_is_not_ten():

@@ -33,7 +33,7 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         adversarial_guidance_scale: 0 to 100; 0 leaves the perturbed pass out.
         adversarial_guidance_start: fraction of the steps from which on the perturbed pass runs.
         adversarial_guidance_stop: fraction of the steps at which it ends.
-        adversarial_guidance_blocks: "auto", "all" or block addresses such as "mid" or "joint.7" (asag.blocks).
+        adversarial_guidance_blocks: "auto", "late", "all" or block addresses such as "mid" or "joint.7" (asag.blocks).
         iterations: Sinkhorn iterations.
         strength: factor on the paper's λ.
         method: "asag", or "pag", "seg", "uniform", "similarity" for comparison.

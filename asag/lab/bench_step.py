@@ -12,6 +12,7 @@ from typing import Any
 from asag.hosts.diffusers import asag_guidance
 from asag.lab.bench_measure import Meter, Variant, record, share
 from asag.lab.bench_models import SIZES, Denoiser, build, pipeline_double
+from asag.presets import PRESETS
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,7 @@ class Case:
 
 
 ALL_METHODS = ("asag", "pag", "seg")
-# Three of five steps, in blocks of which little follows.
-FAST = {"blocks": "out.6", "start": 0.0, "end": 0.6}
-FAST_SDXL = FAST | {"blocks": "out.3"}
+FAST = PRESETS["Fast"]
 MID = {"blocks": "mid"}
 
 CASES = (
@@ -46,7 +45,7 @@ CASES = (
     Case("sdxl", "out.0", {"blocks": "out.0"}),
     Case("sdxl", "out.3", {"blocks": "out.3"}),
     Case("sdxl", "mid-controlnet", MID, controlled=True),
-    Case("sdxl", "fast", FAST_SDXL, steps=5),
+    Case("sdxl", "fast", FAST, steps=5),
     Case("sd3", "joint.12", {"blocks": "joint.12"}),
     Case("sd3", "joint.16", {"blocks": "joint.16"}),
     Case("sd3", "joint.20", {"blocks": "joint.20"}),

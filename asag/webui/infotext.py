@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 def write(settings: AsagSettings) -> str:
     """The value for the infotext key; numbers are written so that reading gives the same number back."""
     parts = []
-    for name, (field, _) in options().items():
+    for name, (field, option) in options().items():
         value = getattr(settings, name)
-        if name != "enabled" and (name == "scale" or value != field.default):
+        if option.picture and name != "enabled" and (name == "scale" or value != field.default):
             parts.append(f"{name} {value}")
     return "; ".join(parts)
 
@@ -41,10 +41,12 @@ def read(parameters: Mapping[str, Any]) -> AsagSettings:
 
 
 def pasted_value(parameters: Mapping[str, Any], name: str) -> Any:
-    """What pasting sets the option `name` to; None leaves it alone.
+    """What pasting sets the option `name` to; None leaves it alone, as those that don't change the picture always are.
 
     A text without ASAG switches it off and leaves the other options alone; so does one that can't be read.
     """
+    if not options()[name][1].picture:
+        return None
     try:
         settings = read(parameters)
     except SettingsError as error:

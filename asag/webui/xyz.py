@@ -1,4 +1,4 @@
-"""Axes of the X/Y/Z plot, one for each setting but the switch, derived from the settings' metadata.
+"""Axes of the X/Y/Z plot, one for each setting that changes the picture but the switch, derived from the settings' metadata.
 
 An axis writes into a dict on the cell's own `p`; a setting on an axis also switches ASAG on.
 """
@@ -24,7 +24,7 @@ def add_axes(xyz_grid: Any) -> None:
     present = {axis.label for axis in xyz_grid.axis_options}
     for name, (field, option) in options().items():
         label = PREFIX + option.label
-        if name != "enabled" and label not in present:
+        if name != "enabled" and option.picture and label not in present:
             xyz_grid.axis_options.append(_axis(xyz_grid, name, type(field.default), label, option))
 
 
