@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from asag.settings import AsagSettings, SettingsError, options
+from asag.settings import AsagSettings, options
 
 # Fast: three fifths of the steps, the early ones, which decide the picture's structure; and a block after the middle.
 PRESETS: dict[str, dict[str, Any]] = {
