@@ -1,4 +1,4 @@
-"""Axes of the X/Y/Z plot, one for each setting that changes the picture but the switch, derived from the settings' metadata.
+"""Axes of the X/Y/Z plot, derived from the settings: one for each that changes the picture, but for the switch.
 
 An axis writes into a dict on the cell's own `p`; a setting on an axis also switches ASAG on.
 """
