@@ -7,12 +7,17 @@ TORCH_ARGS ?=
 WEBUI ?=
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test test-webui bench train lint clean
+.PHONY: demo playground test test-webui bench train lint clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m asag demo
 
-test: $(VENV)/.test
+# The page says its address; PORT chooses another one.
+PORT ?= 7870
+playground: $(VENV)-gradio4/.ready
+	$(VENV)-gradio4/bin/python -m asag playground --port $(PORT)
+
+test: $(VENV)/.test $(VENV)-gradio4/.ready $(VENV)-gradio3/.ready
 	$(RUN) -m pytest
 
 # Drives the WebUI installed in the folder WEBUI (the one that holds launch.py) over its API.
@@ -34,7 +39,7 @@ lint: $(VENV)/.test
 	$(RUN) -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-gradio4 $(VENV)-gradio3 demo .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.torch: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version) if sys.version_info < (3, 10) else None'
@@ -51,3 +56,12 @@ $(VENV)/.test: $(VENV)/.demo
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps stable-diffusion-sdkit
 	touch $@
+
+# The gradio of the WebUIs needs older packages; torch and the rest are those of $(VENV), found after its own. Where a
+# gradio can't be installed (3.41.2 needs Python 3.12 or older), its browser tests skip.
+$(VENV)-gradio%/.ready: constraints-gradio%.txt $(VENV)/.demo
+	$(PYTHON) -m venv $(VENV)-gradio$*
+	$(VENV)-gradio$*/bin/python -c 'import sysconfig, pathlib, sys; pathlib.Path(sysconfig.get_path("purelib"), "base.pth").write_text(sys.argv[1])' \
+		"$$($(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(VENV)-gradio$*/bin/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --constraint $< \
+		gradio diffusers transformers pillow numpy && touch $@ || echo "The playground can't be installed with $<" >&2

@@ -1,4 +1,4 @@
-"""`python -m asag COMMAND`: the demo, the benchmarks, and the training of the embedded model."""
+"""`python -m asag COMMAND`: the demo, the playground, the benchmarks, and the training of the embedded model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 
 COMMANDS = {
     "demo": ("asag.lab.demo", "draw the same pictures with CFG, PAG, SEG and ASAG"),
+    "playground": ("asag.lab.playground", "try it in a page of its own"),
     "train": ("asag.lab.train", "train the embedded model from a seed"),
     "quality": ("asag.lab.quality", "measure the embedded model"),
     "bench": ("asag.lab.bench", "measure what ASAG costs"),
@@ -15,7 +16,7 @@ COMMANDS = {
 
 def main(argv: list[str]) -> int:
     if not argv or argv[0] not in COMMANDS:
-        listed = "\n".join(f"  {name:8} {text}" for name, (_, text) in COMMANDS.items())
+        listed = "\n".join(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items())
         asked_for_help = bool(argv) and argv[0] in ("-h", "--help")
         print(f"usage: python -m asag COMMAND [options]\n\n{listed}", file=sys.stdout if asked_for_help else sys.stderr)
         return 0 if asked_for_help else 2

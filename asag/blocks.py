@@ -10,7 +10,7 @@ The spelling d4, m0, u3.1 known from other guidance extensions is read as in.4, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -164,6 +164,25 @@ def summarize(addresses: Iterable[Address]) -> str:
         else:
             runs.append(Selector(address.part, (address.block, address.block)))
     return ", ".join(map(str, runs)) or "no self-attention"
+
+
+def write_list(inventory: Sequence[Address], chosen: Collection[Address]) -> str:
+    """A list that selects exactly `chosen` of a model's layers: whole blocks in ranges, single layers where it must."""
+    blocks: dict[str, list[Address]] = {}
+    for address in inventory:
+        blocks.setdefault(block_name(address), []).append(address)
+    items: list[str] = []
+    whole: list[Address] = []
+    for layers in blocks.values():
+        taken = [address for address in layers if address in chosen]
+        if len(taken) == len(layers):
+            whole.append(taken[0])
+            continue
+        if whole and taken:
+            items.append(summarize(whole))
+            whole = []
+        items += map(str, taken)
+    return ", ".join([*items, summarize(whole)] if whole else items)
 
 
 def block_name(address: Address) -> str:

@@ -24,6 +24,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "Fast": {"blocks": "late", "end": 0.6},
 }
 LONGEST_NAME = 60
+# Stands for settings that are no preset's.
+CUSTOM = "Custom"
 
 
 class PresetError(ValueError):
@@ -144,7 +146,7 @@ def _checked(name: str) -> str:
     name = " ".join(str(name).split())
     if not name or len(name) > LONGEST_NAME or ":" in name:
         raise PresetError(f"name: {name[:LONGEST_NAME]!r}; allowed: 1 to {LONGEST_NAME} characters without a colon")
-    if name in PRESETS:
+    if name in PRESETS or name == CUSTOM:
         raise PresetError(f"name: {name!r} comes with ASAG; allowed: another name")
     return name
 

@@ -26,7 +26,8 @@ class SettingsError(ValueError):
 @dataclass(frozen=True)
 class Option:
     """What is known of one setting beyond its name, type and default. `picture`: whether it changes the picture; if
-    not it belongs in no infotext, plot or preset."""
+    not it belongs in no infotext, plot or preset. `group`: what it stands together with in the user interface; those
+    without one come first."""
 
     label: str
     help: str
@@ -37,6 +38,7 @@ class Option:
     choices: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()
     picture: bool = True
+    group: str = ""
 
 
 def option(default: Any, label: str, help: str, **details: Any) -> Any:
@@ -63,6 +65,7 @@ class AsagSettings:
         "Blocks",
         "Which self-attention is weakened: auto (the middle), late (cheaper), all, or addresses such as mid, in.4-8, "
         "out.3.0, joint.7.",
+        group="What is weakened",
     )
     iterations: int = option(
         2,
@@ -72,6 +75,7 @@ class AsagSettings:
         maximum=50,
         slider_maximum=10,
         step=1,
+        group="What is weakened",
     )
     strength: float = option(
         1.0,
@@ -81,12 +85,14 @@ class AsagSettings:
         maximum=10.0,
         slider_maximum=3.0,
         step=0.05,
+        group="What is weakened",
     )
     method: str = option(
         "asag",
         "Method",
         "How attention is weakened: asag, or pag, seg, uniform and similarity for comparison.",
         choices=METHODS,
+        group="What is weakened",
     )
     start: float = option(
         0.0,
@@ -95,6 +101,7 @@ class AsagSettings:
         minimum=0.0,
         maximum=1.0,
         step=0.01,
+        group="When",
     )
     end: float = option(
         1.0,
@@ -103,12 +110,14 @@ class AsagSettings:
         minimum=0.0,
         maximum=1.0,
         step=0.01,
+        group="When",
     )
     schedule: str = option(
         "constant",
         "Schedule",
         "How the scale runs between start and end: constant, falling linearly or as a cosine, or as a bell.",
         choices=SCHEDULES,
+        group="When",
     )
     rescale: float = option(
         0.0,
@@ -117,11 +126,13 @@ class AsagSettings:
         minimum=0.0,
         maximum=1.0,
         step=0.01,
+        group="Against burnt colours",
     )
     adaptive: bool = option(
         False,
         "Adaptive",
         "Divides the scale by the running size of the push, per image: the scale is then that size (try 0.02 to 0.2).",
+        group="Against burnt colours",
     )
     blur: float = option(
         10000.0,
@@ -130,12 +141,14 @@ class AsagSettings:
         minimum=0.1,
         maximum=10000.0,
         step=0.1,
+        group="What is weakened",
     )
     hires: str = option(
         "both",
         "Hires fix",
         "Which pass is guided when hires fix is on: both, the first alone, or the hires pass alone.",
         choices=("both", "first", "hires"),
+        group="In the hires pass",
     )
     hires_scale: float = option(
         0.0,
@@ -145,12 +158,14 @@ class AsagSettings:
         maximum=100.0,
         slider_maximum=30.0,
         step=0.1,
+        group="In the hires pass",
     )
     hires_blocks: str = option(
         "same",
         "Hires blocks",
         "The blocks in the hires pass: same, or a list as above.",
         keywords=("same",),
+        group="In the hires pass",
     )
     reuse: bool = option(
         True,
@@ -158,6 +173,7 @@ class AsagSettings:
         "Takes what precedes the weakened attention from the normal pass: the same picture in less time. Off: a whole "
         "extra pass, for little memory: sharing holds half as many activations again in the rest of the model.",
         picture=False,
+        group="Work and memory",
     )
 
     @classmethod

@@ -1,11 +1,17 @@
 """ASAG's entry point in a WebUI: registers and delegates, no logic."""
 
+from pathlib import Path
+
 from modules import script_callbacks, scripts
+from modules.paths_internal import data_path
+from modules.ui_components import InputAccordion
 
 from asag.hosts import generation, webui
-from asag.webui import api, infotext, ui, xyz
+from asag.presets import Presets
+from asag.webui import api, block_map, infotext, ui, xyz
 
 host = webui.find_host()
+presets = Presets(Path(data_path) / "asag-presets.json")
 
 
 class AsagScript(scripts.Script):
@@ -16,12 +22,13 @@ class AsagScript(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        components = ui.build(self.elem_id)
+        accordion = ui.build(self.elem_id, InputAccordion, presets)
         self.infotext_fields = [
             (component, lambda parameters, name=name: infotext.pasted_value(parameters, name))
-            for name, component in components.items()
+            for name, component in accordion.settings.items()
         ]
-        return list(components.values())
+        self.infotext_fields.append((accordion.preset, lambda parameters: infotext.pasted_preset(parameters, presets)))
+        return list(accordion.settings.values())
 
     def process_batch(self, p, *args, **kwargs):
         generation.disarm(p)
@@ -45,7 +52,11 @@ def add_axes(*_):
 
 def add_routes(_, app):
     app.add_api_route("/asag/schema", api.schema, methods=["GET"])
-    app.add_api_route("/asag/blocks", lambda: api.inventory(*host.model()), methods=["GET"])
+    app.add_api_route("/asag/blocks", blocks, methods=["GET"])
+
+
+def blocks(blocks: str = "auto", toggle: str = ""):
+    return block_map.inventory(*host.model(), blocks, toggle)
 
 
 script_callbacks.on_before_ui(add_axes)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asag.blocks import PARTS, Address, BlockList, BlocksError, Selector, parse_blocks, select, summarize
+from asag.blocks import PARTS, Address, BlockList, BlocksError, Selector, parse_blocks, select, summarize, write_list
 
 SDXL = [Address("in", block, layer) for block, depth in ((4, 2), (5, 2), (7, 10), (8, 10)) for layer in range(depth)]
 SDXL += [Address("mid", 0, layer) for layer in range(10)]
@@ -102,6 +102,18 @@ def test_what_the_model_lacks_is_an_error_that_lists_what_it_has(text):
 
 def test_a_range_takes_what_exists_in_it():
     assert chosen("in.4-6") == ["in.4.0", "in.4.1", "in.5.0", "in.5.1"]
+
+
+@given(st.sets(st.sampled_from(SDXL), min_size=1))
+def test_a_written_list_selects_exactly_the_chosen(layers):
+    text = write_list(SDXL, layers)
+    assert set(chosen(text)) == {str(address) for address in layers}
+
+
+def test_a_written_list_is_short():
+    whole = [address for address in SDXL if address.block in (4, 5) or address.part == "mid"]
+    assert write_list(SDXL, whole) == "in.4-5, mid, out.4-5"
+    assert write_list(SDXL, [*whole, Address("in", 7, 3)]) == "in.4-5, in.7.3, mid, out.4-5"
 
 
 def test_summary_of_nothing():

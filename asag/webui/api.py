@@ -1,15 +1,10 @@
-"""Script arguments, from the user interface or the WebUI's API, to settings; and what the API tells of them."""
+"""Script arguments, from the user interface or the WebUI's API, to settings; and their JSON schema."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
-
-from asag.blocks import block_name
-from asag.models.base import Family
 from asag.settings import AsagSettings, Option, SettingsError, options
 
 
@@ -54,15 +49,3 @@ def _property(default: Any, option: Option) -> dict[str, Any]:
     if option.choices:
         found["enum"] = list(option.choices)
     return found
-
-
-def inventory(model: nn.Module, family: Family) -> dict[str, Any]:
-    """The self-attention blocks of a model: its family, what "auto" means, and each block with its layers."""
-    layers = Counter(block_name(layer.address) for layer in family.layers(model))
-    return {
-        "family": family.name,
-        "experimental": family.experimental,
-        "auto": str(family.default_blocks(model)),
-        "auto_reason": family.reason,
-        "blocks": [{"address": address, "layers": count} for address, count in layers.items()],
-    }

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from asag.presets import CUSTOM, PresetError, Presets
 from asag.settings import AsagSettings, SettingsError, options
 
 KEY = "ASAG"
@@ -38,6 +39,15 @@ def read(parameters: Mapping[str, Any]) -> AsagSettings:
         return AsagSettings()
     pairs = [part.strip().partition(" ") for part in str(text).split(";") if part.strip()]
     return AsagSettings.from_mapping({"enabled": True, **{name: value.strip() for name, _, value in pairs}})
+
+
+def pasted_preset(parameters: Mapping[str, Any], presets: Presets) -> str | None:
+    """What pasting sets the list of presets to, so that it doesn't claim what no longer holds; None leaves it alone."""
+    try:
+        settings = read(parameters)
+        return (presets.name_of(settings) or CUSTOM) if settings.enabled else None
+    except (SettingsError, PresetError):
+        return None
 
 
 def pasted_value(parameters: Mapping[str, Any], name: str) -> Any:

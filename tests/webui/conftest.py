@@ -94,7 +94,9 @@ def guidance_works(webui: WebUI) -> Callable[..., np.ndarray]:
     reuse gives. Returns the guided image.
     """
 
-    def check(payload: dict[str, Any], rounding: int = ROUNDING, **settings: Any) -> np.ndarray:
+    def check(
+        payload: dict[str, Any], rounding: int = ROUNDING, reuse_rounding: int = REUSE_ROUNDING, **settings: Any
+    ) -> np.ndarray:
         ask = webui.img2img if "init_images" in payload else webui.txt2img
         others = payload.get("alwayson_scripts", {})
 
@@ -110,7 +112,7 @@ def guidance_works(webui: WebUI) -> Callable[..., np.ndarray]:
         assert_differ(strong, before)
         assert largest_difference(faint, before) < rounding
         assert_same(after, before)
-        assert largest_difference(image(reuse=False), strong) <= max(rounding, REUSE_ROUNDING)
+        assert largest_difference(image(reuse=False), strong) <= max(rounding, reuse_rounding)
         return strong
 
     return check
