@@ -1,4 +1,4 @@
-"""The accordion in a real browser (Debian's chromium): tick, generate, paste."""
+"""The accordion in a real browser (Debian's chromium): tick, generate, paste, block map, presets, X/Y/Z plot."""
 
 from __future__ import annotations
 
@@ -60,6 +60,22 @@ def page(open_page: Callable[[], Page]) -> Page:
 def switch(page: Page) -> None:
     """Open the accordion, which ticks its box, or close it, which unticks it."""
     page.click(f"{ACCORDION} > .label-wrap")
+
+
+def unfold(page: Page) -> None:
+    """Open what is below "Advanced"."""
+    page.click("#script_txt2img_asag_advanced > .label-wrap")
+    expect(page.locator(BLOCKS)).to_be_visible()
+
+
+def block(page: Page, address: str) -> Locator:
+    return page.locator(f'#script_txt2img_asag_map button[data-block="{address}"]')
+
+
+def choose(page: Page, component: str, name: str) -> None:
+    """Choose from a dropdown, by the elem_id of its component."""
+    page.click(f"{component} input")
+    page.locator(component).get_by_role("option", name=name, exact=True).click()
 
 
 def generate(*pages: Page) -> list[str]:
@@ -131,9 +147,59 @@ def test_two_tabs(open_page: Callable[[], Page]) -> None:
 def test_a_wrong_value_is_told_in_the_page(webui: WebUI, page: Page) -> None:
     message = "ASAG settings: blocks: 'blocks.1'; allowed:"
     switch(page)
+    unfold(page)
     page.fill(BLOCKS, "blocks.1")
     page.click("#txt2img_generate")
     # In place of whatever ends a request reForge's page shows an error of its own.
     told = page.get_by_text("TypeError: " if webui.kind == "reforge" else message)
     expect(told.first).to_be_visible()
     assert message in webui.log
+
+
+def test_the_block_map_and_the_list_are_in_step(page: Page) -> None:
+    generate(page)  # Forge loads its model for the first picture
+    switch(page)
+    unfold(page)
+    expect(block(page, "mid")).to_have_attribute("aria-pressed", "true")
+    block(page, "out.3").click()
+    expect(page.locator(BLOCKS)).to_have_value("mid, out.3")
+    expect(block(page, "out.3")).to_have_attribute("aria-pressed", "true")
+    assert "ASAG: " in generate(page)[0]
+    assert "blocks mid, out.3" in infotext(page)
+    page.fill(BLOCKS, "in.1-2, out.77")
+    expect(block(page, "in.2")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#script_txt2img_asag_map .asag-unknown")).to_contain_text("out.77")
+
+
+def test_a_preset_sets_what_is_generated_with(page: Page) -> None:
+    switch(page)
+    choose(page, "#script_txt2img_asag_preset", "Strong")
+    expect(scale_field(page)).to_have_value("4")
+    assert "scale 4.0; rescale 0.2" in generate(page)[0]
+    scale_field(page).fill("2")
+    scale_field(page).press("Tab")
+    expect(page.locator("#script_txt2img_asag_preset input")).to_have_value("Custom")
+
+
+def test_pasting_names_the_preset(page: Page) -> None:
+    text = "a dog\nSteps: 3, Sampler: Euler, CFG scale: 7, Size: 128x128, ASAG: scale 1.5; blocks late; end 0.6"
+    page.fill("#txt2img_prompt textarea", text)
+    page.click("#paste")
+    expect(page.locator("#script_txt2img_asag_preset input")).to_have_value("Fast")
+
+
+def test_a_plot_over_the_scale(page: Page) -> None:
+    choose(page, "#txt2img_script_container #script_list", "X/Y/Z plot")
+    choose(page, "#script_txt2img_xyz_plot_x_type", "[ASAG] Scale")
+    page.fill("#script_txt2img_xyz_plot_x_values textarea, #script_txt2img_xyz_plot_x_values input", "0, 4, 8")
+    assert "X Values: " in generate(page)[0]
+    assert "[ASAG] Scale" in infotext(page)
+
+
+def test_image_to_image_has_it_too(page: Page) -> None:
+    page.get_by_role("tab", name="img2img", exact=True).click()
+    page.click("#script_img2img_asag_enabled > .label-wrap")
+    expect(page.locator("#script_img2img_asag_scale input[type=number]")).to_be_visible()
+    page.click("#script_img2img_asag_advanced > .label-wrap")
+    place = page.locator("#script_img2img_asag_map")
+    expect(place.locator("button, .asag-told").first).to_be_visible()

@@ -1,0 +1,302 @@
+"""The playground in a real browser, in both gradios: the accordion, the block map and the presets that WebUIs show.
+
+`make test` sets the two environments up; where one is missing its tests skip.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from playwright.sync_api import ConsoleMessage, Locator, Page, Playwright, expect, sync_playwright
+
+ROOT = Path(__file__).parent.parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+WAIT = 60_000  # milliseconds
+START = 120  # seconds, to import gradio and torch on a busy core
+
+expect.set_options(timeout=WAIT)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+
+
+class Playground:
+    """A server in the environment of one gradio."""
+
+    def __init__(self, python: Path, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url, self.presets = f"http://127.0.0.1:{port}", folder / "asag-presets.json"
+        command = [str(python), "-m", "asag", "playground", "--port", str(port), "--presets", str(folder)]
+        self.log = open(folder / "log", "w+")  # noqa: SIM115 - closed with the server
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=self.log, stderr=subprocess.STDOUT)
+
+    def wait(self) -> None:
+        for _ in range(START * 2):
+            try:
+                requests.get(f"{self.url}/asag/blocks", timeout=5).raise_for_status()
+                return
+            except requests.RequestException:
+                assert self.process.poll() is None, Path(self.log.name).read_text()
+                time.sleep(0.5)
+        raise AssertionError(Path(self.log.name).read_text())
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+        self.log.close()
+
+
+@pytest.fixture(scope="module", params=["gradio4", "gradio3"])
+def playground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playground]:
+    python = ROOT / f".venv-{request.param}" / "bin" / "python"
+    if not (python.parent.parent / ".ready").exists():
+        pytest.skip(f"no environment with {request.param}: `make test` sets it up")
+    server = Playground(python, tmp_path_factory.mktemp(request.param))
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def playwright() -> Iterator[Playwright]:
+    with sync_playwright() as started:
+        yield started
+
+
+@pytest.fixture
+def open_page(playground: Playground, playwright: Playwright) -> Iterator[Callable[..., Page]]:
+    """Opens the playground, with everything unfolded. An error in the console or in a script fails the test."""
+    errors: list[str] = []
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+
+    def note(message: ConsoleMessage) -> None:
+        # gradio asks for fonts elsewhere; a machine without a network has none.
+        if message.type == "error" and "ERR_" not in message.text and "fonts" not in message.text:
+            errors.append(message.text)
+
+    def page(inventory: Callable[[], dict[str, Any]] | None = None, **context: Any) -> Page:
+        page = browser.new_context(**context).new_page()
+        page.set_default_timeout(WAIT)
+        page.on("console", note)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        if inventory:
+            page.route("**/asag/blocks*", lambda route: route.fulfill(json=inventory()))
+        page.goto(playground.url)
+        page.wait_for_selector("#plain img")
+        page.click("#asag_advanced > .label-wrap")
+        page.wait_for_selector(".asag-map button, .asag-map .asag-told")
+        return page
+
+    yield page
+    browser.close()
+    assert not errors
+
+
+@pytest.fixture
+def page(open_page: Callable[..., Page]) -> Page:
+    return open_page()
+
+
+def number(page: Page, name: str) -> Locator:
+    return page.locator(f"#asag_{name} input[type=number]")
+
+
+def blocks(page: Page) -> Locator:
+    return page.locator("#asag_blocks textarea, #asag_blocks input")
+
+
+def block(page: Page, address: str) -> Locator:
+    return page.locator(f'.asag-map button[data-block="{address}"]')
+
+
+def preset(page: Page) -> Locator:
+    return page.locator("#asag_preset input")
+
+
+def choose(page: Page, name: str) -> None:
+    preset(page).click()
+    page.locator("#asag_preset").get_by_role("option", name=name, exact=True).click()
+
+
+def picture(page: Page, name: str) -> bytes:
+    source = page.locator(f"#{name} img").get_attribute("src")
+    return page.evaluate("async url => [...new Uint8Array(await (await fetch(url)).arrayBuffer())]", source)
+
+
+def set_number(page: Page, name: str, value: float) -> None:
+    number(page, name).fill(str(value))
+    number(page, name).press("Tab")
+
+
+def wait_for_other(page: Page, name: str, before: bytes) -> bytes:
+    for _ in range(WAIT // 200):
+        if (now := picture(page, name)) != before:
+            return now
+        page.wait_for_timeout(200)
+    raise AssertionError(f"the picture '{name}' stays as it was")
+
+
+def test_sliders_move_the_guided_picture_and_the_switch_takes_it_back(page: Page) -> None:
+    plain, guided = picture(page, "plain"), picture(page, "guided")
+    assert plain != guided
+    set_number(page, "scale", 8)
+    stronger = wait_for_other(page, "guided", guided)
+    assert stronger not in (plain, guided)
+    page.get_by_label("ASAG", exact=True).uncheck()
+    assert wait_for_other(page, "guided", stronger) == picture(page, "plain") == plain
+
+
+def test_a_wrong_value_is_told_beside_the_pictures(page: Page) -> None:
+    blocks(page).fill("out.99")
+    expect(page.locator("#told")).to_contain_text("'out.99'; this model has: in.1, in.3, mid, out.0-1")
+    blocks(page).fill("mid")
+    expect(page.locator("#told")).not_to_contain_text("out.99")
+
+
+def test_map_and_list_are_in_step(page: Page) -> None:
+    expect(block(page, "mid")).to_have_attribute("aria-pressed", "true")
+    block(page, "in.1").click()
+    expect(blocks(page)).to_have_value("in.1, mid")
+    expect(block(page, "in.1")).to_have_attribute("aria-pressed", "true")
+    block(page, "mid").click()
+    expect(blocks(page)).to_have_value("in.1")
+    expect(block(page, "mid")).to_have_attribute("aria-pressed", "false")
+    # The last one stays: a list can't be empty.
+    block(page, "in.1").click()
+    expect(blocks(page)).to_have_value("in.1")
+    blocks(page).fill("out.0-1")
+    expect(block(page, "out.1")).to_have_attribute("aria-pressed", "true")
+    page.locator('.asag-map button[data-word="all"]').click()
+    expect(blocks(page)).to_have_value("all")
+    expect(block(page, "in.3")).to_have_attribute("aria-pressed", "true")
+
+
+def test_unknown_and_unreadable_lists_are_told_by_the_map(page: Page) -> None:
+    blocks(page).fill("mid, joint.7")
+    expect(page.locator(".asag-unknown")).to_contain_text("joint.7: not in this model")
+    expect(block(page, "mid")).to_have_attribute("aria-pressed", "true")
+    blocks(page).fill("blocks.1")
+    expect(page.locator(".asag-map .asag-told")).to_contain_text("'blocks.1'; allowed:")
+    block(page, "mid").click()
+    expect(blocks(page)).to_have_value("mid")
+
+
+def test_the_map_by_keyboard(page: Page) -> None:
+    block(page, "in.1").focus()
+    page.keyboard.press("ArrowRight")
+    expect(block(page, "in.3")).to_be_focused()
+    page.keyboard.press("Space")
+    expect(blocks(page)).to_have_value("in.3, mid")
+    expect(block(page, "in.3")).to_be_focused()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    expect(block(page, "out.1")).to_be_focused()
+    # One stop of Tab for the whole map, beside the ready-made choices.
+    assert page.locator('.asag-map button[data-block][tabindex="0"]').count() == 1
+
+
+def flux(chosen: str) -> dict[str, Any]:
+    doubles = [{"address": f"double.{n}", "layers": 1, "chosen": 0} for n in range(19)]
+    singles = [{"address": f"single.{n}", "layers": 2, "chosen": int(f"single.{n}" == chosen)} for n in range(38)]
+    return {
+        "family": "Flux",
+        "experimental": True,
+        "auto": "single.9",
+        "auto_reason": "the middle",
+        "late": "single.19",
+        "blocks": doubles + singles,
+        "text": "auto",
+        "unknown": [],
+        "problem": None,
+    }
+
+
+def test_a_ladder_for_transformers_redrawn_when_the_model_changes(open_page: Callable[..., Page]) -> None:
+    """The route's answers are a double's here: no transformer is loaded."""
+    answers = [flux("single.9")]
+    page = open_page(lambda: answers[-1], viewport={"width": 480, "height": 900})
+    expect(page.locator(".asag-ladder .asag-block")).to_have_count(57)
+    expect(block(page, "single.9")).to_have_attribute("aria-pressed", "mixed")
+    expect(block(page, "single.9")).to_have_attribute("aria-label", "single.9: 2 layers, 1 weakened")
+    expect(page.locator(".asag-family")).to_contain_text("Flux (experimental); auto is single.9: the middle")
+    assert page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
+    answers.append({"family": "other", **{k: v for k, v in flux("").items() if k != "family"}, "blocks": []})
+    expect(page.locator(".asag-ladder .asag-block")).to_have_count(0)
+    expect(page.locator(".asag-family")).to_contain_text("other")
+
+
+def test_presets_set_everything_and_say_when_something_was_changed(page: Page) -> None:
+    expect(preset(page)).to_have_value("Paper")
+    choose(page, "Fast")
+    expect(blocks(page)).to_have_value("late")
+    expect(number(page, "end")).to_have_value("0.6")
+    choose(page, "Strong")
+    expect(number(page, "scale")).to_have_value("4")
+    expect(blocks(page)).to_have_value("auto")
+    expect(number(page, "end")).to_have_value("1")
+    set_number(page, "scale", 4.5)
+    expect(preset(page)).to_have_value("Custom")
+    set_number(page, "scale", 4)
+    expect(preset(page)).to_have_value("Strong")
+
+
+def test_presets_of_ones_own(playground: Playground, open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    page.click("#asag_presets > .label-wrap")
+    notice = page.locator("#asag_preset_notice")
+    name = page.locator("#asag_preset_name textarea, #asag_preset_name input")
+    text = page.locator("#asag_preset_text textarea, #asag_preset_text input")
+    set_number(page, "scale", 3.3)
+    name.fill("Paper")
+    page.click("#asag_preset_save")
+    expect(notice).to_contain_text("'Paper' comes with ASAG")
+    name.fill("mine")
+    page.click("#asag_preset_save")
+    expect(notice).to_contain_text("Saved: mine")
+    expect(preset(page)).to_have_value("mine")
+    assert json.loads(playground.presets.read_text()) == {"mine": {"scale": 3.3}}
+    page.click("#asag_preset_write")
+    expect(text).to_have_value("mine: scale 3.3")
+    other = open_page()
+    choose(other, "mine")
+    expect(number(other, "scale")).to_have_value("3.3")
+    name.fill("ours")
+    page.click("#asag_preset_rename")
+    expect(preset(page)).to_have_value("ours")
+    text.fill("theirs: scale 2.0; blocks in.1")
+    page.click("#asag_preset_read")
+    expect(blocks(page)).to_have_value("in.1")
+    expect(preset(page)).to_have_value("theirs")
+    page.click("#asag_preset_delete")
+    expect(notice).to_contain_text("Deleted: theirs")
+    assert json.loads(playground.presets.read_text()) == {"ours": {"scale": 3.3}}
+    page.click("#asag_preset_delete")
+    expect(notice).to_contain_text("allowed: your own: ours")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everything_has_a_name_for_screen_readers(open_page: Callable[..., Page], scheme: str) -> None:
+    page = open_page(color_scheme=scheme, viewport={"width": 700, "height": 900})
+    unnamed = page.evaluate(
+        """() => [...document.querySelectorAll('[id^=asag_] input, [id^=asag_] textarea, [id^=asag_] button')]
+            .filter(each => each.offsetParent)
+            .filter(each => !(each.labels && each.labels.length) && !each.ariaLabel && !each.innerText.trim()
+                && !each.title)
+            .map(each => each.outerHTML)"""
+    )
+    assert not unnamed
+    assert page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")

@@ -1,0 +1,90 @@
+"""What the block map is told: a model's blocks, what a list selects of them, and what a click makes of the list."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from asag.blocks import Address, parse_blocks
+from asag.webui.block_map import inventory
+
+ADDRESSES = [Address("in", 4, 0), Address("in", 4, 1), Address("in", 5, 0), Address("mid", 0, 0), Address("out", 0, 0)]
+
+
+class FamilyDouble:
+    name, experimental, reason = "double", False, "because"
+
+    def layers(self, model):
+        return [SimpleNamespace(address=address) for address in ADDRESSES]
+
+    def default_blocks(self, model):
+        return parse_blocks("mid")
+
+
+def told(blocks="auto", toggle=""):
+    return inventory(None, FamilyDouble(), blocks, toggle)
+
+
+def chosen(answer):
+    return {block["address"]: block["chosen"] for block in answer["blocks"] if block["chosen"]}
+
+
+def test_the_model_and_what_auto_and_late_mean():
+    answer = told()
+    assert {name: answer[name] for name in ("family", "experimental", "auto", "auto_reason", "late", "text")} == {
+        "family": "double",
+        "experimental": False,
+        "auto": "mid",
+        "auto_reason": "because",
+        "late": "out.0",
+        "text": "auto",
+    }
+    assert [(block["address"], block["layers"]) for block in answer["blocks"]] == [
+        ("in.4", 2),
+        ("in.5", 1),
+        ("mid", 1),
+        ("out.0", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("auto", {"mid": 1}),
+        ("late", {"out.0": 1}),
+        ("all", {"in.4": 2, "in.5": 1, "mid": 1, "out.0": 1}),
+        ("in.4.1, d5", {"in.4": 1, "in.5": 1}),
+    ],
+)
+def test_what_a_list_selects(text, expected):
+    answer = told(text)
+    assert chosen(answer) == expected
+    assert (answer["unknown"], answer["problem"], answer["text"]) == ([], None, text)
+
+
+def test_what_the_model_lacks_and_what_cannot_be_read():
+    answer = told("mid, in.9, joint.3")
+    assert chosen(answer) == {"mid": 1}
+    assert answer["unknown"] == ["in.9", "joint.3"]
+    assert "this model has: in.4-5, mid, out.0" in answer["problem"]
+    answer = told("blocks.1")
+    assert chosen(answer) == {}
+    assert answer["problem"].startswith("'blocks.1'; allowed: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "toggle", "expected"),
+    [
+        ("auto", "in.4", "in.4, mid"),
+        ("in.4, mid", "mid", "in.4"),
+        ("in.4.1, mid", "in.4", "in.4, mid"),
+        ("in.4.1, mid", "mid", "in.4.1"),
+        ("mid", "mid", "mid"),
+        ("nonsense!", "out.0", "out.0"),
+        ("mid, joint.3", "out.0", "mid, out.0"),
+        ("mid", "joint.3", "mid"),
+    ],
+)
+def test_a_click_changes_a_blocks_side(text, toggle, expected):
+    assert told(text, toggle)["text"] == expected
