@@ -8,6 +8,7 @@ import sys
 COMMANDS = {
     "demo": ("asag.lab.demo", "draw the same pictures with CFG, PAG, SEG and ASAG"),
     "playground": ("asag.lab.playground", "try it in a page of its own"),
+    "rows": ("asag.lab.rows", "draw what each option does, for the documentation"),
     "train": ("asag.lab.train", "train the embedded model from a seed"),
     "quality": ("asag.lab.quality", "measure the embedded model"),
     "bench": ("asag.lab.bench", "measure what ASAG costs"),

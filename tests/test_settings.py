@@ -153,6 +153,12 @@ def test_args_positional_or_as_an_object_anywhere():
         api.read_args([1.0] * 40)
 
 
+def test_labels_are_unique_for_they_are_keys_of_the_hosts_configuration():
+    labels = [option.label for _, option in options().values()]
+    assert len(set(labels)) == len(labels)
+    assert all(option.help.endswith(".") or option.help.endswith(").") for _, option in options().values())
+
+
 def ordered_window(values):
     """The same values with start and end in order."""
     return values | {"start": min(values["start"], values["end"]), "end": max(values["start"], values["end"])}
