@@ -8,7 +8,7 @@ from modules.ui_components import InputAccordion
 
 from asag.hosts import generation, webui
 from asag.presets import Presets
-from asag.webui import api, block_map, infotext, ui, xyz
+from asag.webui import api, infotext, routes, ui, xyz
 
 host = webui.find_host()
 presets = Presets(Path(data_path) / "asag-presets.json")
@@ -51,12 +51,7 @@ def add_axes(*_):
 
 
 def add_routes(_, app):
-    app.add_api_route("/asag/schema", api.schema, methods=["GET"])
-    app.add_api_route("/asag/blocks", blocks, methods=["GET"])
-
-
-def blocks(blocks: str = "auto", toggle: str = ""):
-    return block_map.inventory(*host.model(), blocks, toggle)
+    routes.add_routes(app, host)
 
 
 script_callbacks.on_before_ui(add_axes)

@@ -12,6 +12,7 @@ from modules.sd_samplers_timesteps import CompVisTimestepsDenoiser, CompVisTimes
 from torch import nn
 
 from asag.hosts.generation import Refused
+from asag.hosts.loaded import loaded_model
 from asag.models.base import AttentionLayer, Forward, Scene
 from asag.models.ldm_unet import LdmUnet
 from asag.operators import Operator
@@ -67,7 +68,7 @@ def unet() -> nn.Module:
     """
     if sd_unet.current_unet is not None:
         raise Refused("ASAG can't guide an accelerated UNet (TensorRT and the like): set SD Unet to None", 422)
-    model = shared.sd_model.model.diffusion_model
+    model = loaded_model().model.diffusion_model
     if not FAMILY.matches(model):
         raise Refused(f"ASAG can't guide a {type(model).__name__}; allowed: {FAMILY.name}", 422)
     return model

@@ -12,12 +12,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from modules import script_callbacks, shared
+from modules import script_callbacks
 from torch import Tensor, nn
 
 from asag.guidance import rescale_factor
 from asag.hosts.forge_step import Step
 from asag.hosts.generation import GuidedRun, Refused, run_of
+from asag.hosts.loaded import loaded_model
 from asag.models.base import Family, UnsupportedModel, family_of
 from asag.models.forge_flux import ForgeFlux
 from asag.models.forge_sd3 import ForgeSd3
@@ -131,7 +132,7 @@ class Forge:
         return ForgeRun(settings)
 
     def model(self) -> tuple[nn.Module, Family]:
-        objects = getattr(shared.sd_model, "forge_objects", None)
+        objects = getattr(loaded_model(), "forge_objects", None)
         if objects is None:
             raise Refused("ASAG: no model is loaded yet", 422)
         refuse_compiled(objects.unet.model)

@@ -82,7 +82,7 @@ class Host:
         self.objects = SimpleNamespace(unet=self.unet)
         self.callback = None
         sd_model = SimpleNamespace(forge_objects=self.objects)
-        self.shared = SimpleNamespace(sd_model=sd_model)
+        self.sd_models = SimpleNamespace(model_data=SimpleNamespace(sd_model=sd_model))
         self.comments: list[str] = []
         self.p = SimpleNamespace(scripts=None, comment=self.comments.append, is_hr_pass=False, sample=self.sample)
         wrapped = SimpleNamespace(inner_model=sd_model)
@@ -121,17 +121,19 @@ def host(monkeypatch):
     callbacks = ModuleType("modules.script_callbacks")
     callbacks.on_cfg_denoiser = lambda callback: setattr(host, "callback", callback)
     modules = ModuleType("modules")
-    modules.script_callbacks, modules.shared = callbacks, host.shared
+    modules.script_callbacks, modules.sd_models = callbacks, host.sd_models
     sampling = ModuleType("backend.sampling.sampling_function")
     sampling.calc_cond_uncond_batch = calc_cond_uncond_batch
     for module in (modules, callbacks, sampling):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.delitem(sys.modules, "asag.hosts.forge", raising=False)
+    for name in ("asag.hosts.forge", "asag.hosts.loaded"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     from asag.hosts.forge import Forge
 
     host.adapter = Forge()
     yield host
-    sys.modules.pop("asag.hosts.forge", None)
+    for name in ("asag.hosts.forge", "asag.hosts.loaded"):
+        sys.modules.pop(name, None)
 
 
 @torch.no_grad()
@@ -283,3 +285,10 @@ def test_a_disarmed_request_is_the_hosts_own(host):
     arm(host.adapter, host.p, AsagSettings(enabled=True), unguided=list)
     disarm(host.p)
     torch.testing.assert_close(host.p.sample(), plain(host))
+
+
+def test_without_a_loaded_model_the_host_says_so(host):
+    host.sd_models.model_data.sd_model = None
+    with pytest.raises(Exception, match="no model is loaded yet") as caught:
+        host.adapter.model()
+    assert caught.value.status_code == 422
