@@ -20,6 +20,9 @@ METHODS = ("asag", "pag", "seg", "uniform", "similarity")
 # SEG's official code takes any sigma above this for infinity.
 INFINITE_SIGMA = 9999.0
 JOINT_TILE_ELEMENTS = 1 << 24
+# On a CPU copies that fit its cache; elsewhere enough heads at once to keep the device busy.
+JOINT_CHUNK_ELEMENTS = {"cpu": 1 << 20}
+DEVICE_CHUNK_ELEMENTS = 1 << 25
 
 
 class Operator:
@@ -51,16 +54,36 @@ class Operator:
             return self.plain(query, key, value, grid)
         image_mask = check_image_unmasked(mask, image)
         out = _text_attending(query, key, value, image, mask)
-        image_query, image_key, image_value = query[:, :, image], key[:, :, image], value[:, :, image]
+        # A few heads at a time, for what is padded are copies.
+        elements = JOINT_CHUNK_ELEMENTS.get(query.device.type, DEVICE_CHUNK_ELEMENTS)
+        step = max(elements // (key.shape[0] * key.shape[2] * (value.shape[3] + 8)), 1)
+        for start in range(0, query.shape[1], step):
+            heads = slice(start, start + step)
+            head_mask = image_mask if image_mask is None or image_mask.shape[1] == 1 else image_mask[:, heads]
+            self._joint_heads(query[:, heads], key[:, heads], value[:, heads], image, grid, head_mask, out[:, heads])
+        return out
+
+    def _joint_heads(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        image: slice,
+        grid: tuple[int, int] | None,
+        image_mask: Tensor | None,
+        out: Tensor,
+    ) -> None:
+        """Fill the rows of `out` that belong to image queries; `image_mask` are the mask's rows for them."""
         text_value = F.pad(value, (0, 8))
         text_value[:, :, image] = 0
         text_value[:, :, image, value.shape[3]] = 1
+        image_query = query[:, :, image]
         padded_query, padded_key = F.pad(image_query, (0, 8)), F.pad(key, (0, 8))
         scale = 1 / math.sqrt(query.shape[3])
         kept = F.scaled_dot_product_attention(padded_query, padded_key, text_value, attn_mask=image_mask, scale=scale)
         mass = kept[..., value.shape[3], None]
-        out[:, :, image] = kept[..., : value.shape[3]] + mass * self.plain(image_query, image_key, image_value, grid)
-        return out
+        spread = self.plain(image_query, key[:, :, image], value[:, :, image], grid)
+        out[:, :, image] = kept[..., : value.shape[3]] + mass * spread
 
 
 def _text_attending(query: Tensor, key: Tensor, value: Tensor, image: slice, mask: Tensor | None) -> Tensor:
