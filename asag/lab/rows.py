@@ -1,4 +1,4 @@
-"""`python -m asag rows`: for each option a picture of what its values do, on the embedded model, for docs/options.md."""
+"""`python -m asag rows`: a picture of what each option does, on the embedded model, for docs/options.md."""
 
 from __future__ import annotations
 
