@@ -26,6 +26,8 @@ from asag.models.diffusers_mmdit import FluxTransformer, Sd3Transformer
 from asag.models.diffusers_unet import DiffusersUnet
 from asag.perturb import branching, choose_layers, perturbed, slice_rows
 from asag.settings import AsagSettings, SettingsError
+from asag.trace import Trace
+from asag.watched import Watched
 
 FAMILIES = (DiffusersUnet(), Sd3Transformer(), FluxTransformer())
 
@@ -34,7 +36,7 @@ _open: WeakKeyDictionary[nn.Module, list[object]] = WeakKeyDictionary()
 
 
 @contextmanager
-def asag_guidance(pipe: Any, **settings: Any) -> Iterator[None]:
+def asag_guidance(pipe: Any, **settings: Any) -> Iterator[Trace | None]:
     """While open, every call of a classic diffusers pipeline is guided; afterwards the denoiser is as before.
 
     Args:
@@ -44,6 +46,13 @@ def asag_guidance(pipe: Any, **settings: Any) -> Iterator[None]:
     Nested use is allowed: the inner guidance holds until its context closes. Of two pipelines that share a denoiser,
     guide one at a time. Settings that change nothing (scale 0, enabled False, an empty window) touch nothing. A
     denoiser that torch.compile returned stays compiled; the perturbed pass runs the module it was made from.
+
+    Yields what the guidance leaves for figures, if `figures` is True, otherwise None. Each pipeline call is a pass in
+    it; `asag.figures.draw` draws it:
+
+        with asag_guidance(pipe, figures=True) as trace:
+            image = pipe("a photo of a cat").images[0]
+        draw(trace, 0, image, "a cat").save("figure.png")
 
     Raises:
         SettingsError: naming every unknown or bad setting.
@@ -60,7 +69,7 @@ def asag_guidance(pipe: Any, **settings: Any) -> Iterator[None]:
     stack = _open.setdefault(denoiser, [])
     stack.append(guidance)
     try:
-        yield
+        yield guidance.trace if guidance else None
     finally:
         stack.pop()
         for handle in handles:
@@ -108,7 +117,8 @@ class Guidance:
         self.model = eager(denoiser)
         self.family = family_of(self.model, FAMILIES)
         self.layers = choose_layers(self.model, self.family, settings.blocks)
-        self.operator = settings.operator()
+        self.trace = Trace() if settings.figures else None
+        self.operator = Watched(settings.operator(), self.trace) if self.trace else settings.operator()
         self.adaptive = AdaptiveScale()
         self.steps = 0
         self.rows = 0
@@ -188,7 +198,10 @@ class Guidance:
     def shift_of(self, rows: Tensor, call: Call, weakened: Tensor) -> Shift:
         cond = rows[call.cond]
         delta = cond - weakened
-        added = delta * (self.adaptive(call.scale, delta) if self.settings.adaptive else call.scale)
+        scale = self.adaptive(call.scale, delta) if self.settings.adaptive else call.scale
+        if self.trace:
+            self.trace.add_step(self.steps - 1, scale, delta, scene_of(call.args, call.kwargs).latent_size)
+        added = delta * scale
         if not self.settings.rescale:
             return Shift(added, None)
         guided = cond
@@ -226,6 +239,8 @@ class Guidance:
         if timesteps is not self.timesteps or self.steps >= total:
             self.timesteps, self.steps, self.rows = timesteps, 0, 0
             self.adaptive = AdaptiveScale()
+            if self.trace:
+                self.trace.begin_pass(total)
         self.steps += 1
         return self.steps - 1, total
 
