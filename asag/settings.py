@@ -182,6 +182,7 @@ class AsagSettings:
         "and what it did to attention. Takes some time; isn't saved; the API returns it after the pictures. None in "
         "scripts such as X/Y/Z plot.",
         picture=False,
+        group="What it did",
     )
 
     @classmethod
