@@ -65,8 +65,7 @@ def adversarial_sinkhorn_attention(
     check_options(iterations, strength, cost, normalize, tolerance, impl)
     if cost == "uniform" or strength == 0:
         return value.mean(dim=2, keepdim=True).expand(-1, -1, query.shape[2], -1).to(query.dtype)
-    sign = -1.0 if cost == "adversarial" else 1.0
-    scale = sign * strength / math.sqrt(query.shape[3])
+    scale = signed_scale(cost, strength, query)
     with torch.no_grad(), without_autocast(query.device.type):
         largest_logit = float(bound_logits(query, key, scale).amax())
         dtype = computation_dtype(query, largest_logit)
@@ -81,6 +80,45 @@ def adversarial_sinkhorn_attention(
             potentials = iterate(scores.sweep, scores.start(), iterations, tolerance)
             out = scores.product(potentials, flat_value, by_columns=normalize == "columns")
     return out.to(query.dtype).unflatten(0, query.shape[:2])
+
+
+def attention_rows(
+    query: Tensor,
+    key: Tensor,
+    chosen: Tensor,
+    *,
+    iterations: int = 2,
+    strength: float = 1.0,
+    cost: str = "adversarial",
+    tolerance: float | None = None,
+) -> Tensor:
+    """Rows of the attention map that `adversarial_sinkhorn_attention` applies to value, with normalize="rows".
+
+    `chosen` (rows,) holds the numbers of queries, int64 on the query's device; the rest are the arguments there.
+    Returns (batch, heads, rows, m) in float32 or float64; no n x m tensor is built.
+    """
+    if cost == "uniform" or strength == 0:
+        return softmax_rows(query[:, :, chosen], key, 0.0)
+    scale = signed_scale(cost, strength, query)
+    with torch.no_grad(), without_autocast(query.device.type):
+        largest_logit = float(bound_logits(query, key, scale).amax())
+        dtype = computation_dtype(query, largest_logit)
+        bias = key_bias(query, key, scale, dtype, largest_logit, iterations, tolerance)
+        return softmax_rows(query[:, :, chosen].to(dtype), key, scale, bias)
+
+
+def softmax_rows(query: Tensor, key: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
+    """``softmax(scale * query keyᵀ + bias)``, the map itself, (batch, heads, n, m), in at least float32: for a few
+    queries. The bias is (batch, heads, m)."""
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    with torch.no_grad(), without_autocast(query.device.type):
+        logits = query.to(dtype) @ key.to(dtype).transpose(-1, -2) * scale
+        return torch.softmax(logits if bias is None else logits + bias[:, :, None], dim=-1)
+
+
+def signed_scale(cost: str, strength: float, query: Tensor) -> float:
+    """The factor on ``query keyᵀ`` in the exponent: the paper's λ = 1/√d with the strength and the cost's sign."""
+    return (-1.0 if cost == "adversarial" else 1.0) * strength / math.sqrt(query.shape[3])
 
 
 def key_bias(

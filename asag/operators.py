@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from asag.attention import adversarial_sinkhorn_attention
+from asag.attention import adversarial_sinkhorn_attention, attention_rows, softmax_rows
+from asag.blocks import Address
 
 METHODS = ("asag", "pag", "seg", "uniform", "similarity")
 
@@ -26,7 +27,18 @@ DEVICE_CHUNK_ELEMENTS = 1 << 25
 
 
 class Operator:
-    """Base: a subclass supplies `plain`; `joint` follows from it."""
+    """Base: a subclass supplies `plain` and `map_rows`; `joint` follows from `plain`."""
+
+    def at(self, address: Address) -> Operator:
+        """The operator for one layer: the same for all, unless it keeps something of each."""
+        return self
+
+    def map_rows(self, query: Tensor, key: Tensor, chosen: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """The rows of the map among image tokens that belong to the `chosen` queries (their numbers, int64, (rows,)).
+
+        Returns (batch, heads, rows, keys), at least float32, each row summing to 1; times value it is `plain`'s rows.
+        """
+        raise NotImplementedError
 
     def plain(self, query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Perturbed attention among image tokens. `grid` is (height, width) of the tokens, row by row."""
@@ -134,6 +146,19 @@ class Sinkhorn(Operator):
             impl=self.impl,
         )
 
+    def map_rows(self, query: Tensor, key: Tensor, chosen: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        if self.normalize != "rows":
+            raise ValueError(f"normalize: {self.normalize!r}; allowed: 'rows', for a map whose rows sum to 1")
+        return attention_rows(
+            query,
+            key,
+            chosen,
+            iterations=self.iterations,
+            strength=self.strength,
+            cost=self.cost,
+            tolerance=self.tolerance,
+        )
+
 
 class Identity(Operator):
     """Perturbed Attention Guidance (arXiv 2403.17377): the attention map is the identity, so the output is value."""
@@ -147,6 +172,9 @@ class Identity(Operator):
         raise ValueError(
             f"value: {value.shape[2]} tokens; allowed: at least those of query, {query.shape[2]}, for an identity map"
         )
+
+    def map_rows(self, query: Tensor, key: Tensor, chosen: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        return F.one_hot(chosen, key.shape[2]).float().expand(*query.shape[:2], -1, -1)
 
     def joint(
         self,
@@ -205,6 +233,9 @@ class QueryBlur(Operator):
 
     def plain(self, query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         return F.scaled_dot_product_attention(self.blur(query, grid), key, value)
+
+    def map_rows(self, query: Tensor, key: Tensor, chosen: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        return softmax_rows(self.blur(query, grid)[:, :, chosen], key, 1 / math.sqrt(query.shape[3]))
 
     def blur(self, query: Tensor, grid: tuple[int, int] | None) -> Tensor:
         """Queries (batch, heads, height * width, d) blurred; raises ValueError when the grid doesn't fit them."""

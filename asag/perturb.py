@@ -36,7 +36,7 @@ def perturbed(
     """
     with ExitStack() as stack:
         for layer in layers:
-            replacement = family.replacement(layer, layer.module.forward, operator, scene or Scene())
+            replacement = family.replacement(layer, layer.module.forward, operator.at(layer.address), scene or Scene())
             stack.enter_context(forward_replaced(layer.module, replacement))
         yield
 
@@ -65,7 +65,7 @@ def branching(
             stack.enter_context(attribute_replaced(model, name, branch.growing(getattr(model, name))))
         for layer in layers:
             forward = layer.module.forward
-            replacement = family.replacement(layer, forward, operator, scene)
+            replacement = family.replacement(layer, forward, operator.at(layer.address), scene)
             stack.enter_context(forward_replaced(layer.module, _by_rows(forward, replacement, branch)))
         yield branch
 

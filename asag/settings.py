@@ -175,6 +175,15 @@ class AsagSettings:
         picture=False,
         group="Work and memory",
     )
+    figures: bool = option(
+        False,
+        "Figures",
+        "Adds a figure after each picture: scale and size of the push over the steps, where in the picture it acted, "
+        "and what it did to attention. Takes some time; isn't saved; the API returns it after the pictures. None in "
+        "scripts such as X/Y/Z plot.",
+        picture=False,
+        group="What it did",
+    )
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> AsagSettings:

@@ -8,7 +8,7 @@ from modules.ui_components import InputAccordion
 
 from asag.hosts import generation, webui
 from asag.presets import Presets
-from asag.webui import api, infotext, routes, ui, xyz
+from asag.webui import api, figures, infotext, routes, ui, xyz
 
 host = webui.find_host()
 presets = Presets(Path(data_path) / "asag-presets.json")
@@ -34,14 +34,23 @@ class AsagScript(scripts.Script):
         generation.disarm(p)
         p.extra_generation_params.pop(infotext.KEY, None)
         try:
-            settings = api.read_args(args, xyz.overrides(p))
+            settings = figures.allowed(p, api.read_args(args, xyz.overrides(p)))
             if settings.active:
                 # Already now, for what the host writes before and during sampling; taken back if nothing was guided.
                 p.extra_generation_params[infotext.KEY] = infotext.write(settings)
-                generation.arm(host, p, settings, unguided=lambda: p.extra_generation_params.pop(infotext.KEY, None))
+                trace = generation.arm(
+                    host, p, settings, unguided=lambda: p.extra_generation_params.pop(infotext.KEY, None)
+                )
+                figures.keep_trace(p, trace)
         except Exception as error:
             # The host would log it and go on unguided.
             generation.refuse(p, error)
+
+    def postprocess_image(self, p, pp, *args):
+        figures.keep_picture(p, pp.image)
+
+    def postprocess(self, p, processed, *args):
+        figures.append(p, processed)
 
 
 def add_axes(*_):

@@ -153,6 +153,45 @@ def test_blur_without_a_fitting_grid_is_an_error():
         QueryBlur(1.0).plain(query, key, value, (4, 4))
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("keys", [12, 15])
+@pytest.mark.parametrize("gain", [1.0, 60.0])
+def test_rows_of_the_map_times_value_are_the_rows_of_plain(method, keys, gain):
+    generator = torch.Generator().manual_seed(1)
+    query, key, value = (torch.randn(2, 3, n, 8, generator=generator) for n in (12, keys, keys))
+    query = gain * query
+    operator, chosen = make_operator(method, iterations=3, strength=1.3, sigma=1.5), torch.tensor([0, 3, 11])
+    rows = operator.map_rows(query, key, chosen, (3, 4)).float()
+    assert rows.shape == (2, 3, 3, keys)
+    torch.testing.assert_close(rows.sum(-1), torch.ones(2, 3, 3), rtol=0, atol=1e-5)
+    expected = operator.plain(query, key, value, (3, 4))[:, :, chosen]
+    torch.testing.assert_close(rows @ value, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("operator", [Sinkhorn(strength=0.0), Sinkhorn(tolerance=0.05, iterations=20), QueryBlur()])
+def test_rows_of_the_map_in_special_cases(operator):
+    query, key, value = sequence()
+    chosen = torch.tensor([16, 2])
+    expected = operator.plain(query, key, value)[:, :, chosen]
+    torch.testing.assert_close(operator.map_rows(query, key, chosen) @ value, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_the_map_are_in_full_precision_for_half_precision_inputs():
+    query, key, _ = (tensor.to(torch.bfloat16) for tensor in sequence())
+    chosen = torch.tensor([4])
+    for method in METHODS:
+        operator = make_operator(method)
+        expected = operator.map_rows(query.float(), key.float(), chosen)
+        torch.testing.assert_close(operator.map_rows(query, key, chosen).float(), expected, rtol=2e-2, atol=2e-3)
+        assert operator.map_rows(query, key, chosen).dtype == torch.float32
+
+
+def test_a_map_normalized_by_columns_has_no_rows_that_sum_to_one():
+    query, key, _ = sequence()
+    with pytest.raises(ValueError, match="normalize: 'columns'; allowed: 'rows'"):
+        Sinkhorn(normalize="columns").map_rows(query, key, torch.tensor([0]))
+
+
 def test_every_method_has_its_own_operator():
     query, key, value = sequence()
     outs = [make_operator(method).plain(query, key, value) for method in METHODS]

@@ -54,7 +54,9 @@ class A1111Run(GuidedRun):
             )
         perturbed_rows = step.predict(whole_calls=fixes_rows(denoiser.p))
         delta = mean_delta(rows[: step.cond_rows], perturbed_rows, weights)
-        shift = delta * (self._adapted(step, delta) if self.settings.adaptive else step.scale)
+        # The timestep samplers predict noise, whose δ is free of σ already.
+        sigma = 1.0 if is_timestep_sampler(step.inner_model) else step.calls[0].sigma[0]
+        shift = delta * self.scale_of(step.scale, delta, sigma)
         # Conditional rows image by image, then a block of one row per image: uncond, or two with InstructPix2Pix.
         images = [image for image, parts in enumerate(weights) for _ in parts]
         images += list(range(step.images)) * ((rows.shape[0] - step.cond_rows) // step.images)
@@ -64,11 +66,6 @@ class A1111Run(GuidedRun):
             guided = self._combined(rows, weights, step)
             factor = rescale_factor(reference, guided, self.settings.rescale)
             rows *= factor[images]
-
-    def _adapted(self, step: Step, delta: Tensor) -> Tensor:
-        """The adaptive scale: δ of a denoised picture is σ times that of the noise, which DDIM and the like give."""
-        sigma = step.calls[0].sigma[0]
-        return self.adaptive(step.scale, delta if is_timestep_sampler(step.inner_model) else delta / sigma)
 
     def _combined(self, rows: Tensor, weights: list[list[float]], step: Step) -> Tensor:
         """What the host will make of the rows, (images, …): rows scaled by a factor give it scaled by the factor."""

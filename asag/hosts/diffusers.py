@@ -13,20 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from asag.branch import RowBranch
-from asag.guidance import AdaptiveScale, rescale_factor, scheduled_scale, shift_rows
-from asag.models.base import Scene, UnsupportedModel, family_of, has_class
+from asag.guidance import AdaptiveScale, rescale_factor, scheduled_scale
+from asag.hosts.diffusers_call import Call, Shift, argument, scene_of, with_rows
+from asag.models.base import UnsupportedModel, family_of, has_class
 from asag.models.diffusers_mmdit import FluxTransformer, Sd3Transformer
 from asag.models.diffusers_unet import DiffusersUnet
 from asag.perturb import branching, choose_layers, perturbed, slice_rows
 from asag.settings import AsagSettings, SettingsError
+from asag.trace import Trace
+from asag.watched import Watched
 
 FAMILIES = (DiffusersUnet(), Sd3Transformer(), FluxTransformer())
 
@@ -35,7 +36,7 @@ _open: WeakKeyDictionary[nn.Module, list[object]] = WeakKeyDictionary()
 
 
 @contextmanager
-def asag_guidance(pipe: Any, **settings: Any) -> Iterator[None]:
+def asag_guidance(pipe: Any, **settings: Any) -> Iterator[Trace | None]:
     """While open, every call of a classic diffusers pipeline is guided; afterwards the denoiser is as before.
 
     Args:
@@ -45,6 +46,13 @@ def asag_guidance(pipe: Any, **settings: Any) -> Iterator[None]:
     Nested use is allowed: the inner guidance holds until its context closes. Of two pipelines that share a denoiser,
     guide one at a time. Settings that change nothing (scale 0, enabled False, an empty window) touch nothing. A
     denoiser that torch.compile returned stays compiled; the perturbed pass runs the module it was made from.
+
+    Yields what the guidance leaves for figures, if `figures` is True, otherwise None. Each pipeline call is a pass in
+    it; `asag.figures.draw` draws it:
+
+        with asag_guidance(pipe, figures=True) as trace:
+            image = pipe("a photo of a cat").images[0]
+        draw(trace, 0, image, "a cat").save("figure.png")
 
     Raises:
         SettingsError: naming every unknown or bad setting.
@@ -61,7 +69,7 @@ def asag_guidance(pipe: Any, **settings: Any) -> Iterator[None]:
     stack = _open.setdefault(denoiser, [])
     stack.append(guidance)
     try:
-        yield
+        yield guidance.trace if guidance else None
     finally:
         stack.pop()
         for handle in handles:
@@ -101,58 +109,6 @@ def eager(denoiser: nn.Module) -> nn.Module:
     return model
 
 
-def argument(args: Any, kwargs: dict[str, Any], position: int, *names: str) -> Any:
-    """An argument of a denoiser's forward, given by position or by one of its names; None if it isn't there."""
-    if position < len(args):
-        return args[position]
-    return next((kwargs[name] for name in names if name in kwargs), None)
-
-
-def scene_of(args: Any, kwargs: dict[str, Any]) -> Scene:
-    """The size of the latent image that a denoiser is called with: its last two dimensions, or in Flux, whose latents
-    come packed into tokens, what the position ids of the image span."""
-    sample = argument(args, kwargs, 0, "sample", "hidden_states")
-    if sample.ndim == 4:
-        return Scene((sample.shape[2], sample.shape[3]))
-    ids = argument(args, kwargs, 4, "img_ids")
-    if ids is None:
-        return Scene()
-    ids = ids[0] if ids.ndim == 3 else ids
-    own = ids[ids[:, 0] == 0]  # Kontext's reference image has a 1 there
-    height, width = (int(size) + 1 for size in own[:, 1:].amax(dim=0))
-    return Scene((height, width))
-
-
-def with_rows(output: Any, rows: Tensor) -> Any:
-    """A denoiser's output, a tuple or an output object, with another prediction in it."""
-    return (rows, *output[1:]) if isinstance(output, tuple) else type(output)(sample=rows)
-
-
-@dataclass
-class Shift:
-    """What a step does to the prediction rows of its images: add (images, …), then multiply (images, 1, …)."""
-
-    added: Tensor
-    factor: Tensor | None
-
-    def apply(self, rows: Tensor) -> None:
-        images = [row % self.added.shape[0] for row in range(rows.shape[0])]
-        shift_rows(rows, self.added, images)
-        if self.factor is not None:
-            rows *= self.factor[images]
-
-
-@dataclass
-class Call:
-    """What the perturbed pass needs of the host's call: its conditional rows, or the branch that they take in it."""
-
-    args: list[Any]
-    kwargs: dict[str, Any]
-    cond: slice
-    scale: float
-    branch: RowBranch | None = None
-
-
 class Guidance:
     """One guidance of one denoiser. `before` and `after` enclose each of the host's calls of it."""
 
@@ -161,7 +117,8 @@ class Guidance:
         self.model = eager(denoiser)
         self.family = family_of(self.model, FAMILIES)
         self.layers = choose_layers(self.model, self.family, settings.blocks)
-        self.operator = settings.operator()
+        self.trace = Trace() if settings.figures else None
+        self.operator = Watched(settings.operator(), self.trace) if self.trace else settings.operator()
         self.adaptive = AdaptiveScale()
         self.steps = 0
         self.rows = 0
@@ -241,7 +198,10 @@ class Guidance:
     def shift_of(self, rows: Tensor, call: Call, weakened: Tensor) -> Shift:
         cond = rows[call.cond]
         delta = cond - weakened
-        added = delta * (self.adaptive(call.scale, delta) if self.settings.adaptive else call.scale)
+        scale = self.adaptive(call.scale, delta) if self.settings.adaptive else call.scale
+        if self.trace:
+            self.trace.add_step(self.steps - 1, scale, delta, scene_of(call.args, call.kwargs).latent_size)
+        added = delta * scale
         if not self.settings.rescale:
             return Shift(added, None)
         guided = cond
@@ -279,6 +239,8 @@ class Guidance:
         if timesteps is not self.timesteps or self.steps >= total:
             self.timesteps, self.steps, self.rows = timesteps, 0, 0
             self.adaptive = AdaptiveScale()
+            if self.trace:
+                self.trace.begin_pass(total)
         self.steps += 1
         return self.steps - 1, total
 

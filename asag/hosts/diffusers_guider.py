@@ -17,7 +17,8 @@ from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput, rescale_n
 from torch import Tensor, nn
 
 from asag.guidance import in_window
-from asag.hosts.diffusers import FAMILIES, eager, scene_of
+from asag.hosts.diffusers import FAMILIES, eager
+from asag.hosts.diffusers_call import scene_of
 from asag.models.base import family_of
 from asag.perturb import choose_layers, forward_replaced, perturbed
 from asag.settings import AsagSettings

@@ -111,12 +111,8 @@ class ForgeRun(GuidedRun):
     def _guided(self, args: dict[str, Any], step: Step) -> Tensor:
         perturbed = step.predict(_host_pass(args), args["cond"])
         delta = (args["cond_denoised"] - perturbed) * _weight(args["cond"])
-        if self.settings.adaptive:
-            # δ of a denoised picture is σ times that of the noise or velocity.
-            shift = delta * self.adaptive(step.scale, delta / args["sigma"].reshape(-1, *[1] * (delta.ndim - 1)))
-        else:
-            shift = delta * step.scale
-        guided = args["denoised"] + shift
+        sigma = args["sigma"].reshape(-1, *[1] * (delta.ndim - 1))
+        guided = args["denoised"] + delta * self.scale_of(step.scale, delta, sigma)
         if self.settings.rescale:
             guided = guided * rescale_factor(args["cond_denoised"], guided, self.settings.rescale)
         return guided

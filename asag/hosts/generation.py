@@ -21,6 +21,8 @@ from asag.hosts.reuse import Reuse
 from asag.models.base import Family, UnsupportedModel
 from asag.perturb import choose_layers
 from asag.settings import AsagSettings, SettingsError
+from asag.trace import Trace
+from asag.watched import Watched
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +50,10 @@ class GuidedRun:
 
     def __init__(self, settings: AsagSettings) -> None:
         self.settings = settings
-        self.operator = settings.operator()
+        self.trace = Trace() if settings.figures else None
+        self.operator = Watched(settings.operator(), self.trace) if self.trace else settings.operator()
         self.adaptive = AdaptiveScale()
+        self.call = 0
         self.guided_calls = 0
         self.reuse = Reuse(settings.reuse)
         self.aside: str | None = None
@@ -77,9 +81,12 @@ class GuidedRun:
         if self.error is not None:
             self.barrier = self.entrance(denoiser).register_forward_pre_hook(self._stop)
             return
+        self.call = denoiser.step
         if denoiser.step == 0:
             self.adaptive = AdaptiveScale()
             self.reuse.begin_pass()
+            if self.trace:
+                self.trace.begin_pass(denoiser.total_steps)
         if self.stands_aside(denoiser.p):
             return
         chosen = self.settings
@@ -88,6 +95,18 @@ class GuidedRun:
         if scale:
             with self.errors_told():
                 self.step = self.open_step(params, scale, blocks)
+
+    def scale_of(self, scale: float, delta: Tensor, sigma: float | Tensor) -> float | Tensor:
+        """What this step's δ, (images, …), is multiplied by; per image, (images, 1, …), where it is adaptive.
+
+        delta / sigma is δ of the noise or velocity: a denoised picture's is σ times that.
+        """
+        if self.settings.adaptive or self.trace:
+            free = delta / sigma
+            scale = self.adaptive(scale, free) if self.settings.adaptive else scale
+            if self.trace:
+                self.trace.add_step(self.call, scale, free)
+        return scale
 
     def _stop(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         raise self.error
@@ -156,8 +175,10 @@ def check_blocks(model: nn.Module, family: Family, p: Any, settings: AsagSetting
             raise Refused(f"ASAG settings: {name}: {error}", 422) from error
 
 
-def arm(host: Host, p: Any, settings: AsagSettings, unguided: Callable[[], None]) -> None:
+def arm(host: Host, p: Any, settings: AsagSettings, unguided: Callable[[], None]) -> Trace | None:
     """Guide what the next `p.sample` generates. `unguided` is called if no step of it came to be guided.
+
+    Returns what the guidance will leave for figures; None when the settings want none.
 
     The wrapper around `p.sample` is where the host lets errors through, and where cleaning up is certain.
     """
@@ -180,6 +201,7 @@ def arm(host: Host, p: Any, settings: AsagSettings, unguided: Callable[[], None]
         return out
 
     _wrap_sample(p, run, guarded)
+    return run.trace
 
 
 def refuse(p: Any, error: Exception) -> None:

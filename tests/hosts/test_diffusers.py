@@ -23,6 +23,7 @@ from torch import Tensor
 
 from asag.blocks import BlocksError
 from asag.hosts import diffusers as host
+from asag.hosts import diffusers_call
 from asag.hosts.diffusers import asag_guidance
 from asag.models.base import UnsupportedModel
 from asag.operators import Sinkhorn
@@ -288,14 +289,14 @@ def test_a_schedule_scales_each_step() -> None:
 
     def shifts(**settings: Any) -> list[float]:
         seen: list[float] = []
-        original = host.shift_rows
+        original = diffusers_call.shift_rows
 
         def spy(rows: Tensor, shift: Tensor, images: list[int]) -> None:
             seen.append(float(shift.abs().mean()))
             original(rows, torch.zeros_like(shift), images)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(host, "shift_rows", spy)
+            patch.setattr(diffusers_call, "shift_rows", spy)
             latents(pipe, given, **settings)
         return seen
 

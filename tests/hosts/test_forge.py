@@ -192,6 +192,20 @@ def test_adaptive_scale_is_the_size_of_the_push(host):
     torch.testing.assert_close(size, torch.full((2,), 1.0), rtol=0.05, atol=0)
 
 
+@torch.no_grad()
+def test_figures_leave_a_trace_and_change_nothing(host):
+    unguided, expected = plain(host), guided(host, scale=3.0)
+    trace = arm(host.adapter, host.p, AsagSettings(enabled=True, scale=3.0, figures=True), unguided=list)
+    torch.testing.assert_close(host.p.sample(), expected, rtol=0, atol=0)
+    assert [(step.number, step.scales) for step in trace.steps] == [(call, (3.0, 3.0)) for call in range(4)]
+    # σ is 2: δ of a denoised picture is twice that of the noise.
+    size = (expected - unguided)[0].square().mean(dim=(1, 2, 3)).sqrt() / (2 * 3.0)
+    torch.testing.assert_close(torch.tensor(trace.steps[0].sizes), size, rtol=1e-4, atol=0)
+    assert trace.heat(1).shape == (4, 4)
+    assert [str(address) for address in trace.entropies()] == ["mid.0"]
+    assert arm(host.adapter, host.p, AsagSettings(enabled=True), unguided=list) is None
+
+
 def test_rescale_brings_contrast_back(host):
     strong, rescaled = guided(host, scale=50.0), guided(host, scale=50.0, rescale=1.0)
     cond, _ = calc_cond_uncond_batch(

@@ -8,6 +8,7 @@ from asag.blocks import Address
 from asag.hosts.forge_step import Step
 from asag.hosts.reuse import Reuse
 from asag.models.base import AttentionLayer
+from asag.operators import Operator
 from tests.support import snapshot
 
 COND, UNCOND = 0, 1
@@ -89,7 +90,7 @@ def network():
 
 def step_on(network, x, reuse=False):
     layers = [AttentionLayer(Address("mid", 0, 0), network.attention)]
-    return Step(network, x, 1.5, layers, Doubling(), None, reuse or Reuse(False))
+    return Step(network, x, 1.5, layers, Doubling(), Operator(), reuse or Reuse(False))
 
 
 def guide(network, conds, unconds, batches=True, played=None, reuse=None):

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from asag.settings import options
+
 from .payloads import asag, assert_differ, assert_same, request
 from .server import Answer, WebUI
 
@@ -33,12 +35,14 @@ def plot(webui: WebUI) -> Callable[..., Answer]:
     return run
 
 
-def test_every_setting_has_an_axis(webui: WebUI) -> None:
+def test_every_setting_that_changes_the_picture_has_an_axis(webui: WebUI) -> None:
     known = webui.get("/sdapi/v1/script-info")
     script = next(each for each in known if each["name"] == "x/y/z plot" and not each["is_img2img"])
     axes = next(arg["choices"] for arg in script["args"] if arg["label"] == "X type")
     settings = webui.get("/asag/schema")["properties"]
-    expected = [f"[ASAG] {each['title']}" for name, each in settings.items() if name != "enabled"]
+    expected = [
+        f"[ASAG] {each['title']}" for name, each in settings.items() if name != "enabled" and options()[name][1].picture
+    ]
     assert [axis for axis in axes if axis.startswith("[ASAG]")] == expected
 
 

@@ -1,0 +1,64 @@
+"""One call of a diffusers denoiser: its arguments, what it gives back, and how its prediction rows are shifted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from asag.branch import RowBranch
+from asag.guidance import shift_rows
+from asag.models.base import Scene
+
+
+def argument(args: Any, kwargs: dict[str, Any], position: int, *names: str) -> Any:
+    """An argument of a denoiser's forward, given by position or by one of its names; None if it isn't there."""
+    if position < len(args):
+        return args[position]
+    return next((kwargs[name] for name in names if name in kwargs), None)
+
+
+def scene_of(args: Any, kwargs: dict[str, Any]) -> Scene:
+    """The size of the latent image that a denoiser is called with: its last two dimensions, or in Flux, whose latents
+    come packed into tokens, what the position ids of the image span."""
+    sample = argument(args, kwargs, 0, "sample", "hidden_states")
+    if sample.ndim == 4:
+        return Scene((sample.shape[2], sample.shape[3]))
+    ids = argument(args, kwargs, 4, "img_ids")
+    if ids is None:
+        return Scene()
+    ids = ids[0] if ids.ndim == 3 else ids
+    own = ids[ids[:, 0] == 0]  # Kontext's reference image has a 1 there
+    height, width = (int(size) + 1 for size in own[:, 1:].amax(dim=0))
+    return Scene((height, width))
+
+
+def with_rows(output: Any, rows: Tensor) -> Any:
+    """A denoiser's output, a tuple or an output object, with another prediction in it."""
+    return (rows, *output[1:]) if isinstance(output, tuple) else type(output)(sample=rows)
+
+
+@dataclass
+class Shift:
+    """What a step does to the prediction rows of its images: add (images, …), then multiply (images, 1, …)."""
+
+    added: Tensor
+    factor: Tensor | None
+
+    def apply(self, rows: Tensor) -> None:
+        images = [row % self.added.shape[0] for row in range(rows.shape[0])]
+        shift_rows(rows, self.added, images)
+        if self.factor is not None:
+            rows *= self.factor[images]
+
+
+@dataclass
+class Call:
+    """What the perturbed pass needs of the host's call: its conditional rows, or the branch that they take in it."""
+
+    args: list[Any]
+    kwargs: dict[str, Any]
+    cond: slice
+    scale: float
+    branch: RowBranch | None = None
