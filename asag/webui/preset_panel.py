@@ -63,8 +63,8 @@ class PresetPanel:
         elem_id = self.elem_id(f"preset_{name.lower()}")
         self.buttons[name] = gr.Button(name, size="sm", scale=0, min_width=90, elem_id=elem_id)
 
-    def connect(self, settings: dict[str, Any]) -> None:
-        """Connect with the components of the settings that presets hold, by name."""
+    def connect(self, switch: Any, settings: dict[str, Any]) -> None:
+        """Connect with the accordion's switch and the components of the settings that presets hold, by name."""
         names, components = list(settings), list(settings.values())
 
         def given(values: tuple[Any, ...]) -> AsagSettings:
@@ -124,8 +124,8 @@ class PresetPanel:
 
         outputs = [self.list, self.notice, *components]
         self.list.input(choose, [self.list], outputs, **QUIET)
-        # Another tab may have saved presets since.
-        self.list.focus(lambda: gr.update(choices=self._choices()), [], [self.list], **QUIET)
+        # Another tab may have saved presets since. Not on focus: gradio 4 would filter the open list by what is chosen.
+        switch.change(lambda: gr.update(choices=self._choices()), [], [self.list], **QUIET)
         for component in components:
             component.input(touched, components, [self.list], **QUIET)
         self.buttons["Save"].click(save, [self.name, *components], outputs, **QUIET)

@@ -45,7 +45,8 @@ def build(elem_id: ElemId, input_accordion: Callable[..., Any], presets: Presets
                 _build_group(group, names, elem_id, found)
             panel.build_manager()
     in_order = {name: found[name] for name in options()}
-    panel.connect({name: each for name, each in in_order.items() if name != "enabled" and options()[name][1].picture})
+    held = {name: each for name, each in in_order.items() if name != "enabled" and options()[name][1].picture}
+    panel.connect(in_order["enabled"], held)
     return Accordion(in_order, panel.list)
 
 

@@ -75,7 +75,7 @@ def block(page: Page, address: str) -> Locator:
 def choose(page: Page, component: str, name: str) -> None:
     """Choose from a dropdown, by the elem_id of its component."""
     page.click(f"{component} input")
-    page.locator(component).get_by_role("option", name=name, exact=True).click()
+    page.locator(f'{component} [data-testid="dropdown-option"][aria-label="{name}"]').click()
 
 
 def generate(*pages: Page) -> list[str]:
