@@ -174,9 +174,20 @@
         }
     }
 
+    // gradio 3 gives a slider's two fields no name that a screen reader could say.
+    function nameFields() {
+        for (const component of root().querySelectorAll('[id*="asag_"].block')) {
+            const title = component.querySelector('[data-testid="block-info"], label > span');
+            for (const field of component.querySelectorAll("input:not([aria-label])")) {
+                if (title && !(field.labels && field.labels.length)) field.setAttribute("aria-label", title.innerText);
+            }
+        }
+    }
+
     const maps = new WeakMap();
 
     setInterval(() => {
+        nameFields();
         for (const place of root().querySelectorAll(".asag-map")) {
             if (!maps.has(place)) maps.set(place, new BlockMap(place));
             maps.get(place).tick();

@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     app = application(args.presets)
     print(f"ASAG playground: http://127.0.0.1:{args.port}", flush=True)
-    uvicorn.run(app, host="127.0.0.1", port=args.port, log_level="warning")
+    uvicorn.run(app, host="127.0.0.1", port=args.port, log_level="warning", timeout_graceful_shutdown=1)
     return 0
 
 
