@@ -89,7 +89,7 @@ class Studio:
         return sheet
 
 
-def page(studio: Studio, presets: Presets) -> gr.Blocks:
+def page(studio: Studio, presets: Presets, first_steps: int) -> gr.Blocks:
     with gr.Blocks(title="ASAG playground", css=STYLE.read_text(), analytics_enabled=False) as demo:
         gr.Markdown(INTRODUCTION)
         with gr.Row():
@@ -102,7 +102,7 @@ def page(studio: Studio, presets: Presets) -> gr.Blocks:
                 )
                 with gr.Row():
                     cfg = gr.Slider(1, 10, 2, step=0.1, label="CFG scale", elem_id="cfg")
-                    steps = gr.Slider(2, 50, 25, step=1, label="Steps", elem_id="steps")
+                    steps = gr.Slider(2, 50, first_steps, step=1, label="Steps", elem_id="steps")
                     seed = gr.Number(0, label="Seed", precision=0, elem_id="seed")
                 accordion = ui.build(lambda name: f"asag_{name}", input_accordion, presets)
             with gr.Column():
@@ -124,8 +124,9 @@ def _script_argument() -> str:
     return "js" if "js" in inspect.signature(gr.Blocks.load).parameters else "_js"
 
 
-def application(folder: Path) -> FastAPI:
-    """The page and the route that the block map asks. Presets are kept in `folder`."""
+def application(folder: Path, first_steps: int) -> FastAPI:
+    """The page, which begins with so many sampling steps, and the route that the block map asks. Presets are kept in
+    `folder`."""
     studio = Studio()
     app = FastAPI()
     unet = studio.pipeline.unet
@@ -134,7 +135,7 @@ def application(folder: Path) -> FastAPI:
     def blocks(blocks: str = "auto", toggle: str = "") -> dict[str, Any]:
         return block_map.inventory(unet, family_of(unet, FAMILIES), blocks, toggle)
 
-    demo = page(studio, Presets(folder / "asag-presets.json"))
+    demo = page(studio, Presets(folder / "asag-presets.json"), first_steps)
     return gr.mount_gradio_app(app, demo.queue(), path="/")
 
 
@@ -142,10 +143,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m asag playground", description=__doc__)
     parser.add_argument("--port", type=int, default=7870)
     parser.add_argument("--presets", type=Path, default=Path("demo"), help="folder for your own presets")
+    parser.add_argument("--steps", type=int, default=25, help="how many to begin with")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    app = application(args.presets)
+    app = application(args.presets, args.steps)
     print(f"ASAG playground: http://127.0.0.1:{args.port}", flush=True)
     uvicorn.run(app, host="127.0.0.1", port=args.port, log_level="warning", timeout_graceful_shutdown=1)
     return 0

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import requests
-from playwright.sync_api import ConsoleMessage, Locator, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, expect, sync_playwright
 
 ROOT = Path(__file__).parent.parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -37,7 +37,18 @@ class Playground:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url, self.presets = f"http://127.0.0.1:{port}", folder / "asag-presets.json"
-        command = [str(python), "-m", "asag", "playground", "--port", str(port), "--presets", str(folder)]
+        command = [
+            str(python),
+            "-m",
+            "asag",
+            "playground",
+            "--port",
+            str(port),
+            "--steps",
+            "4",
+            "--presets",
+            str(folder),
+        ]
         self.log = open(folder / "log", "w+")  # noqa: SIM115 - closed with the server
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=self.log, stderr=subprocess.STDOUT)
@@ -72,16 +83,16 @@ def playground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="module")
-def playwright() -> Iterator[Playwright]:
-    with sync_playwright() as started:
-        yield started
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
 
 
 @pytest.fixture
-def open_page(playground: Playground, playwright: Playwright) -> Iterator[Callable[..., Page]]:
+def open_page(playground: Playground, browser: Browser) -> Iterator[Callable[..., Page]]:
     """Opens the playground, with everything unfolded. An error in the console or in a script fails the test."""
     errors: list[str] = []
-    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    contexts: list[BrowserContext] = []
 
     def note(message: ConsoleMessage) -> None:
         # gradio asks for fonts elsewhere; a machine without a network has none.
@@ -89,7 +100,8 @@ def open_page(playground: Playground, playwright: Playwright) -> Iterator[Callab
             errors.append(message.text)
 
     def page(inventory: Callable[[], dict[str, Any]] | None = None, **context: Any) -> Page:
-        page = browser.new_context(**context).new_page()
+        contexts.append(browser.new_context(**context))
+        page = contexts[-1].new_page()
         page.set_default_timeout(WAIT)
         page.on("console", note)
         page.on("pageerror", lambda error: errors.append(str(error)))
@@ -102,7 +114,8 @@ def open_page(playground: Playground, playwright: Playwright) -> Iterator[Callab
         return page
 
     yield page
-    browser.close()
+    for context in contexts:
+        context.close()
     assert not errors
 
 

@@ -191,6 +191,7 @@ def test_pasting_names_the_preset(page: Page) -> None:
 def test_a_plot_over_the_scale(page: Page) -> None:
     choose(page, "#txt2img_script_container #script_list", "X/Y/Z plot")
     choose(page, "#script_txt2img_xyz_plot_x_type", "[ASAG] Scale")
+    page.wait_for_timeout(3000)  # the host's answer to the choice empties the values
     page.fill("#script_txt2img_xyz_plot_x_values textarea, #script_txt2img_xyz_plot_x_values input", "0, 4, 8")
     assert "Seed: " in generate(page)[0]
     # The grid and its three cells.
