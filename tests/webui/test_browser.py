@@ -194,8 +194,10 @@ def test_a_plot_over_the_scale(page: Page) -> None:
     page.wait_for_timeout(3000)  # the host's answer to the choice empties the values
     page.fill("#script_txt2img_xyz_plot_x_values textarea, #script_txt2img_xyz_plot_x_values input", "0, 4, 8")
     assert "Seed: " in generate(page)[0]
-    # The grid and its three cells.
-    expect(page.locator("#txt2img_gallery .thumbnail-item")).to_have_count(4)
+    # Three cells of 128 pixels side by side, with their legends.
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('#txt2img_gallery img')].some(each => each.naturalWidth >= 384)"
+    )
 
 
 def test_image_to_image_has_it_too(page: Page) -> None:
