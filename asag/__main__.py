@@ -11,6 +11,7 @@ COMMANDS = {
     "rows": ("asag.lab.rows", "draw what each option does, for the documentation"),
     "train": ("asag.lab.train", "train the embedded model from a seed"),
     "quality": ("asag.lab.quality", "measure the embedded model"),
+    "evaluate": ("asag.lab.evidence.evaluate", "measure what guidance does to pictures, as the papers do"),
     "bench": ("asag.lab.bench", "measure what ASAG costs"),
 }
 

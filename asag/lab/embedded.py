@@ -101,13 +101,30 @@ def sample(
     **arguments: Any,
 ) -> torch.Tensor:
     """Pictures (B,3,32,32) float32 for labels (B,2,2); further arguments go to the pipeline's call."""
-    count, device, dtype = len(labels), pipeline.unet.device, pipeline.unet.dtype
-    latents = pipeline(
-        prompt_embeds=embed_labels(labels, folder).to(device, dtype),
-        negative_prompt_embeds=null_embeds(count, folder).to(device, dtype),
-        latents=start_noise(count, seed).to(device, dtype),
+    return sample_from(
+        pipeline,
+        embed_labels(labels, folder),
+        null_embeds(len(labels), folder),
+        start_noise(len(labels), seed),
         guidance_scale=guidance_scale,
         num_inference_steps=steps,
+        **arguments,
+    )
+
+
+def sample_from(
+    pipeline: DiffusionPipeline,
+    tokens: torch.Tensor,
+    null_tokens: torch.Tensor,
+    noise: torch.Tensor,
+    **arguments: Any,
+) -> torch.Tensor:
+    """Pictures (B,3,32,32) float32 from condition tokens and those of no caption, (B,3,64), and noise (B,12,16,16)."""
+    device, dtype = pipeline.unet.device, pipeline.unet.dtype
+    latents = pipeline(
+        prompt_embeds=tokens.to(device, dtype),
+        negative_prompt_embeds=null_tokens.to(device, dtype),
+        latents=noise.to(device, dtype),
         output_type="latent",
         **arguments,
     ).images

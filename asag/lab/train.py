@@ -1,4 +1,4 @@
-"""`python -m asag train`: trains the classifier and the UNet from a seed and exports the model folder.
+"""`python -m asag train`: trains the classifier and a model (UNet or MMDiT) from a seed and exports the folder.
 
 Checkpoints are written every two minutes and `--resume` goes on from the last one, bit for bit where the
 budget is `--images`. A budget of `--minutes` ends on time on any machine, but how many pictures fit is
@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from safetensors.torch import save_file
 
 from asag.lab import scenes
-from asag.lab.architecture import Conditions, new_scheduler, new_unet, token_rows
+from asag.lab.architecture import Conditions, token_rows
 from asag.lab.classifier import accuracy, train_classifier
+from asag.lab.subjects import SUBJECTS, Subject
 
 _WARM_UP_STEPS = 200
 _DECAY_SHARE = 0.45  # of the budget: the learning rate falls to 0 over this last part
@@ -37,18 +38,18 @@ def learning_rate(peak: float, step: int, progress: float) -> float:
 
 
 class Training:
-    """The UNet's training state: weights, their running average, optimiser, random generator, counters."""
+    """A model's training state: weights, their running average, optimiser, random generator, counters."""
 
-    def __init__(self, seed: int, device: torch.device) -> None:
+    def __init__(self, seed: int, device: torch.device, subject: Subject) -> None:
         torch.manual_seed(seed)
-        self.unet = new_unet().to(device, memory_format=torch.channels_last)
+        self.subject = subject
+        self.model = subject.new().to(device)
         self.conditions = Conditions().to(device)
-        self.parameters = [*self.unet.parameters(), *self.conditions.parameters()]
+        self.parameters = [*self.model.parameters(), *self.conditions.parameters()]
         self.average = [parameter.detach().clone() for parameter in self.parameters]
         options = {"betas": (0.9, 0.99), "weight_decay": 0.0, "fused": True}
         self.optimiser = torch.optim.AdamW(self.parameters, lr=0.0, **options)
         self.generator = torch.Generator(device).manual_seed(seed)
-        self.alpha_bar = new_scheduler().alphas_cumprod.to(device)
         self.step, self.images, self.seconds = 0, 0, 0.0
 
     def loss(self, batch: int) -> torch.Tensor:
@@ -58,13 +59,9 @@ class Training:
         clean = scenes.to_latents(images)
         noise = torch.randn(clean.shape, generator=generator, device=device)
         u = torch.rand(2, batch, generator=generator, device=device)
-        steps = ((torch.arange(batch, device=device) + u[0]) / batch * len(self.alpha_bar)).long()
-        alpha = self.alpha_bar[steps, None, None, None].sqrt()
-        sigma = (1 - self.alpha_bar[steps, None, None, None]).sqrt()
+        task = self.subject.task(clean, noise, (torch.arange(batch, device=device) + u[0]) / batch)
         tokens = self.conditions.table()[token_rows(labels, u[1] < _NULL_SHARE)]
-        noisy = (alpha * clean + sigma * noise).contiguous(memory_format=torch.channels_last)
-        velocity = self.unet(noisy, steps, tokens, return_dict=False)[0]
-        return F.mse_loss(velocity, alpha * noise - sigma * clean)
+        return F.mse_loss(self.subject.predict(self.model, task, tokens), task.target)
 
     def update(self, batch: int, rate: float) -> float:
         """One optimiser step; returns the loss."""
@@ -85,7 +82,7 @@ class Training:
     def save(self, path: Path) -> None:
         """Atomically, so that a run killed in the middle of it keeps its last checkpoint."""
         state = {
-            "unet": self.unet.state_dict(),
+            "model": self.model.state_dict(),
             "conditions": self.conditions.state_dict(),
             "average": self.average,
             "optimiser": self.optimiser.state_dict(),
@@ -97,31 +94,30 @@ class Training:
 
     def load(self, path: Path) -> None:
         state: dict[str, Any] = torch.load(path, map_location=self.generator.device, weights_only=True)
-        self.unet.load_state_dict(state["unet"])
+        self.model.load_state_dict(state["model"])
         self.conditions.load_state_dict(state["conditions"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.average = state["average"]
         self.generator.set_state(state["generator"].cpu())
         self.step, self.images, self.seconds = state["counters"]
 
-    def averaged(self) -> tuple[UNet2DConditionModel, Conditions]:
-        """Copies of the UNet and the condition tokens that hold the averaged weights."""
-        unet, conditions = new_unet(), Conditions()
+    def averaged(self) -> tuple[ModelMixin, Conditions]:
+        """Copies of the model and the condition tokens that hold the averaged weights."""
+        model, conditions = self.subject.new(), Conditions()
         with torch.no_grad():
-            targets = [*unet.parameters(), *conditions.parameters()]
+            targets = [*model.parameters(), *conditions.parameters()]
             torch._foreach_copy_(targets, self.average)
-        return unet, conditions
+        return model, conditions
 
 
 def export(training: Training, folder: Path) -> None:
-    """UNet, scheduler and condition table in half precision, in the layout of diffusers' save_pretrained."""
-    unet, conditions = training.averaged()
-    unet.half().save_pretrained(folder / "unet")
-    new_scheduler().save_pretrained(folder / "scheduler")
+    """Model, scheduler and condition table in half precision, in the layout of diffusers' save_pretrained."""
+    model, conditions = training.averaged()
+    training.subject.save(model.half(), folder)
     save_file({"table": conditions.table().detach().half()}, folder / "conditions.safetensors")
 
 
-def train_unet(training: Training, out: Path, *, batch: int, peak: float, images: int = 0, minutes: float = 0) -> None:
+def train_model(training: Training, out: Path, *, batch: int, peak: float, images: int = 0, minutes: float = 0) -> None:
     """Runs until the budget is used: `images` pictures where not 0, else `minutes` over all resumed runs."""
     started = time.monotonic() - training.seconds
     saved, losses = training.seconds, []
@@ -158,13 +154,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("train"), help="for checkpoint, log, model/")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    parser.add_argument("--parts", nargs="+", choices=("classifier", "unet"), default=["classifier", "unet"])
+    parser.add_argument("--parts", nargs="+", choices=("classifier", *SUBJECTS), default=["classifier", "unet"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--classifier-steps", type=int, default=3000)
     args = parser.parse_args(argv)
+    if len(set(SUBJECTS) & set(args.parts)) > 1:
+        parser.error(f"--parts: {' '.join(args.parts)}; allowed: one model, as each needs a folder of its own")
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     model = args.out / "model"
@@ -177,13 +175,13 @@ def main(argv: list[str] | None = None) -> int:
         save_file(classifier.state_dict(), judge)
         right = accuracy(classifier, 2000, args.seed + 1)
         print(f"classifier: {right:.2%} of 2000 fresh drawings exactly right")
-    if "unet" in args.parts:
-        training = Training(args.seed, device)
+    for name in (name for name in SUBJECTS if name in args.parts):
+        training = Training(args.seed, device, SUBJECTS[name]())
         if args.resume and (args.out / "checkpoint.pt").exists():
             training.load(args.out / "checkpoint.pt")
         options = {"batch": args.batch, "peak": args.rate, "images": args.images, "minutes": args.minutes}
-        train_unet(training, args.out, **options)
-        print(f"unet: {training.images} pictures in {training.seconds / 60:.1f} minutes, exported to {model}")
+        train_model(training, args.out, **options)
+        print(f"{name}: {training.images} pictures in {training.seconds / 60:.1f} minutes, exported to {model}")
     return 0
 
 

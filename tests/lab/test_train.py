@@ -7,6 +7,8 @@ import torch
 
 from asag.lab import embedded, scenes, train
 from asag.lab.architecture import NULL, START, new_scheduler, token_rows
+from asag.lab.mmdit import new_flow_scheduler
+from asag.lab.subjects import SUBJECTS
 from asag.lab.train import Training, learning_rate, main
 
 
@@ -18,10 +20,10 @@ def test_rate_warms_up_stays_and_falls_to_nothing():
     assert learning_rate(1.0, 5000, 1.2) == 0.0
 
 
-def test_a_resumed_run_equals_one_that_was_never_stopped(tmp_path):
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_a_resumed_run_equals_one_that_was_never_stopped(tmp_path, name):
     torch.set_num_threads(1)
-    cpu = torch.device("cpu")
-    straight, stopped, resumed = Training(0, cpu), Training(0, cpu), Training(9, cpu)
+    straight, stopped, resumed = (Training(seed, torch.device("cpu"), SUBJECTS[name]()) for seed in (0, 0, 9))
     losses = [straight.update(2, 1e-3) for _ in range(4)]
     assert [stopped.update(2, 1e-3) for _ in range(2)] == losses[:2]
     stopped.save(tmp_path / "checkpoint.pt")
@@ -37,6 +39,23 @@ def test_schedule_ends_in_pure_noise_and_only_loses_signal():
     assert alpha_bar[-1] == 0
     assert alpha_bar[0] > 0.9999
     assert (alpha_bar.diff() < 0).all()
+
+
+def test_the_flow_task_mixes_along_straight_paths_from_picture_to_noise():
+    clean, noise = torch.randn(2, 3, 12, 16, 16, generator=torch.Generator().manual_seed(0))
+    task = SUBJECTS["mmdit"]().task(clean, noise, torch.tensor([0.0, 0.5, 1.0]))
+    assert torch.equal(task.noisy[0], clean[0])
+    assert torch.allclose(task.noisy[2], noise[2])
+    sigma = (task.time / 1000)[:, None, None, None]
+    assert torch.allclose(task.noisy - sigma * task.target, clean, atol=1e-6)
+    # The scheduler's own shift, at the middle of its 1000 steps.
+    assert task.time[1] == pytest.approx(float(new_flow_scheduler().timesteps[500]), rel=2e-3)
+
+
+def test_one_folder_holds_one_model(capsys):
+    with pytest.raises(SystemExit):
+        main(["--parts", "unet", "mmdit"])
+    assert "--parts: unet mmdit; allowed: one model" in capsys.readouterr().err
 
 
 def test_dropped_captions_become_null_and_only_those():

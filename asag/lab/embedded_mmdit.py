@@ -1,0 +1,81 @@
+"""The shipped MMDiT as a stock Stable Diffusion 3 pipeline; captions, noise and pictures are those of `embedded`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+
+from asag.lab import embedded
+from asag.lab.mmdit import pooled
+
+MODEL = Path(__file__).parent / "model_mmdit"
+
+
+def load_pipeline(
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    folder: Path = MODEL,
+    kind: type[DiffusionPipeline] = StableDiffusion3Pipeline,
+) -> DiffusionPipeline:
+    """A Stable Diffusion 3 pipeline of class `kind`; the weights are in half precision and are widened to `dtype`."""
+    transformer = SD3Transformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype)
+    encoders = [f"{part}{number}" for part in ("text_encoder", "tokenizer") for number in ("", "_2", "_3")]
+    pipeline = kind(
+        transformer=transformer.to(device).eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+        **dict.fromkeys(["vae", *encoders]),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def sample(
+    pipeline: DiffusionPipeline,
+    labels: torch.Tensor,
+    *,
+    guidance_scale: float = 2.0,
+    steps: int = 25,
+    seed: int = 0,
+    folder: Path = MODEL,
+    **arguments: Any,
+) -> torch.Tensor:
+    """Pictures (B,3,32,32) float32 for labels (B,2,2); further arguments go to the pipeline's call."""
+    return sample_from(
+        pipeline,
+        embedded.embed_labels(labels, folder),
+        embedded.null_embeds(len(labels), folder),
+        embedded.start_noise(len(labels), seed),
+        guidance_scale=guidance_scale,
+        num_inference_steps=steps,
+        **arguments,
+    )
+
+
+def sample_from(
+    pipeline: DiffusionPipeline,
+    tokens: torch.Tensor,
+    null_tokens: torch.Tensor,
+    noise: torch.Tensor,
+    **arguments: Any,
+) -> torch.Tensor:
+    """Pictures (B,3,32,32) float32 from condition tokens and those of no caption, (B,3,64), and noise (B,12,16,16)."""
+    device, dtype = pipeline.transformer.device, pipeline.transformer.dtype
+    tokens, null_tokens = tokens.to(device, dtype), null_tokens.to(device, dtype)
+    latents = pipeline(
+        prompt_embeds=tokens,
+        pooled_prompt_embeds=pooled(tokens),
+        negative_prompt_embeds=null_tokens,
+        negative_pooled_prompt_embeds=pooled(null_tokens),
+        latents=noise.to(device, dtype),
+        output_type="latent",
+        **arguments,
+    ).images
+    return embedded.to_images(latents)

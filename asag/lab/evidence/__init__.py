@@ -1,0 +1,1 @@
+"""Measurements behind what this project says, each repeatable with one command."""

@@ -1,0 +1,183 @@
+"""`python -m asag evaluate`: the papers' experiments on the embedded models.
+
+Sampled pictures are kept as descriptions, in parts, in a folder outside version control: a run that was stopped goes
+on, several processes share one (`--share 0/2`, `--share 1/2`), and what a plan has in common with another is sampled
+once. A cell whose parts are all there becomes a JSON line in `--out`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from asag.lab import embedded, scenes
+from asag.lab.evidence.metrics import BLOCKS, Estimate, Metrics
+from asag.lab.evidence.plans import PLANS, Cell, Plan, Scales
+from asag.lab.evidence.records import Store, describe
+from asag.lab.evidence.runs import MODELS, PART, Part, Run, Sampler, captions
+from asag.lab.evidence.scales import calibrate, choose_best
+
+OUT = Path("docs/evidence")
+_REFERENCE = 20_000  # drawings that pictures are compared with
+_REFERENCE_SEED = 30_000
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many captions, and which seeds."""
+
+    captions: int
+    seeds: tuple[int, ...]
+
+    def parts(self) -> list[Part]:
+        return [Part(seed, number) for seed in self.seeds for number in range(-(-self.captions // PART))]
+
+
+class Evaluation:
+    """Samples what is missing of plans, and turns complete cells into lines."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.classifier = embedded.load_classifier()
+        self.sampler = Sampler()
+        self.estimates: dict[tuple[Run, Size], dict[str, Estimate]] = {}
+        self.measure: Metrics | None = None
+
+    def missing(self, cells: list[Cell], size: Size) -> list[tuple[Run, Part]]:
+        """Baselines first, then the plan's order; a part of every run's seed before the next seed's."""
+        runs = list(dict.fromkeys([*(cell.baseline for cell in cells), *(cell.run for cell in cells)]))
+        return [(run, part) for run in runs for part in size.parts() if not self.store.has(run, part)]
+
+    def sample(self, run: Run, part: Part, size: Size) -> None:
+        labels = captions(size.captions)[part.number * PART : (part.number + 1) * PART]
+        images = self.sampler.sample(run, part, labels)
+        self.store.write(run, part, describe(images, labels, self.classifier))
+
+    def metrics(self) -> Metrics:
+        if self.measure is None:
+            drawn = scenes.draw(_REFERENCE, torch.Generator().manual_seed(_REFERENCE_SEED))
+            self.measure = Metrics(describe(*drawn, self.classifier))
+        return self.measure
+
+    def estimate(self, run: Run, size: Size) -> dict[str, Estimate]:
+        if (run, size) not in self.estimates:
+            described = self.store.read(run, size.parts())
+            self.estimates[run, size] = self.metrics()(described, len(size.seeds))
+        return self.estimates[run, size]
+
+    def drawings(self, size: Size) -> dict[str, Estimate]:
+        """What as many fresh drawings get: no model can be expected to do better."""
+        generator = torch.Generator().manual_seed(_REFERENCE_SEED + 1)
+        parts = [describe(*scenes.draw(size.captions, generator), self.classifier) for _ in size.seeds]
+        return self.metrics()({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, len(size.seeds))
+
+    def lines(self, cells: list[Cell], size: Size) -> Iterator[dict[str, Any]]:
+        """A line for each cell that is complete."""
+        for cell in cells:
+            if not self.missing([cell], size):
+                yield line(cell, size, self.estimate(cell.run, size), self.estimate(cell.baseline, size))
+
+
+def line(cell: Cell, size: Size, estimates: dict[str, Estimate], baseline: dict[str, Estimate]) -> dict[str, Any]:
+    """A cell as a JSON line: each metric's value and error, its difference to the baseline and the paired error."""
+    metrics = {}
+    for name, estimate in estimates.items():
+        difference, error = estimate.minus(baseline[name])
+        figures = (estimate.value, estimate.error, difference, error)
+        metrics[name] = dict(
+            zip(("value", "error", "difference", "paired_error"), (float(f"{x:.5g}") for x in figures), strict=True)
+        )
+    return {
+        "plan": cell.plan,
+        "model": cell.run.model,
+        "condition": cell.condition,
+        "protocol": cell.protocol,
+        "method": cell.method,
+        "guidance_scale": cell.run.guidance_scale,
+        "steps": cell.run.steps,
+        "settings": dict(cell.run.settings),
+        "samples": size.captions * len(size.seeds),
+        "seeds": list(size.seeds),
+        "metrics": metrics,
+        "run": cell.run.key,
+        "baseline": cell.baseline.key,
+        "date": date.today().isoformat(),
+    }
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_suffix(".part")
+    written.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    written.replace(path)
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    if not (number.isdigit() and of.isdigit() and int(number) < int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: I/N with I from 0 to N - 1, such as 0/2")
+    return int(number), int(of)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m asag evaluate", description=__doc__)
+    plans = [*PLANS, "calibrate"]
+    parser.add_argument("plans", nargs="+", choices=plans, help="what to measure", metavar=f"{{{','.join(plans)}}}")
+    parser.add_argument("--model", choices=tuple(MODELS), default="unet")
+    parser.add_argument("--captions", type=int, help=f"instead of the plan's; at least {BLOCKS}, which are the blocks")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the plan's")
+    parser.add_argument("--only", nargs="+", default=[], help="methods or protocols; the others wait")
+    parser.add_argument("--share", type=_share, default=(0, 1), help="I/N: this process takes every N-th part")
+    parser.add_argument("--report", action="store_true", help="sample nothing; write the lines of complete cells")
+    parser.add_argument("--store", type=Path, default=Path("evidence"), help="where descriptions are kept")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser
+
+
+def run_plan(evaluation: Evaluation, name: str, plan: Plan, args: argparse.Namespace) -> None:
+    """Sample this process's share of a plan and write the lines of all of its cells that are complete."""
+    size = Size(args.captions or plan.captions, tuple(args.seeds or plan.seeds))
+    cells = [cell for cell in plan.cells if not args.only or {cell.method, cell.protocol} & {*args.only, "none"}]
+    number, of = args.share
+    if not args.report:
+        # Of all parts, not of the missing ones: those change while other processes work.
+        order = {part: i for i, part in enumerate(size.parts())}
+        todo = [(run, part) for run, part in evaluation.missing(cells, size) if order[part] % of == number]
+        for run, part in tqdm(todo, unit="part", desc=f"{name} {args.model}"):
+            evaluation.sample(run, part, size)
+    lines = list(evaluation.lines(list(plan.cells), size))
+    if lines:
+        write_lines(args.out / f"{name}-{args.model}.jsonl", lines)
+    print(f"{name} {args.model}: {len(lines)} of {len(plan.cells)} cells complete", flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.captions is not None and args.captions < BLOCKS:
+        parser.error(f"--captions: {args.captions}; allowed: at least {BLOCKS}")
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    scales = Scales(args.out / "scales.json")
+    evaluation = Evaluation(Store(args.store))
+    for name in args.plans:
+        if name == "calibrate":
+            calibrate(evaluation.sampler, args.model, scales)
+            continue
+        run_plan(evaluation, name, PLANS[name](args.model, scales), args)
+        if name == "search":
+            choose_best(args.out / f"search-{args.model}.jsonl", args.model, scales)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,109 @@
+"""A run: which pictures a cell is made of, and how they are sampled on the embedded models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from asag.hosts.diffusers import asag_guidance
+from asag.lab import embedded, embedded_mmdit, scenes
+from asag.settings import AsagSettings
+
+PART = 250  # pictures that are sampled and kept together; a run can stop between two of them
+_BATCH = 50
+MODELS = {"unet": embedded, "mmdit": embedded_mmdit}
+_CAPTIONS_SEED = 20_000  # the captions are the same for every run and seed, as those of a benchmark are
+
+
+class PartError(RuntimeError):
+    """A part came out with values that aren't numbers."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What determines the pictures of a cell, but for the noise: model (unet, mmdit), whether captions are given,
+    classifier-free guidance scale (1: none), steps, and the settings of the extension as sorted pairs."""
+
+    model: str
+    conditional: bool
+    guidance_scale: float = 1.0
+    steps: int = 25
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, model: str, conditional: bool, settings: Mapping[str, Any] | None = None, **rest: Any) -> Run:
+        """Raises SettingsError, naming every unknown or bad setting; 2 and 2.0 make the same run."""
+        parsed = AsagSettings.from_mapping(settings or {})
+        pairs = tuple((name, getattr(parsed, name)) for name in sorted(settings or {}))
+        return cls(model, conditional, settings=pairs, **rest)
+
+    @property
+    def key(self) -> str:
+        """A name for files, the same on every machine."""
+        told = json.dumps([self.model, self.conditional, self.guidance_scale, self.steps, self.settings])
+        method = dict(self.settings).get("method", "asag") if self.settings else "plain"
+        return f"{self.model}-{method}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+
+
+class Part(NamedTuple):
+    """The pictures number `number * PART` to `(number + 1) * PART - 1` of seed `seed`."""
+
+    seed: int
+    number: int
+
+
+def captions(count: int) -> Tensor:
+    """Labels (count,2,2) of the captions that pictures 0 to count - 1 are asked for, whatever the seed."""
+    return scenes.draw(count, torch.Generator().manual_seed(_CAPTIONS_SEED)).labels
+
+
+class Sampler:
+    """Samples parts of runs; keeps the pipelines it has loaded."""
+
+    def __init__(self) -> None:
+        self.pipelines: dict[str, Any] = {}
+
+    def pipeline(self, model: str) -> Any:
+        if model not in self.pipelines:
+            self.pipelines[model] = MODELS[model].load_pipeline()
+        return self.pipelines[model]
+
+    def sample(self, run: Run, part: Part, labels: Tensor) -> Tensor:
+        """Pictures (B,3,32,32) for labels (B,2,2), from noise that depends on the part alone, so runs are paired.
+
+        Raises:
+            PartError: naming the run and the part, where a picture has values that aren't finite.
+        """
+        noise = embedded.start_noise(len(labels), part.seed * 1000 + part.number)
+        images = self.sample_from(run, labels, noise)
+        if not images.isfinite().all():
+            raise PartError(f"run {run.key}, seed {part.seed}, part {part.number}: values that aren't finite")
+        return images
+
+    def sample_from(self, run: Run, labels: Tensor, noise: Tensor, **settings: Any) -> Tensor:
+        """As `sample`, from given noise (B,12,16,16), with further settings of the extension."""
+        pipeline, module = self.pipeline(run.model), MODELS[run.model]
+        given = {**dict(run.settings), **settings}
+        images = []
+        for rows, start in zip(labels.split(_BATCH), noise.split(_BATCH), strict=True):
+            null = embedded.null_embeds(len(rows), module.MODEL)
+            tokens = embedded.embed_labels(rows, module.MODEL) if run.conditional else null
+            with asag_guidance(pipeline, **given) if given else nullcontext():
+                images.append(
+                    module.sample_from(
+                        pipeline,
+                        tokens,
+                        null,
+                        start,
+                        guidance_scale=run.guidance_scale,
+                        num_inference_steps=run.steps,
+                    )
+                )
+        return torch.cat(images)

@@ -1,0 +1,264 @@
+"""The evaluation: metrics against libraries, paired errors against what is known, runs that stop and go on."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from asag.hosts.diffusers import asag_guidance
+from asag.lab import embedded, scenes
+from asag.lab.evidence import evaluate, metrics, plans, runs
+from asag.lab.evidence.plans import PAPER_SCALES, Scales, main_plan
+from asag.lab.evidence.records import describe, spectrum
+from asag.lab.evidence.runs import Part, Run, Sampler, captions
+from asag.lab.evidence.scales import calibrate, choose_best, push
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def normal(count: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> torch.Tensor:
+    mix = torch.randn(16, 16, generator=torch.Generator().manual_seed(0)) / 4 + torch.eye(16)
+    return torch.randn(count, 16, generator=torch.Generator().manual_seed(seed)) @ mix * scale + shift
+
+
+def test_frechet_distance_is_the_formula_with_scipys_matrix_root():
+    a, b = normal(400, 1, 1.3, 0.2), normal(600, 2)
+    block = metrics.blocks_of(400, 1)
+    found = metrics.Frechet(b)(a, block)
+
+    def direct(a, b):
+        root = scipy.linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+        return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
+
+    a, b = a.double().numpy(), b.double().numpy()
+    assert found.value == pytest.approx(direct(a, b), rel=1e-9)
+    assert float(found.without[7]) == pytest.approx(direct(a[block.numpy() != 7], b), rel=1e-9)
+
+
+def test_kernel_distance_is_the_unbiased_estimate_written_out():
+    a, b = normal(80, 1, 1.3), normal(60, 2)
+    block = metrics.blocks_of(80, 1)
+    found = metrics.Kernel(b)(a, block)
+
+    def direct(a, b):
+        def kernel(x, y):
+            return (x @ y.T / 16 + 1) ** 3
+
+        def own(x):
+            return (kernel(x, x).sum() - np.trace(kernel(x, x))) / (len(x) * (len(x) - 1))
+
+        return own(a) + own(b) - 2 * kernel(a, b).mean()
+
+    a, b = a.double().numpy(), b.double().numpy()
+    assert found.value == pytest.approx(direct(a, b), rel=1e-9)
+    assert float(found.without[3]) == pytest.approx(direct(a[block.numpy() != 3], b), rel=1e-9)
+
+
+def test_inception_like_counts_classes_that_are_certain_and_even():
+    block = metrics.blocks_of(240, 1)
+    even = 50.0 * torch.eye(24).repeat(10, 1)
+    assert metrics.inception_like(even, block).value == pytest.approx(24, rel=1e-6)
+    assert metrics.inception_like(torch.zeros(240, 24), block).value == pytest.approx(1)
+
+
+def test_errors_are_those_of_the_mean_and_pairing_takes_the_common_part_away():
+    generator = torch.Generator().manual_seed(3)
+    common, own = torch.randn(2, 4000, generator=generator)
+    block = metrics.blocks_of(4000, 1)
+    one, other = metrics.mean(common, block), metrics.mean(common + 0.1 * own + 0.05, block)
+    # 40 groups know a standard error to about 11 %.
+    assert one.error == pytest.approx(1 / 4000**0.5, rel=0.35)
+    difference, error = other.minus(one)
+    assert difference == pytest.approx(0.05, abs=0.01)
+    assert error == pytest.approx(0.1 / 4000**0.5, rel=0.35)
+
+
+def test_blocks_hold_the_same_captions_of_every_seed():
+    block = metrics.blocks_of(80, 3)
+    assert block.bincount().tolist() == [6] * 40
+    assert (block.view(3, 80) == block[:80]).all()
+
+
+def test_diversity_compares_pictures_of_a_caption():
+    layout = torch.zeros(3 * 80, 48)
+    layout[80:160] = 1.0
+    # Of the three pairs two are 1 apart, one is alike.
+    assert metrics.diversity(layout, 3, metrics.blocks_of(80, 3)).value == pytest.approx(2 / 3)
+
+
+def test_a_description_tells_what_is_in_the_picture():
+    drawn = scenes.draw(40, torch.Generator().manual_seed(4))
+    described = describe(*drawn, embedded.load_classifier())
+    assert described["right"].mean() > 0.95
+    assert described["layout"][:, 0].allclose(drawn.images[:, 0, :8, :8].mean((1, 2)), atol=1e-6)
+    assert torch.equal(described["contrast"], drawn.images.flatten(1).std(1))
+    grey = describe(torch.zeros(1, 3, 32, 32), drawn.labels[:1], embedded.load_classifier())
+    assert grey["saturation"] == grey["clipped"] == 0
+    burnt = describe(torch.ones(1, 3, 32, 32), drawn.labels[:1], embedded.load_classifier())
+    assert burnt["clipped"] == 1
+
+
+def test_the_spectrum_finds_a_wave_in_its_ring():
+    wave = torch.cos(torch.arange(32) * 2 * torch.pi * 8 / 32).expand(1, 3, 32, 32)
+    # 8 of at most 16 periods: half the highest frequency, the last of the first six rings.
+    assert int(spectrum(wave)[0].argmax()) == 5
+
+
+def test_parts_are_the_same_however_a_run_is_cut_and_the_noise_is_shared(monkeypatch):
+    monkeypatch.setattr(runs, "PART", 4)
+    labels, sampler = captions(4), Sampler()
+    plain = Run.of("unet", True, guidance_scale=2.0, steps=2)
+    guided = Run.of("unet", True, {"scale": 1e-6}, guidance_scale=2.0, steps=2)
+    first = sampler.sample(plain, Part(1, 0), labels)
+    assert torch.equal(first, Sampler().sample(plain, Part(1, 0), labels))
+    assert torch.allclose(first, sampler.sample(guided, Part(1, 0), labels), atol=1e-4)
+    assert not torch.allclose(first, sampler.sample(plain, Part(2, 0), labels), atol=0.1)
+    assert not torch.allclose(first, sampler.sample(plain, Part(1, 1), labels), atol=0.1)
+
+
+def test_unconditional_runs_do_not_look_at_captions():
+    run, sampler = Run.of("unet", False, steps=2), Sampler()
+    labels = captions(6)
+    assert torch.equal(sampler.sample(run, Part(1, 0), labels[:3]), sampler.sample(run, Part(1, 0), labels[3:]))
+
+
+def test_pictures_that_are_not_finite_are_refused_and_named(monkeypatch):
+    sampler, run = Sampler(), Run.of("unet", False, steps=1)
+    monkeypatch.setattr(sampler, "sample_from", lambda *given: torch.full((1, 3, 32, 32), torch.nan))
+    with pytest.raises(runs.PartError, match=rf"run {run.key}, seed 3, part 2: values that aren't finite"):
+        sampler.sample(run, Part(3, 2), captions(1))
+
+
+def test_keys_tell_runs_apart_and_are_the_same_on_every_machine():
+    every = [cell.run for cell in main_plan("unet", Scales(plans.Path("none"))).cells]
+    assert len({run.key for run in every}) == len(set(every)) == 13
+    one, other = ({"scale": 2, "blocks": "mid"}, {"blocks": "mid", "scale": 2.0})
+    assert Run.of("unet", True, one).key == Run.of("unet", True, other).key
+    assert Run.of("unet", False).key == "unet-plain-8f62664bbb3f"
+
+
+def test_the_main_plan_has_every_method_in_every_protocol_that_has_scales(tmp_path):
+    scales = Scales(tmp_path / "scales.json")
+    for protocol in ("norm", "best"):
+        for condition in ("unconditional", "conditional"):
+            scales.put("unet", condition, protocol, dict.fromkeys(PAPER_SCALES, 1.25))
+    cells = main_plan("unet", Scales(tmp_path / "scales.json")).cells
+    found = {(cell.condition, cell.protocol, cell.method) for cell in cells}
+    for condition in ("unconditional", "conditional"):
+        assert {(condition, "paper", name) for name in PAPER_SCALES} <= found
+        assert {(condition, "best", name) for name in PAPER_SCALES} <= found
+        assert {(condition, "norm", name) for name in PAPER_SCALES if name != "asag"} <= found
+    assert ("conditional", "none", "cfg") in found
+    assert ("unconditional", "none", "cfg") not in found
+    assert main_plan("mmdit", scales).cells[0].run.model == "mmdit"
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """A plan of two cells, and the command's options for few pictures in two parts."""
+    monkeypatch.setattr(evaluate, "PART", 20)
+    monkeypatch.setattr(evaluate, "_REFERENCE", 300)
+
+    def plan(model, scales):
+        base = Run.of(model, True, guidance_scale=2.0, steps=1)
+        cells = [plans.Cell("small", "none", "cfg", base, base)]
+        cells.append(plans.Cell("small", "paper", "asag", plans.guided(base, {"scale": 1.5}), base))
+        return plans.Plan(tuple(cells), 40, (1, 2))
+
+    monkeypatch.setitem(evaluate.PLANS, "small", plan)
+    return ["small", "--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
+
+
+def test_the_command_writes_a_line_a_cell_and_goes_on_where_it_was_stopped(small, tmp_path, monkeypatch, capsys):
+    evaluate.main(small)
+    lines = [json.loads(text) for text in (tmp_path / "out/small-unet.jsonl").read_text().splitlines()]
+    assert [each["method"] for each in lines] == ["cfg", "asag"]
+    assert (lines[1]["samples"], lines[1]["seeds"], lines[1]["settings"]) == (80, [1, 2], {"scale": 1.5})
+    assert lines[0]["metrics"]["fd"]["difference"] == 0
+    assert lines[0]["metrics"]["fd"]["paired_error"] == 0
+    assert lines[1]["metrics"]["fd"]["difference"] != 0
+    assert lines[1]["metrics"]["fd"]["paired_error"] > 0
+    stored = sorted((tmp_path / "store").rglob("*.safetensors"))
+    assert len(stored) == 8
+    stored[0].unlink()
+    sampled = []
+    original = Sampler.sample
+    monkeypatch.setattr(Sampler, "sample", lambda *given: sampled.append(given[1:3]) or original(*given))
+    evaluate.main([*small, "--report"])
+    assert not sampled
+    assert "1 of 2 cells complete" in capsys.readouterr().out
+    evaluate.main(small)
+    assert len(sampled) == 1
+    again = [json.loads(text) for text in (tmp_path / "out/small-unet.jsonl").read_text().splitlines()]
+    assert again == lines
+
+
+def test_shares_sample_every_part_once(small, tmp_path):
+    evaluate.main([*small, "--share", "0/2"])
+    first = set((tmp_path / "store").rglob("*.safetensors"))
+    assert len(first) == 4
+    times = {path: path.stat().st_mtime_ns for path in first}
+    evaluate.main([*small, "--share", "1/2"])
+    assert len(list((tmp_path / "store").rglob("*.safetensors"))) == 8
+    assert all(path.stat().st_mtime_ns == then for path, then in times.items())
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--captions", "30"], "--captions: 30; allowed: at least 40"),
+        (["--share", "2/2"], "'2/2'; allowed: I/N"),
+    ],
+)
+def test_wrong_options_are_named(small, given, told, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main([*small, *given])
+    assert told in capsys.readouterr().err
+
+
+def test_the_push_is_how_far_a_step_moves_the_prediction(monkeypatch):
+    monkeypatch.setattr("asag.lab.evidence.scales._PICTURES", 2)
+    sampler, null, kept = Sampler(), embedded.null_embeds(2), []
+    pipeline = sampler.pipeline("unet")
+    handle = pipeline.unet.register_forward_hook(lambda module, args, output: kept.append(output[0].clone()))
+    for scale in (0.0, 2.0):
+        with asag_guidance(pipeline, scale=scale):
+            noise = embedded.start_noise(2, 102)
+            embedded.sample_from(pipeline, null, null, noise, guidance_scale=1.0, num_inference_steps=1)
+    handle.remove()
+    moved = (kept[1] - kept[0]).square().mean((1, 2, 3)).sqrt().mean()
+    assert moved > 0.001
+    assert push(sampler, Run.of("unet", False, {"scale": 2.0}, steps=1)) == pytest.approx(float(moved), rel=1e-4)
+
+
+def test_calibration_makes_pushes_equal(tmp_path, monkeypatch):
+    monkeypatch.setattr("asag.lab.evidence.scales._PICTURES", 2)
+    monkeypatch.setattr("asag.lab.evidence.scales.METHODS", ("pag", "asag"))
+    monkeypatch.setattr("asag.lab.evidence.plans.CFG", 1.0)
+    scales, sampler = Scales(tmp_path / "scales.json"), Sampler()
+    calibrate(sampler, "unet", scales, steps=5)
+    found = scales.get("unet", "unconditional", "norm")["pag"]
+    base = plans.baseline("unet", False, steps=5)
+    sizes = [push(sampler, plans.guided(base, s)) for s in ({"method": "pag", "scale": found}, {"scale": 1.5})]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.03)
+
+
+def test_the_best_scale_is_the_one_with_the_lowest_distance(tmp_path):
+    def told(method, scale, fd):
+        return {
+            "condition": "conditional",
+            "method": method,
+            "settings": {"method": method, "scale": scale},
+            "metrics": {"fd": {"value": fd}},
+        }
+
+    path = tmp_path / "search-unet.jsonl"
+    evaluate.write_lines(path, [told("pag", 1.0, 5.0), told("pag", 2.0, 4.0), told("asag", 3.0, 9.0)])
+    scales = Scales(tmp_path / "scales.json")
+    choose_best(path, "unet", scales)
+    assert Scales(tmp_path / "scales.json").get("unet", "conditional", "best") == {"pag": 2.0, "asag": 3.0}
