@@ -155,6 +155,9 @@ def test_the_main_plan_has_every_method_in_every_protocol_that_has_scales(tmp_pa
         assert {(condition, "norm", name) for name in PAPER_SCALES if name != "asag"} <= found
     assert ("conditional", "none", "cfg") in found
     assert ("unconditional", "none", "cfg") not in found
+    rivals = {(cell.condition, cell.protocol, cell.method): cell.rival for cell in cells}
+    assert dict(rivals["conditional", "norm", "pag"].settings) == {"method": "asag", "scale": 1.5}
+    assert dict(rivals["conditional", "best", "pag"].settings) == {"method": "asag", "scale": 1.25}
     assert main_plan("mmdit", scales).cells[0].run.model == "mmdit"
 
 
@@ -167,7 +170,8 @@ def small(monkeypatch, tmp_path):
     def plan(model, scales):
         base = Run.of(model, True, guidance_scale=2.0, steps=1)
         cells = [plans.Cell("small", "none", "cfg", base, base)]
-        cells.append(plans.Cell("small", "paper", "asag", plans.guided(base, {"scale": 1.5}), base))
+        asag = plans.guided(base, {"scale": 1.5})
+        cells.append(plans.Cell("small", "paper", "asag", asag, base, asag))
         return plans.Plan(tuple(cells), 40, (1, 2))
 
     monkeypatch.setitem(evaluate.PLANS, "small", plan)
@@ -179,10 +183,12 @@ def test_the_command_writes_a_line_a_cell_and_goes_on_where_it_was_stopped(small
     lines = [json.loads(text) for text in (tmp_path / "out/small-unet.jsonl").read_text().splitlines()]
     assert [each["method"] for each in lines] == ["cfg", "asag"]
     assert (lines[1]["samples"], lines[1]["seeds"], lines[1]["settings"]) == (80, [1, 2], {"scale": 1.5})
-    assert lines[0]["metrics"]["fd"]["difference"] == 0
-    assert lines[0]["metrics"]["fd"]["paired_error"] == 0
-    assert lines[1]["metrics"]["fd"]["difference"] != 0
-    assert lines[1]["metrics"]["fd"]["paired_error"] > 0
+    assert lines[0]["metrics"]["fd"]["to_baseline"] == 0
+    assert lines[0]["metrics"]["fd"]["to_baseline_error"] == 0
+    assert lines[1]["metrics"]["fd"]["to_baseline"] != 0
+    assert lines[1]["metrics"]["fd"]["to_baseline_error"] > 0
+    assert lines[1]["metrics"]["kid"]["to_asag"] == 0
+    assert "to_asag" not in lines[0]["metrics"]["kid"]
     stored = sorted((tmp_path / "store").rglob("*.safetensors"))
     assert len(stored) == 8
     stored[0].unlink()

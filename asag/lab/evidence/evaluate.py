@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -83,18 +83,24 @@ class Evaluation:
         """A line for each cell that is complete."""
         for cell in cells:
             if not self.missing([cell], size):
-                yield line(cell, size, self.estimate(cell.run, size), self.estimate(cell.baseline, size))
+                others = {"baseline": cell.baseline}
+                if cell.rival and not self.missing([replace(cell, run=cell.rival)], size):
+                    others["asag"] = cell.rival
+                compared = {name: self.estimate(run, size) for name, run in others.items()}
+                yield line(cell, size, self.estimate(cell.run, size), compared)
 
 
-def line(cell: Cell, size: Size, estimates: dict[str, Estimate], baseline: dict[str, Estimate]) -> dict[str, Any]:
-    """A cell as a JSON line: each metric's value and error, its difference to the baseline and the paired error."""
+def line(
+    cell: Cell, size: Size, estimates: dict[str, Estimate], others: dict[str, dict[str, Estimate]]
+) -> dict[str, Any]:
+    """A cell as a JSON line: of each metric the value and its error, and for each of `others` the difference to it
+    with the paired error, as `to_baseline` and `to_baseline_error`."""
     metrics = {}
     for name, estimate in estimates.items():
-        difference, error = estimate.minus(baseline[name])
-        figures = (estimate.value, estimate.error, difference, error)
-        metrics[name] = dict(
-            zip(("value", "error", "difference", "paired_error"), (float(f"{x:.5g}") for x in figures), strict=True)
-        )
+        figures = {"value": estimate.value, "error": estimate.error}
+        for other, theirs in others.items():
+            figures[f"to_{other}"], figures[f"to_{other}_error"] = estimate.minus(theirs[name])
+        metrics[name] = {key: float(f"{value:.5g}") for key, value in figures.items()}
     return {
         "plan": cell.plan,
         "model": cell.run.model,

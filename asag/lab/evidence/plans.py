@@ -20,13 +20,15 @@ _UNET_BLOCKS = ("in.1", "in.2", "in.4", "mid", "out.0", "out.1")
 
 @dataclass(frozen=True)
 class Cell:
-    """A run and its place in the tables. `baseline`: the run that differences are taken to."""
+    """A run and its place in the tables. Differences are taken to `baseline`, and to `rival`, where there is one:
+    ASAG in the same protocol."""
 
     plan: str
     protocol: str
     method: str
     run: Run
     baseline: Run
+    rival: Run | None = None
 
     @property
     def condition(self) -> str:
@@ -77,19 +79,18 @@ def main_plan(model: str, scales: Scales) -> Plan:
     cells = []
     for conditional in (False, True):
         base = baseline(model, conditional)
-        alone = Run.of(model, conditional)
-        cells.append(Cell("main", "none", "vanilla", alone, base))
-        if conditional:
-            cells.append(Cell("main", "none", "cfg", base, base))
         condition = "conditional" if conditional else "unconditional"
+        asag = guided(base, {"method": "asag", "scale": PAPER_SCALES["asag"]})
+        cells.append(Cell("main", "none", "vanilla", Run.of(model, conditional), base, asag))
+        if conditional:
+            cells.append(Cell("main", "none", "cfg", base, base, asag))
         for protocol in ("paper", "norm", "best"):
             found = scales.get(model, condition, protocol)
             # ASAG at its paper's scale is what the others' norms are made equal to.
             names = [name for name in METHODS if name in found and (protocol, name) != ("norm", "asag")]
-            cells += [
-                Cell("main", protocol, name, guided(base, {"method": name, "scale": found[name]}), base)
-                for name in names
-            ]
+            runs = {name: guided(base, {"method": name, "scale": found[name]}) for name in names}
+            rival = runs.get("asag", asag if protocol == "norm" else None)
+            cells += [Cell("main", protocol, name, run, base, rival) for name, run in runs.items()]
     return Plan(tuple(cells), 2000, (1, 2, 3))
 
 
