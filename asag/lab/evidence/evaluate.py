@@ -73,11 +73,16 @@ class Evaluation:
             self.estimates[run, size] = self.metrics()(described, len(size.seeds))
         return self.estimates[run, size]
 
-    def drawings(self, size: Size) -> dict[str, Estimate]:
-        """What as many fresh drawings get: no model can be expected to do better."""
+    def drawings(self, size: Size) -> dict[str, Any]:
+        """The line of as many fresh drawings: no model can be expected to do better."""
         generator = torch.Generator().manual_seed(_REFERENCE_SEED + 1)
         parts = [describe(*scenes.draw(size.captions, generator), self.classifier) for _ in size.seeds]
-        return self.metrics()({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, len(size.seeds))
+        found = self.metrics()({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, len(size.seeds))
+        # Here pictures differ by their captions, too.
+        found.pop("diversity", None)
+        metrics = {name: {"value": rounded(each.value), "error": rounded(each.error)} for name, each in found.items()}
+        samples = size.captions * len(size.seeds)
+        return {"plan": "drawings", "samples": samples, "seeds": list(size.seeds), "metrics": metrics}
 
     def lines(self, cells: list[Cell], size: Size) -> Iterator[dict[str, Any]]:
         """A line for each cell that is complete."""
@@ -90,6 +95,10 @@ class Evaluation:
                 yield line(cell, size, self.estimate(cell.run, size), compared)
 
 
+def rounded(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
 def line(
     cell: Cell, size: Size, estimates: dict[str, Estimate], others: dict[str, dict[str, Estimate]]
 ) -> dict[str, Any]:
@@ -100,7 +109,7 @@ def line(
         figures = {"value": estimate.value, "error": estimate.error}
         for other, theirs in others.items():
             figures[f"to_{other}"], figures[f"to_{other}_error"] = estimate.minus(theirs[name])
-        metrics[name] = {key: float(f"{value:.5g}") for key, value in figures.items()}
+        metrics[name] = {key: rounded(value) for key, value in figures.items()}
     return {
         "plan": cell.plan,
         "model": cell.run.model,
@@ -163,6 +172,8 @@ def run_plan(evaluation: Evaluation, name: str, plan: Plan, args: argparse.Names
     lines = list(evaluation.lines(list(plan.cells), size))
     if lines:
         write_lines(args.out / f"{name}-{args.model}.jsonl", lines)
+        if name == "main":
+            write_lines(args.out / f"drawings-{args.model}.jsonl", [evaluation.drawings(size)])
     print(f"{name} {args.model}: {len(lines)} of {len(plan.cells)} cells complete", flush=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,18 +18,23 @@ _SEED = 102
 _ROUNDS = 4  # of the fixed point, which converges since the size of δ changes slowly with the scale
 
 
+def sample_pictures(sampler: Sampler, run: Run, count: int, **settings: Any) -> Any:
+    """Sample `count` pictures as one batch; returns the trace of the guidance, if `settings` or the run's guide."""
+    pipeline, module = sampler.pipeline(run.model), MODELS[run.model]
+    null = embedded.null_embeds(count, module.MODEL)
+    tokens = embedded.embed_labels(captions(count), module.MODEL) if run.conditional else null
+    noise = embedded.start_noise(count, _SEED)
+    given = {"scale": 0.0, **dict(run.settings), **settings}
+    with asag_guidance(pipeline, **given) as trace:
+        options = {"guidance_scale": run.guidance_scale, "num_inference_steps": run.steps}
+        module.sample_from(pipeline, tokens, null, noise, **options)
+    return trace
+
+
 def push(sampler: Sampler, run: Run) -> float:
     """Mean over guided steps and 48 pictures of the RMS of s δ, along the run's own trajectory."""
-    pipeline, module = sampler.pipeline(run.model), MODELS[run.model]
-    labels = captions(_PICTURES)
-    null = embedded.null_embeds(_PICTURES, module.MODEL)
-    tokens = embedded.embed_labels(labels, module.MODEL) if run.conditional else null
-    noise = embedded.start_noise(_PICTURES, _SEED)
-    options = {"guidance_scale": run.guidance_scale, "num_inference_steps": run.steps}
-    with asag_guidance(pipeline, figures=True, **dict(run.settings)) as trace:
-        module.sample_from(pipeline, tokens, null, noise, **options)
-    steps = trace.passes[0].steps
-    pushes = [torch.tensor(step.scales) * torch.tensor(step.sizes) for step in steps]
+    trace = sample_pictures(sampler, run, _PICTURES, figures=True)
+    pushes = [torch.tensor(step.scales) * torch.tensor(step.sizes) for step in trace.passes[0].steps]
     return float(torch.stack(pushes).mean())
 
 

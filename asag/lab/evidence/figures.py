@@ -1,0 +1,141 @@
+"""The report's figures, drawn from the measured lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from asag.lab.evidence.tables import METRICS, NAMES, Line, number
+
+COLOURS = {
+    "vanilla": "#888888",
+    "cfg": "#888888",
+    "pag": "#d08a2e",
+    "seg": "#4a9a5a",
+    "uniform": "#8a5ab0",
+    "similarity": "#b04a5a",
+    "asag": "#2458a6",
+}
+MARKS = {"pag": "s", "seg": "^", "uniform": "D", "similarity": "v", "asag": "o"}
+_CONDITIONS = ("unconditional", "conditional")
+_SHOWN = ("fd", "is_like", "contrast", "clipped")
+
+
+def save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=80)
+
+
+def _panels(names: Sequence[str], title: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(3.2 * len(names) + 0.4, 5.2), layout="constrained")
+    axes = figure.subplots(len(_CONDITIONS), len(names), squeeze=False)
+    figure.suptitle(title)
+    for row, condition in enumerate(_CONDITIONS):
+        for column, name in enumerate(names):
+            axes[row][column].set_title(f"{METRICS[name]}, {condition}", fontsize=9)
+            axes[row][column].grid(alpha=0.3)
+    return figure, axes
+
+
+def _plain(axis: Any, lines: Sequence[Line], name: str) -> None:
+    """The baseline as a line across, with its label at the end."""
+    for line in lines:
+        if not line["settings"]:
+            axis.axhline(line["metrics"][name]["value"], color=COLOURS["cfg"], linestyle=":")
+
+
+def scales(lines: Sequence[Line], title: str, path: Path) -> None:
+    """Figure 6: metrics over the scale, a curve per method; bars are standard errors of the paired difference."""
+    figure, axes = _panels(_SHOWN, title)
+    for row, condition in enumerate(_CONDITIONS):
+        here = [line for line in lines if line["condition"] == condition]
+        for column, name in enumerate(_SHOWN):
+            axis = axes[row][column]
+            _plain(axis, here, name)
+            for method, mark in MARKS.items():
+                points = sorted(
+                    (
+                        line["settings"]["scale"],
+                        line["metrics"][name]["value"],
+                        line["metrics"][name]["to_baseline_error"],
+                    )
+                    for line in here
+                    if line["method"] == method
+                )
+                if points:
+                    at, values, errors = zip(*points, strict=True)
+                    style = {"color": COLOURS[method], "marker": mark, "markersize": 4, "label": NAMES[method]}
+                    axis.errorbar(at, values, yerr=errors, **style)
+            axis.set_xscale("log")
+            axis.set_xticks([0.5, 1, 2, 4, 7], ["0.5", "1", "2", "4", "7"])
+            axis.minorticks_off()
+    axes[0][0].legend(fontsize=7)
+    axes[-1][0].set_xlabel("guidance scale s")
+    save(figure, path)
+
+
+def blocks(lines: Sequence[Line], title: str, path: Path) -> None:
+    """All blocks by scales: the change of each metric against no guidance, coloured by its paired standard errors."""
+    figure, axes = _panels(_SHOWN[:3], title)
+    for row, condition in enumerate(_CONDITIONS):
+        here = {
+            (line["settings"]["blocks"], line["settings"]["scale"]): line
+            for line in lines
+            if line["condition"] == condition and line["settings"]
+        }
+        names = list(dict.fromkeys(key[0] for key in here))
+        values = sorted({key[1] for key in here})
+        for column, name in enumerate(_SHOWN[:3]):
+            axis = axes[row][column]
+            axis.grid(False)
+            sigmas = [[float("nan")] * len(values) for _ in names]
+            for (block, scale), line in here.items():
+                metric = line["metrics"][name]
+                i, j = names.index(block), values.index(scale)
+                sigmas[i][j] = metric["to_baseline"] / metric["to_baseline_error"]
+                axis.text(j, i, number(metric["value"], name), ha="center", va="center", fontsize=8)
+            axis.imshow(sigmas, cmap="coolwarm", vmin=-12, vmax=12, aspect="auto")
+            axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+            axis.set_yticks(range(len(names)), names)
+    axes[-1][0].set_xlabel("guidance scale s; colour: change in paired standard errors, -12 to 12")
+    save(figure, path)
+
+
+def along(lines: Sequence[Line], title: str, path: Path) -> None:
+    """Plans along sampling: entropy, distance from doubly stochastic, sweeps needed."""
+    figure = Figure(figsize=(10.5, 3.2), layout="constrained")
+    entropy, columns, needed = figure.subplots(1, 3)
+    figure.suptitle(title)
+    steps = [line["step"] for line in lines]
+    entropy.plot(steps, [line["softmax_entropy"] for line in lines], color="#888888", label="SoftMax")
+    for cost, colour in (("adversarial", COLOURS["asag"]), ("similarity", COLOURS["similarity"])):
+        for iteration, style in (("1", ":"), ("2", "-"), ("5", "--")):
+            label = f"{cost}, {iteration} sweeps"
+            options = {"color": colour, "linestyle": style, "label": label}
+            entropy.plot(steps, [line["costs"][cost]["entropy"][iteration] for line in lines], **options)
+            columns.semilogy(steps, [line["costs"][cost]["columns"][iteration] for line in lines], **options)
+        needed.plot(steps, [line["costs"][cost]["needed"]["0.001"] for line in lines], color=colour, label=cost)
+    entropy.set_title("normalised entropy of rows", fontsize=9)
+    columns.set_title("mean |column sum − 1|", fontsize=9)
+    needed.set_title("sweeps to mean |Δg| < 1e-3", fontsize=9)
+    columns.legend(fontsize=6)
+    needed.legend(fontsize=7)
+    for axis in (entropy, columns, needed):
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    save(figure, path)
+
+
+def losses(curves: dict[str, Sequence[Line]], path: Path) -> None:
+    """Training losses by model over pictures; each has its own target, so only their course compares."""
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axis = figure.subplots()
+    for name, rows in curves.items():
+        axis.semilogy([row["images"] / 1000 for row in rows], [row["loss"] for row in rows], label=name)
+    axis.set(xlabel="thousand pictures", ylabel="loss (MSE of the velocity)")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    save(figure, path)

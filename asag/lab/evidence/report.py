@@ -1,0 +1,190 @@
+"""`python -m asag report`: docs/evidence/README.md and its figures, from the measured lines alone."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from asag.lab.evidence import figures, tables
+from asag.lab.evidence.evaluate import OUT
+from asag.lab.evidence.tables import Line, markdown, number, read_lines
+
+_INTRODUCTION = """# Evidence
+
+Made by `python -m asag report` from the JSON lines in this folder; nothing here is written by hand but the words
+around the figures. `python -m asag evaluate PLAN --model MODEL` measures the lines (it goes on where it was stopped),
+`python -m asag.lab.evidence.along --model MODEL` those on the plans along sampling.
+
+**What is measured on what.** Two models small enough to lie in this repository, trained from scratch on drawings of
+one or two coloured shapes (asag/lab/scenes.py): the embedded UNet, of Stable Diffusion's architecture, and a small
+MMDiT, of Stable Diffusion 3's. What holds for 32x32 drawings need not hold for SDXL's photographs: the directions are
+evidence, the sizes of the effects are these models' own.
+
+**How.** 25 steps (DDIM for the UNet, Euler on straight paths for the MMDiT), diffusers' stock pipelines, guidance in
+the default block (the middle). *Unconditional*: no caption, no CFG. *Conditional*: with CFG 2, which the paper's
+conditional rows have too. Every run starts from the same noise and has the same captions, so differences are paired;
+errors are by jackknife over 40 blocks of captions. In tables, (+5σ) is a difference to the baseline (vanilla or CFG) in
+paired standard errors, given from 3 on; bold where it is an improvement. With so many comparisons one of 3 standard
+errors by chance is no surprise (1 in 370 each).
+
+**Metrics.** FD: Fréchet distance to 20 000 fresh drawings, on the last features of a classifier trained on drawings;
+FD layout: on mean colours of 4x4 cells; FD spectrum: on log power over spatial frequency; KID: cubic-kernel MMD on the
+classifier's features; IS-like: the Inception Score's formula on the classifier's SoftMax over the 24 kinds of object;
+objects right: exactly the asked objects, each once (without captions it says nothing and is near 0); contrast: a
+picture's standard deviation; saturation: mean of largest minus smallest channel; clipped: share of values at the ends
+of the range, which is what burnt colours do; diversity: RMS difference of two pictures' layouts, of the same caption
+with other noise. Contrast, saturation and clipped are best when like the drawings'; diversity when not lost.
+
+**Three protocols.** The papers' scales (PAG and SEG 3, ASAG and the maps of its Table 3 1.5); scales that push equally
+far (mean RMS of s·δ along sampling as ASAG's at 1.5); each method's best scale (lowest FD), searched with other seeds
+and fewer pictures than those reported.
+"""
+
+_TITLES = {"unet": "The embedded UNet", "mmdit": "The small MMDiT"}
+
+
+def sections(folder: Path) -> Iterator[str]:
+    """The report's parts in order; a part whose lines are missing is left out. Draws the figures into `images`."""
+    yield _INTRODUCTION
+    yield from training(folder)
+    for model, title in _TITLES.items():
+        found = list(of_model(folder, model))
+        if found:
+            yield f"## {title}"
+            yield from found
+    yield cost(folder.parent.parent / "bench" / "results")
+    yield more(folder)
+
+
+def training(folder: Path) -> Iterator[str]:
+    curves = {name: read_lines(folder, f"training-{name}") for name in _TITLES}
+    curves = {name: rows for name, rows in curves.items() if rows}
+    if curves:
+        figures.losses(curves, folder / "images" / "losses.png")
+        cards = [f"[{name}](../../asag/lab/{name}/README.md)" for name in ("model", "model_mmdit")]
+        yield f"## The models\n\nScripts, seeds and contact sheets: {', '.join(cards)}."
+        yield "![Loss over pictures](images/losses.png)"
+
+
+def of_model(folder: Path, model: str) -> Iterator[str]:
+    main = read_lines(folder, f"main-{model}")
+    if main:
+        yield from main_part(main, read_lines(folder, f"drawings-{model}"))
+    search = read_lines(folder, f"search-{model}")
+    if search:
+        path = f"images/scales-{model}.png"
+        figures.scales(search, "Metrics over the guidance scale", folder / path)
+        yield f"### Guidance scale (the paper's Figure 6)\n\n{sampled(search)} The paper finds its best at 1.5.\n\n"
+        yield f"![Metrics over scales]({path})"
+    if lines := read_lines(folder, f"along-{model}"):
+        yield from along_part(folder, model, lines)
+    if lines := read_lines(folder, f"blocks-{model}"):
+        path = f"images/blocks-{model}.png"
+        figures.blocks(lines, "ASAG in one block at a time", folder / path)
+        yield f"### Which block\n\n{sampled(lines)}\n\n![Blocks and scales]({path})"
+    yield from sweeps(folder, model)
+
+
+def sampled(lines: list[Line]) -> str:
+    """How many pictures a cell has, in words."""
+    found = sorted({(line["samples"], len(line["seeds"])) for line in lines})
+    return " ".join(f"{samples} pictures a cell, seeds: {seeds}." for samples, seeds in found)
+
+
+def main_part(lines: list[Line], drawings: list[Line]) -> Iterator[str]:
+    yield f"### All methods (the paper's Table 1, and Table 3's maps)\n\n{sampled(lines)}"
+    for condition in ("unconditional", "conditional"):
+        if any(line["condition"] == condition for line in lines):
+            yield f"**{condition.capitalize()}**\n\n{tables.comparison(lines, condition)}"
+    for line in drawings:
+        shown = ", ".join(
+            f"{tables.METRICS[name]} {number(each['value'], name)}" for name, each in line["metrics"].items()
+        )
+        yield f"As many fresh drawings, which no model can be expected to better: {shown}."
+    told = tables.verdicts(lines)
+    if told:
+        yield "**ASAG against the others**, by paired differences of at least 3 standard errors:\n\n" + "\n".join(told)
+
+
+def along_part(folder: Path, model: str, lines: list[Line]) -> Iterator[str]:
+    path = f"images/along-{model}.png"
+    figures.along(lines, f"Plans of the default block along sampling, {lines[0]['tokens']} tokens", folder / path)
+
+    def mean(cost: str, kind: str, key: str) -> float:
+        return sum(line["costs"][cost][kind][key] for line in lines) / len(lines)
+
+    rows = [
+        [name, *(f"{mean(cost, 'needed', tolerance):.1f}" for tolerance in ("0.01", "0.001", "0.0001")), paper]
+        for cost, name, paper in (("similarity", "M = 1 − QKᵀ", "≈ 10"), ("adversarial", "M = QKᵀ (ASAG)", "≈ 2"))
+    ]
+    head = ["cost", "mean |Δg| < 1e-2", "< 1e-3", "< 1e-4", "paper, SDXL (tolerance not given)"]
+    yield "### The plans along sampling, and Table 3's iterations"
+    yield f"Sweeps needed, a mean over steps, heads and pictures:\n\n{markdown(head, rows)}"
+    entropy = sum(line["softmax_entropy"] for line in lines) / len(lines)
+    yield (
+        f"Normalised entropy of the rows, mean over the steps: SoftMax {entropy:.3f}, ASAG after 2 sweeps "
+        f"{mean('adversarial', 'entropy', '2'):.3f}, the uniform map 1. Column sums of ASAG's map after 2 sweeps are "
+        f"off by {mean('adversarial', 'columns', '2'):.3f} on average.\n\n![Plans along sampling]({path})"
+    )
+
+
+_SWEEPS = {
+    "strength": ("Strength λ", "The factor on the paper's λ; 0 is the uniform map."),
+    "iterations": ("Iterations", ""),
+    "window": ("Window", "Fractions of the steps that are guided."),
+    "adaptive": ("High scales, fixed and adaptive", "Does `adaptive` keep ASAG from burning? Look at clipped and FD."),
+}
+
+
+def sweeps(folder: Path, model: str) -> Iterator[str]:
+    names = ("fd", "fd_layout", "is_like", "right", "contrast", "clipped")
+    for plan, (title, words) in _SWEEPS.items():
+        lines = read_lines(folder, f"{plan}-{model}")
+        if lines:
+            parts = [tables.sweep(lines, condition, names) for condition in ("unconditional", "conditional")]
+            yield "\n\n".join([f"### {title}", f"{words} {sampled(lines)}".strip(), *parts])
+    if lines := read_lines(folder, f"steps-{model}"):
+        yield f"### CFG scale and number of steps\n\nFD; objects right. {sampled(lines)}\n\n{tables.steps_table(lines)}"
+
+
+def cost(results: Path) -> str:
+    """Table 4 as ratios to CFG: the paper's, and those of the newest file of results."""
+    rows = [["paper: SDXL, seconds of an H100", "1.198 (1)", "1.280 (1.07)", "1.513 (1.26)", "1.551 (1.29)"]]
+    newest = max(results.glob("*.jsonl"), default=None)
+    for line in read_lines(results, newest.stem) if newest else []:
+        if line["bench"] == "step" and line["case"].endswith("-mid") and line["variant"] == "asag":
+            whole = line["ratio_to_cfg"] - 1
+            full = 1 + whole / line["share_of_full_pass"]
+            rows.append([f"here: {line['case']}", "1", f"{full:.2f}", f"{full:.2f}", f"{line['ratio_to_cfg']:.2f}"])
+    head = ["", "CFG", "PAG", "SEG", "ASAG"]
+    return (
+        "## Cost (the paper's Table 4)\n\nRatios to CFG alone; for PAG and SEG here a whole extra pass, as their own "
+        "implementations take (bench/results). PAG, too, takes an extra pass; the paper doesn't say why it costs so "
+        f"little there.\n\n{markdown(head, rows)}"
+    )
+
+
+def more(folder: Path) -> str:
+    """Links to the reports that stand on their own, where they are there."""
+    pages = {
+        "adaptive-toy.md": "Adaptive guidance: the experiments of 'When guidance breaks'",
+        "drifting.md": "Sinkhorn drifting: one-sided against two-sided couplings",
+        "protocol-30k.md": "The paper's protocol of 30 000 pictures, for real checkpoints",
+    }
+    links = [f"- [{title}]({name})" for name, title in pages.items() if (folder / name).exists()]
+    return "## More\n\n" + "\n".join(links) if links else ""
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m asag report", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=OUT, help="of the JSON lines; the report is written there")
+    args = parser.parse_args(argv)
+    text = "\n\n".join(part.strip() for part in sections(args.folder) if part)
+    (args.folder / "README.md").write_text(text + "\n")
+    print(f"Written: {args.folder / 'README.md'}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

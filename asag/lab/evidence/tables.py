@@ -1,0 +1,167 @@
+"""The measured lines as tables, in the layout of the papers' where they have one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+Line = dict[str, Any]
+
+SURE = 3.0  # paired standard errors; below that a difference isn't claimed
+METRICS = {
+    "fd": "FD ↓",
+    "fd_layout": "FD layout ↓",
+    "fd_spectrum": "FD spectrum ↓",
+    "kid": "KID ↓",
+    "is_like": "IS-like ↑",
+    "right": "objects right ↑",
+    "contrast": "contrast",
+    "saturation": "saturation",
+    "clipped": "clipped",
+    "diversity": "diversity",
+}
+# 1: higher is better, -1: lower; the others have no better end.
+BETTER = {"fd": -1, "fd_layout": -1, "fd_spectrum": -1, "kid": -1, "is_like": 1, "right": 1}
+NAMES = {
+    "vanilla": "vanilla",
+    "cfg": "CFG",
+    "pag": "PAG",
+    "seg": "SEG",
+    "uniform": "uniform map",
+    "similarity": "M = 1 − QKᵀ",
+    "asag": "ASAG",
+}
+PROTOCOLS = {
+    "none": "",
+    "paper": "the papers' scales",
+    "norm": "equal push",
+    "best": "each at its best scale",
+}
+# Table 1 of the ASAG paper. Unconditional: FID, KID, IS; conditional: FID, CLIPScore, ImageReward.
+PAPER_TABLE_1 = {
+    ("unet", "unconditional", "vanilla"): "122.07 / 0.086 / 7.05",
+    ("unet", "unconditional", "pag"): "108.63 / 0.067 / 10.46",
+    ("unet", "unconditional", "seg"): "95.43 / 0.062 / 10.35",
+    ("unet", "unconditional", "asag"): "92.01 / 0.059 / 10.54",
+    ("unet", "conditional", "cfg"): "28.15 / 25.21 / 0.415",
+    ("unet", "conditional", "pag"): "24.32 / 25.41 / 0.448",
+    ("unet", "conditional", "seg"): "26.80 / 25.39 / 0.431",
+    ("unet", "conditional", "asag"): "23.30 / 25.85 / 0.459",
+    ("mmdit", "conditional", "cfg"): "24.19 / 26.03 / 0.931",
+    ("mmdit", "conditional", "pag"): "23.31 / 26.14 / 0.956",
+    ("mmdit", "conditional", "asag"): "22.87 / 26.33 / 0.978",
+}
+PAPER_MODELS = {"unet": "SDXL", "mmdit": "SD3"}
+
+
+def read_lines(folder: Path, name: str) -> list[Line]:
+    """The lines of `name`.jsonl; none where it hasn't been measured."""
+    path = folder / f"{name}.jsonl"
+    return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join(lines)
+
+
+def number(value: float, name: str = "") -> str:
+    if name == "right":
+        return f"{100 * value:.1f} %"
+    return f"{value:.3g}" if abs(value) < 1 else f"{value:.4g}"
+
+
+def figure_of(line: Line, name: str) -> str:
+    """A metric with its difference to the baseline in paired standard errors where it is one to be sure of."""
+    metric = line["metrics"].get(name)
+    if metric is None:
+        return "–"
+    text = number(metric["value"], name)
+    error = metric["to_baseline_error"]
+    if not error:
+        return text
+    sigmas = metric["to_baseline"] / error
+    if abs(sigmas) < SURE:
+        return text
+    better = BETTER.get(name, 0) * sigmas
+    return f"**{text}** ({sigmas:+.0f}σ)" if better > 0 else f"{text} ({sigmas:+.0f}σ)"
+
+
+def scale_of(line: Line) -> str:
+    scale = line["settings"].get("scale")
+    return f"{scale:g}" if scale is not None else "–"
+
+
+def comparison(lines: Sequence[Line], condition: str) -> str:
+    """Table 1's rows of a condition: protocol by protocol, method by method, with the paper's figures beside."""
+    names = list(METRICS)
+    measured = "FID / KID / IS" if condition == "unconditional" else "FID / CLIP / IR"
+    model = PAPER_MODELS[lines[0]["model"]]
+    head = ["", "method", "scale", *(METRICS[name] for name in names), f"paper, {model}: {measured}"]
+    rows = []
+    for line in lines:
+        if line["condition"] != condition:
+            continue
+        method = line["method"]
+        row = [PROTOCOLS[line["protocol"]], NAMES[method], scale_of(line), *(figure_of(line, name) for name in names)]
+        told = line["protocol"] in ("none", "paper")
+        rows.append([*row, PAPER_TABLE_1.get((line["model"], condition, method), "") if told else ""])
+    return markdown(head, rows)
+
+
+def verdicts(lines: Sequence[Line]) -> list[str]:
+    """A sentence for each condition and protocol: which methods ASAG is surely better and worse than, by which metric.
+
+    Of differences to ASAG, paired; the metrics are those that have a better end.
+    """
+    told = []
+    for condition in ("unconditional", "conditional"):
+        for protocol, title in PROTOCOLS.items():
+            rivals = [
+                line
+                for line in lines
+                if (line["condition"], line["protocol"]) == (condition, protocol) and line["method"] != "asag"
+            ]
+            for line in rivals:
+                parts = {"better": [], "worse": [], "not told apart": []}
+                for name, sign in BETTER.items():
+                    metric = line["metrics"][name]
+                    if "to_asag" not in metric or not metric["to_asag_error"]:
+                        continue
+                    # How much better ASAG is than this line.
+                    sigmas = -sign * metric["to_asag"] / metric["to_asag_error"]
+                    kind = "not told apart" if abs(sigmas) < SURE else "better" if sigmas > 0 else "worse"
+                    label = METRICS[name].rsplit(" ", 1)[0]
+                    parts[kind].append(label if kind == "not told apart" else f"{label} ({abs(sigmas):.0f}σ)")
+                found = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in parts.items() if names)
+                if found:
+                    at = f", {title}" if title else ""
+                    told.append(f"- {condition}{at}, ASAG against {NAMES[line['method']]}: {found}.")
+    return told
+
+
+def sweep(lines: Sequence[Line], condition: str, names: Sequence[str]) -> str:
+    """A row per setting of a sweep of ASAG: what was set, and the metrics `names`."""
+    rows = []
+    for line in lines:
+        if line["condition"] != condition:
+            continue
+        given = [f"{name} {value}" for name, value in line["settings"].items() if name != "method"]
+        plain = NAMES[line["method"]] if line["method"] != "asag" else ""
+        rows.append([", ".join(given) or plain, *(figure_of(line, name) for name in names)])
+    return markdown([condition, *(METRICS[name] for name in names)], rows)
+
+
+def steps_table(lines: Sequence[Line]) -> str:
+    """CFG scale and number of steps, with ASAG and without: FD and objects right."""
+    found = {(line["steps"], line["guidance_scale"], line["method"]): line for line in lines}
+    scales = sorted({key[1] for key in found})
+    head = ["steps", *(f"CFG {scale:g}{more}" for scale in scales for more in ("", " + ASAG"))]
+    rows = []
+    for steps in sorted({key[0] for key in found}):
+        cells = [found.get((steps, scale, method)) for scale in scales for method in ("cfg", "asag")]
+        shown = [f"{figure_of(cell, 'fd')}; {figure_of(cell, 'right')}" if cell else "–" for cell in cells]
+        rows.append([str(steps), *shown])
+    return markdown(head, rows)
