@@ -1,0 +1,119 @@
+"""The report says what the lines say and no more. The lines here are made up for the tests."""
+
+import json
+
+import pytest
+
+from asag.lab.evidence import report, tables
+from asag.lab.evidence.evaluate import write_lines
+
+METRICS = (*tables.BETTER, "contrast", "saturation", "clipped", "diversity")
+
+
+def made_up(method, *, condition="unconditional", protocol="paper", fd=100.0, sigmas=0.0, to_asag=None, **rest):
+    """A line whose FD is `sigmas` paired errors from the baseline's and `to_asag` from ASAG's, each error being 1."""
+    metrics = {name: {"value": 0.5, "error": 0.01, "to_baseline": 0.0, "to_baseline_error": 1.0} for name in METRICS}
+    metrics["fd"] |= {"value": fd, "to_baseline": sigmas}
+    if to_asag is not None:
+        for name in METRICS:
+            metrics[name] |= {"to_asag": to_asag if name == "fd" else 0.0, "to_asag_error": 1.0}
+    settings = {} if method in ("vanilla", "cfg") else {"method": method, "scale": 1.5}
+    line = {
+        "plan": "main",
+        "model": "unet",
+        "condition": condition,
+        "protocol": protocol,
+        "method": method,
+        "guidance_scale": 1.0,
+        "steps": 25,
+        "settings": settings,
+        "samples": 6000,
+        "seeds": [1, 2, 3],
+        "metrics": metrics,
+    }
+    return line | rest
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "shown"),
+    [(-2.9, "100"), (2.9, "100"), (-3.1, "**100** (-3σ)"), (4.2, "100 (+4σ)")],
+)
+def test_a_difference_is_told_from_three_paired_errors_on_and_bold_if_better(sigmas, shown):
+    assert tables.figure_of(made_up("asag", sigmas=sigmas), "fd") == shown
+
+
+def test_metrics_without_a_better_end_are_never_bold():
+    line = made_up("asag")
+    line["metrics"]["contrast"] |= {"to_baseline": -9.0}
+    assert tables.figure_of(line, "contrast") == "0.5 (-9σ)"
+
+
+def test_the_baseline_itself_has_no_difference():
+    line = made_up("vanilla")
+    for metric in line["metrics"].values():
+        metric["to_baseline_error"] = 0.0
+    assert tables.figure_of(line, "fd") == "100"
+
+
+@pytest.mark.parametrize(
+    ("to_asag", "told"), [(5.0, "better: FD (5σ)"), (-5.0, "worse: FD (5σ)"), (2.0, "not told apart: FD, FD layout")]
+)
+def test_a_verdict_is_on_asag_and_only_where_errors_support_it(to_asag, told):
+    lines = [made_up("asag", to_asag=0.0), made_up("pag", to_asag=to_asag)]
+    (sentence,) = tables.verdicts(lines)
+    assert sentence.startswith("- unconditional, the papers' scales, ASAG against PAG: ")
+    assert told in sentence
+    assert ("better" in sentence) == (to_asag == 5.0)
+
+
+def test_the_papers_figures_stand_beside_its_own_protocol_alone():
+    lines = [made_up("asag"), made_up("asag", protocol="best"), made_up("uniform")]
+    rows = tables.comparison(lines, "unconditional").splitlines()[2:]
+    assert [("92.01 / 0.059 / 10.54" in row) for row in rows] == [True, False, False]
+    assert "SDXL: FID / KID / IS" in tables.comparison(lines, "unconditional")
+
+
+def test_the_report_has_a_part_for_what_is_there_and_none_for_what_is_missing(tmp_path):
+    folder = tmp_path / "docs" / "evidence"
+    folder.mkdir(parents=True)
+    report.main(["--folder", str(folder)])
+    assert "The embedded UNet" not in (folder / "README.md").read_text()
+    write_lines(folder / "main-unet.jsonl", [made_up("vanilla", protocol="none"), made_up("asag", sigmas=-7.0)])
+    plain = made_up("vanilla", protocol="search")
+    search = [plain, *(made_up("asag", protocol="search", settings={"method": "asag", "scale": s}) for s in (1, 2))]
+    write_lines(folder / "search-unet.jsonl", search)
+    blocks = [made_up("asag", settings={"blocks": name, "scale": 1.5}) for name in ("mid", "in.1")]
+    write_lines(folder / "blocks-unet.jsonl", [plain, *blocks])
+    write_lines(folder / "strength-unet.jsonl", [plain, made_up("asag", settings={"strength": 2.0})])
+    steps = [
+        made_up(method, condition="conditional", steps=steps, guidance_scale=2.0)
+        for method in ("cfg", "asag")
+        for steps in (8, 25)
+    ]
+    write_lines(folder / "steps-unet.jsonl", steps)
+    cost = {
+        "entropy": {"0": 0.8, "1": 0.9, "2": 0.95, "5": 0.96},
+        "columns": {"0": 0.5, "1": 0.2, "2": 0.1, "5": 0.01},
+        "needed": {"0.01": 4.0, "0.001": 6.0, "0.0001": 8.0},
+    }
+    along = {"step": 0, "steps": 1, "tokens": 64, "softmax_entropy": 0.9}
+    write_lines(folder / "along-unet.jsonl", [along | {"costs": {"adversarial": cost, "similarity": cost}}])
+    write_lines(folder / "training-unet.jsonl", [{"images": 100, "loss": 1.0}, {"images": 200, "loss": 0.5}])
+    (folder / "drifting.md").write_text("# Drifting\n")
+    bench = tmp_path / "bench" / "results"
+    bench.mkdir(parents=True)
+    measured = {"bench": "step", "case": "sd15-mid", "variant": "asag", "ratio_to_cfg": 1.3, "share_of_full_pass": 0.6}
+    (bench / "2026-01-01.jsonl").write_text(json.dumps(measured) + "\n")
+    report.main(["--folder", str(folder)])
+    text = (folder / "README.md").read_text()
+    assert "| the papers' scales | ASAG | 1.5 | **100** (-7σ) |" in text
+    assert "| here: sd15-mid | 1 | 1.50 | 1.50 | 1.30 |" in text
+    assert "| 8 | 100; 50.0 % | 100; 50.0 % |" in text
+    assert "| strength 2.0 |" in text
+    assert "| M = QKᵀ (ASAG) | 4.0 | 6.0 | 8.0 | ≈ 2 |" in text
+    assert "(drifting.md)" in text
+    assert "adaptive-toy.md" not in text
+    assert "The small MMDiT" not in text
+    for name in ("scales-unet", "blocks-unet", "along-unet", "losses"):
+        assert f"images/{name}.png" in text
+        assert (folder / "images" / f"{name}.png").stat().st_size > 5000
