@@ -28,17 +28,37 @@ def test_two_sided_coupling_is_pots(n, m, d, temperature):
     np.testing.assert_allclose(ours.sum(dim=0), n / m, rtol=1e-3)
 
 
+@pytest.mark.parametrize("self_pairs", [True, False])
 @pytest.mark.parametrize("temperature", [1e-3, 0.3, 10.0])
-def test_one_sided_is_the_formula(temperature):
+def test_one_sided_is_the_formula(temperature, self_pairs):
     samples, data = points(30), points(20, seed=1, shift=7.0)
 
     def moved(others):
         logits = -(samples[:, None].double() - others[None].double()).square().sum(dim=2) / temperature
+        if others is samples and not self_pairs:
+            logits -= torch.eye(30) * 1e9
         kernel = torch.exp(logits - logits.amax(dim=1, keepdim=True))
         return kernel @ others.double() / kernel.sum(dim=1, keepdim=True)
 
     expected = moved(data) - moved(samples)
-    torch.testing.assert_close(one_sided_field(samples, data, temperature).double(), expected, rtol=1e-4, atol=2e-4)
+    found = one_sided_field(samples, data, temperature, self_pairs).double()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4)
+
+
+def test_without_self_pairs_samples_of_the_data_expect_no_drift():
+    drawn = torch.randn(2000, 21, 1, generator=torch.Generator().manual_seed(0))
+    samples, data = drawn[:, :11], drawn[:, 11:]
+    # The drift of the samples near 1: self-pairs hold them back, towards the data's mean.
+    near = (samples - 1).abs() < 0.2
+    drift = {pairs: one_sided_field(samples, data, 0.5, pairs)[near] for pairs in (True, False)}
+    error = float(drift[False].std() / math.sqrt(near.sum()))
+    assert abs(float(drift[False].mean())) < 4 * error < 0.1
+    assert float(drift[True].mean()) < -8 * error
+
+
+def test_one_sample_has_no_others():
+    with pytest.raises(ValueError, match="samples: 1 point; allowed without self-pairs: at least 2"):
+        one_sided_field(points(1), points(3), 1.0, self_pairs=False)
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.3, 10.0])
@@ -176,37 +196,50 @@ def test_sweep_from_end_to_end(tmp_path, capsys):
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == lines
     assert [(line["method"], line["temperature"]) for line in lines] == [
         ("data", None),
-        *((method, temperature) for temperature in (0.01, 0.3) for method in ("one-sided", "two-sided")),
+        *((method, temperature) for temperature in (0.01, 0.3) for method in drifting.METHODS),
     ]
     for line in lines:
         assert (line["experiment"], line["data"], line["seeds"]) == ("drifting", "ring", 2)
         assert line["coverage_se"] >= 0
         assert line["emd_se"] > 0
-    one, two = lines[1:3]
+    one, others, two = lines[1:4]
     assert one["column_error"] > two["column_error"] < 0.05
+    assert len({each["emd"] for each in (one, others, two)}) == 3
     text = (tmp_path / "drifting.md").read_text()
     assert "| 0.01 | two-sided |" in text
     assert "{" not in text
     for name in ("figures", "ring"):
         assert (tmp_path / "images" / f"drifting-{name}.png").stat().st_size > 5000
+    (tmp_path / "drifting.md").unlink()
+    assert drifting.main(["--out", str(tmp_path), "--redraw"]) == 0
+    assert (tmp_path / "drifting.md").read_text() == text
+    assert not capsys.readouterr().out
     with pytest.raises(SystemExit):
         drifting.main(["--seeds", "1"])
     assert "--seeds: 1; allowed: at least 2" in capsys.readouterr().err
 
 
-def test_verdicts_need_two_standard_errors():
+def test_differences_need_two_standard_errors():
     def found(method, temperature, coverage, error):
-        each = {"data": "ring", "method": method, "temperature": temperature, "train_seconds": 2.0}
+        each = {"data": "ring", "method": method, "temperature": temperature, "train_seconds": temperature}
         return each | {"coverage": coverage, "coverage_se": error}
 
     records = [
-        *(found("one-sided", 0.1, 0.5, 0.1), found("two-sided", 0.1, 1.0, 0.0)),
-        *(found("one-sided", 1.0, 0.8, 0.1), found("two-sided", 1.0, 1.0, 0.1)),
+        *(found("one-sided", 0.1, 0.5, 0.1), found("one-sided", 1.0, 0.8, 0.1)),
+        *(found("one-sided, no self-pairs", 0.1, 0.9, 0.1), found("one-sided, no self-pairs", 1.0, 1.0, 0.0)),
+        *(found("two-sided", 0.1, 1.0, 0.0), found("two-sided", 1.0, 0.7, 0.1)),
     ]
-    text = "\n".join(drifting_report.supported(records))
-    assert "One-sided covers every class with every seed at no τ." in text
-    assert "Two-sided covers every class with every seed at τ = 0.1, 1." in text
-    assert "Class coverage: two-sided has more at τ = 0.1; no difference told at τ = 1." in text
+    assert drifting_report.differences(records).splitlines()[2:] == [
+        "| one-sided | class coverage | more |  |",
+        "| one-sided | training time | 1.0 times | 1.0 times |",
+        "| one-sided, no self-pairs | class coverage |  | less |",
+        "| one-sided, no self-pairs | training time | 1.0 times | 1.0 times |",
+    ]
+    line = "| ring of 8 Gaussians | at no τ | at τ = 1 | at τ = 0.1 |"
+    assert drifting_report.full_coverage(records).splitlines()[-1] == line
+    records[4] |= {"coverage": 1.0}
+    records[5] |= {"coverage": 1.0}
+    assert drifting_report.full_coverage(records).splitlines()[-1].endswith("| at every τ |")
 
 
 def test_digits():

@@ -6,6 +6,9 @@ which are ``-|x_i - y_j|^2 / temperature`` up to one number per row, ``softmax_r
 ``-|y_j|^2 / temperature`` is a key potential before any sweep. Sweeps from there make it the entropic optimal
 transport between uniform marginals, the two-sided coupling. So one function, at 0 sweeps or many, gives both fields.
 
+Left to itself a one-sided Q couples a sample mostly with itself once the temperature is below its distance to others,
+and repels no more. Without those pairs, Q is to x what P is to y: drawn from the data, a sample's expected drift is 0.
+
 Source: the abstract of "Sinkhorn-Drifting Generative Models" (2026), which states this form in words. Its squared
 distance and its temperature's unit are this project's reading of it.
 """
@@ -25,13 +28,14 @@ COOLING = 4
 SWEEPS = 5
 
 
-def one_sided_field(samples: Tensor, data: Tensor, temperature: float) -> Tensor:
+def one_sided_field(samples: Tensor, data: Tensor, temperature: float, self_pairs: bool = True) -> Tensor:
     """The drift with row-normalised Gibbs kernels ``exp(-|x - y|^2 / temperature)``.
 
     Args:
         samples: (n, d) float32 or float64, the model's; or (groups, n, d), where groups don't see each other.
         data: (m, d) or (groups, m, d), same dtype; m may differ from n.
         temperature: above 0, in squared units of the samples.
+        self_pairs: whether Q may couple a sample with itself.
 
     Returns:
         The samples' shape, dtype and units.
@@ -39,7 +43,9 @@ def one_sided_field(samples: Tensor, data: Tensor, temperature: float) -> Tensor
     Raises:
         ValueError: naming the argument, the value and what is allowed.
     """
-    return _field(samples, data, temperature, 0, 0.0)
+    if self_pairs:
+        return _field(samples, data, temperature, 0, 0.0)
+    return transport(samples, data, data, temperature, 0) - _moved_to_others(samples, temperature)
 
 
 def two_sided_field(
@@ -105,6 +111,15 @@ def transport(
 def _field(samples: Tensor, data: Tensor, temperature: float, sweeps: int, hottest: float) -> Tensor:
     attraction = transport(samples, data, data, temperature, sweeps, hottest)
     return attraction - transport(samples, samples, samples, temperature, sweeps, hottest)
+
+
+def _moved_to_others(samples: Tensor, temperature: float) -> Tensor:
+    if samples.shape[-2] < 2:
+        raise ValueError("samples: 1 point; allowed without self-pairs: at least 2")
+    # The operator's core knows no mask; no sweep is taken here.
+    logits = torch.cdist(samples, samples, compute_mode="donot_use_mm_for_euclid_dist").square() / -temperature
+    logits.diagonal(dim1=-2, dim2=-1).fill_(-math.inf)
+    return torch.softmax(logits, dim=-1) @ samples
 
 
 def _check(samples: Tensor, data: Tensor, temperature: float) -> None:

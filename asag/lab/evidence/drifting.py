@@ -1,7 +1,7 @@
 """One-step generators trained by drift fields, one-sided and two-sided, over temperatures.
 
-`python -m asag.lab.evidence.drifting --out docs/evidence` writes drifting.jsonl, drifting.md and pictures. It needs
-the extra `evidence`.
+`python -m asag.lab.evidence.drifting --out docs/evidence` writes drifting.jsonl, drifting.md and pictures; with
+`--redraw` it makes the text and its figures from that drifting.jsonl. It needs the extra `evidence`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from asag.lab.evidence import drifting_report
 from asag.lab.evidence.drift_field import SWEEPS, coupling, one_sided_field, two_sided_field
 from asag.lab.evidence.drifting_data import MIXTURES, Target, load
 
-METHODS = ("one-sided", "two-sided")
+METHODS = ("one-sided", "one-sided, no self-pairs", "two-sided")
 TEMPERATURES = (0.004, 0.016, 0.063, 0.25, 1.0)
 # A class with fewer of the samples than this isn't covered.
 LEAST_SHARE = 0.01
@@ -45,13 +45,13 @@ class Training:
 
     def field(self, samples: Tensor, data: Tensor, method: str, temperature: float) -> Tensor:
         """The drift (seeds, n, d) of samples (seeds, n, d) towards data (seeds, m, d)."""
-        if method == "one-sided":
-            return one_sided_field(samples, data, temperature)
-        return two_sided_field(samples, data, temperature, self.sweeps, self.hottest)
+        if method == "two-sided":
+            return two_sided_field(samples, data, temperature, self.sweeps, self.hottest)
+        return one_sided_field(samples, data, temperature, self_pairs=method == "one-sided")
 
     def column_error(self, samples: Tensor, data: Tensor, method: str, temperature: float) -> Tensor:
         """(seeds,): half the mean relative error of the columns' mass, which is the share of it at the wrong data."""
-        sweeps = 0 if method == "one-sided" else self.sweeps
+        sweeps = self.sweeps if method == "two-sided" else 0
         plan = coupling(samples, data, temperature, sweeps, self.hottest)
         return (plan.sum(dim=1) * data.shape[1] / samples.shape[1] - 1).abs().mean(dim=1) / 2
 
@@ -217,38 +217,45 @@ class Sweep:
         print(json.dumps(self.records[-1]), flush=True)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m asag.lab.evidence.drifting", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("docs/evidence"), help="folder to write to")
-    parser.add_argument("--data", choices=(*MIXTURES, "digits"), nargs="+", default=[*MIXTURES, "digits"])
-    parser.add_argument("--temperatures", type=float, nargs="+", default=TEMPERATURES)
-    for option, default in (("steps", 1000), ("digits-steps", 1500), ("seeds", 5), ("digits-seeds", 3)):
-        parser.add_argument(f"--{option}", type=int, default=default)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args(argv)
-    for option in ("seeds", "digits_seeds"):
-        if getattr(args, option) < 2:
-            parser.error(f"--{option.replace('_', '-')}: {getattr(args, option)}; allowed: at least 2")
+def run(args: argparse.Namespace) -> list[Sweep]:
+    """The sweeps that the command line asks for, trained."""
     torch.set_num_threads(args.threads)
     # At low temperatures most of a kernel is nearly 0, and arithmetic on subnormal numbers is slow.
     torch.set_flush_denormal(True)
     sweeps = []
     for name in args.data:
-        steps, seeds = (args.digits_steps, args.digits_seeds) if name == "digits" else (args.steps, args.seeds)
-        sweep = Sweep(load(name), Training(steps=steps), seeds)
+        steps = args.digits_steps if name == "digits" else args.steps
+        sweep = Sweep(load(name), Training(steps=steps), args.seeds)
         sweep.floor()
         for temperature in args.temperatures:
             for method in METHODS:
                 sweep.run(method, temperature)
         sweeps.append(sweep)
-    records = [found for sweep in sweeps for found in sweep.records]
-    images = args.out / "images"
+    return sweeps
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m asag.lab.evidence.drifting", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("docs/evidence"), help="folder to write to")
+    parser.add_argument("--redraw", action="store_true", help="only write text and figures again, from drifting.jsonl")
+    parser.add_argument("--data", choices=(*MIXTURES, "digits"), nargs="+", default=[*MIXTURES, "digits"])
+    parser.add_argument("--temperatures", type=float, nargs="+", default=TEMPERATURES)
+    for option, default in (("steps", 1000), ("digits-steps", 1500), ("seeds", 5), ("threads", 1)):
+        parser.add_argument(f"--{option}", type=int, default=default)
+    args = parser.parse_args(argv)
+    if args.seeds < 2:
+        parser.error(f"--seeds: {args.seeds}; allowed: at least 2")
+    lines, images = args.out / "drifting.jsonl", args.out / "images"
     images.mkdir(parents=True, exist_ok=True)
-    (args.out / "drifting.jsonl").write_text("".join(json.dumps(found) + "\n" for found in records))
+    if not args.redraw:
+        sweeps = run(args)
+        lines.write_text("".join(json.dumps(found) + "\n" for sweep in sweeps for found in sweep.records))
+        for sweep in sweeps:
+            drifting_report.draw_samples(sweep.target, sweep.pictures, images / f"drifting-{sweep.target.name}.png")
+    # From the file in both cases, so that nothing else gets into the text.
+    records = [json.loads(line) for line in lines.read_text().splitlines()]
     (args.out / "drifting.md").write_text(drifting_report.document(records))
     drifting_report.draw_figures(records, images / "drifting-figures.png")
-    for sweep in sweeps:
-        drifting_report.draw_samples(sweep.target, sweep.pictures, images / f"drifting-{sweep.target.name}.png")
     return 0
 
 
