@@ -103,12 +103,8 @@ def document(records: Sequence[Record]) -> str:
     for name in data_names(records):
         chosen = [found for found in records if found["data"] == name]
         parts += [f"## {capitalised(TITLES[name])}: {chosen[-1]['seeds']} seeds, {chosen[-1]['steps']} steps"]
-        parts += [
-            table(chosen),
-            "Two-sided has",
-            differences(chosen),
-            f"![samples of seed 0](images/drifting-{name}.png)",
-        ]
+        parts += [table(chosen), "What two-sided has, compared:", differences(chosen)]
+        parts += [f"![samples of seed 0](images/drifting-{name}.png)"]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
