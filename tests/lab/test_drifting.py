@@ -177,19 +177,21 @@ def test_training_repeats_and_learns():
         models, streams = drifting.train(target, "two-sided", 0.1, training, seeds)
         return models(streams.normal(500, 2))
 
-    first, other = sampled(training, (0, 1))
-    assert torch.equal(first, sampled(training, (0, 1))[0])
+    short = drifting.Training(steps=5, batch=64)
+    first, other = sampled(short, (0, 1))
+    assert torch.equal(first, sampled(short, (0, 1))[0])
     assert not torch.equal(first, other)
-    short = drifting.Training(steps=2, batch=64)
-    torch.testing.assert_close(sampled(short, (1,))[0], sampled(short, (0, 1))[1])
+    torch.testing.assert_close(other, sampled(short, (1,))[0])
+    learned = sampled(training, (0,))[0]
     untrained = sampled(drifting.Training(steps=0), (0,))[0]
     assert float(untrained.var(dim=0).sum()) == pytest.approx(1, abs=0.2)
-    assert drifting.judge(first, target)["emd"] < drifting.judge(untrained, target)["emd"] / 2
+    assert drifting.judge(learned, target)["emd"] < 0.7 * drifting.judge(untrained, target)["emd"]
     with pytest.raises(ValueError, match="method: 'both'; allowed: one-sided, two-sided"):
         drifting.train(target, "both", 0.1, training, (0,))
 
 
-def test_sweep_from_end_to_end(tmp_path, capsys):
+def test_sweep_from_end_to_end(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(drifting, "load", lambda name: drifting_data.mixture(name, held_out=200))
     options = ["--data", "ring", "--temperatures", "0.01", "0.3", "--steps", "20", "--seeds", "2"]
     assert drifting.main(["--out", str(tmp_path), *options]) == 0
     lines = [json.loads(line) for line in (tmp_path / "drifting.jsonl").read_text().splitlines()]
