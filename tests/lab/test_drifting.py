@@ -223,7 +223,7 @@ def test_sweep_from_end_to_end(tmp_path, capsys, monkeypatch):
 
 def test_differences_need_two_standard_errors():
     def found(method, temperature, coverage, error):
-        each = {"data": "ring", "method": method, "temperature": temperature, "train_seconds": temperature}
+        each = {"data": "ring", "method": method, "temperature": temperature, "seeds": 3, "train_seconds": 2.0}
         return each | {"coverage": coverage, "coverage_se": error}
 
     records = [
@@ -239,9 +239,14 @@ def test_differences_need_two_standard_errors():
     ]
     line = "| ring of 8 Gaussians | at no τ | at τ = 1 | at τ = 0.1 |"
     assert drifting_report.full_coverage(records).splitlines()[-1] == line
-    records[4] |= {"coverage": 1.0}
     records[5] |= {"coverage": 1.0}
-    assert drifting_report.full_coverage(records).splitlines()[-1].endswith("| at every τ |")
+    line = "| ring of 8 Gaussians | at no τ | at τ = 1 of 1 | at every τ |"
+    del records[2]
+    assert drifting_report.full_coverage(records).splitlines()[-1] == line
+    records[0] |= {"seeds": 5}
+    found = drifting_report.differences(records).splitlines()
+    assert found[3] == "| one-sided | training time | not measured | 1.0 times |"
+    assert found[4] == "| one-sided, no self-pairs | class coverage | not measured |  |"
 
 
 def test_digits():

@@ -42,13 +42,14 @@ SHOWN = (
     Figures("fd", "FD", "↓"),
 )
 OF_TRAINING = {"temperature": "g", "train_seconds": ".0f"}
+NOT_MEASURED = "not measured"
 COLUMN_ERROR = Figures("column_error", "mass at the wrong data", "↓")
 
 INTRODUCTION = """\
 # Sinkhorn drifting: one-sided against two-sided couplings
 
-Made by `python -m asag.lab.evidence.drifting --out docs/evidence`. The figures, with every setting, are in
-[drifting.jsonl](drifting.jsonl); `--redraw` makes this text from that file alone.
+`python -m asag.lab.evidence.drifting --out docs/evidence` trains and writes everything here anew. The figures, with
+every setting, are in [drifting.jsonl](drifting.jsonl); `--redraw` makes the text and the curves from that file alone.
 
 "Sinkhorn-Drifting Generative Models" says that a drift field whose couplings have both marginals, by Sinkhorn's
 iteration, is less sensitive to the kernel's temperature than one whose kernels are normalised over rows only, and that
@@ -61,8 +62,8 @@ Q couples x with x.
 
 - *One-sided*: P and Q are exp(−‖x − y‖²/τ), normalised over rows.
 - *One-sided, no self-pairs*: the same, but Q has no pairs of a sample with itself. At low τ they take nearly all the
-  weight of a one-sided Q, so that samples stop repelling each other. A fair comparison needs this stronger rival;
-  the abstract doesn't say which of the two it means.
+  weight of a one-sided Q, so that samples stop repelling each other; without them each still repels its nearest. The
+  abstract doesn't say which of the two it means. "Not measured" marks what the file lacks of it.
 - *Two-sided*: both are entropic optimal transport between uniform marginals, by {sweeps} sweeps at each of a ladder of
   temperatures that falls from at most {hottest:g} to τ by fours. The ladder is only a quicker way to the plan at τ.
 
@@ -102,7 +103,7 @@ def document(records: Sequence[Record]) -> str:
     parts += [full_coverage(records), "![figures over temperatures](images/drifting-figures.png)", READING]
     for name in data_names(records):
         chosen = [found for found in records if found["data"] == name]
-        parts += [f"## {capitalised(TITLES[name])}: {chosen[-1]['seeds']} seeds, {chosen[-1]['steps']} steps"]
+        parts += [f"## {capitalised(TITLES[name])}: {chosen[-1]['steps']} steps"]
         parts += [table(chosen), "What two-sided has, compared:", differences(chosen)]
         parts += [f"![samples of seed 0](images/drifting-{name}.png)"]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
@@ -116,13 +117,13 @@ def table(records: Sequence[Record]) -> str:
     """A Markdown table of one data set's records."""
     shown = [figures for figures in (*SHOWN, COLUMN_ERROR) if any(figures.name in found for found in records)]
     lines = [
-        ["τ", "method", *(figures.title for figures in shown), "seconds"],
-        ["---:", "---", *["---:"] * len(shown), "---:"],
+        ["τ", "method", "seeds", *(figures.title for figures in shown), "seconds"],
+        ["---:", "---", *["---:"] * (len(shown) + 2)],
     ]
     for found in records:
         of_training = [f"{found[name]:{spec}}" if found.get(name) else "" for name, spec in OF_TRAINING.items()]
         cells = [cell(found, figures) for figures in shown]
-        lines.append([of_training[0], found["method"], *cells, of_training[1]])
+        lines.append([of_training[0], found["method"], str(found["seeds"]), *cells, of_training[1]])
     return markdown(lines)
 
 
@@ -148,30 +149,43 @@ def full_coverage(records: Sequence[Record]) -> str:
     lines = [["every class covered with every seed", *STYLES], ["---"] * (len(STYLES) + 1)]
     for data in data_names(records):
         chosen = [found for found in records if found["data"] == data]
-        cells = []
-        for method in STYLES:
-            compared = by_temperature(chosen, method)
-            full = [f"{temperature:g}" for temperature, found in compared.items() if found["coverage"] == 1]
-            all_of_them = len(full) == len(compared)
-            cells.append("at every τ" if all_of_them else f"at τ = {', '.join(full)}" if full else "at no τ")
-        lines.append([TITLES[data], *cells])
+        temperatures = by_temperature(chosen, "two-sided")
+        lines.append([TITLES[data], *(covered(by_temperature(chosen, each), len(temperatures)) for each in STYLES)])
     return markdown(lines)
+
+
+def covered(measured: dict[float, Record], temperatures: int) -> str:
+    """Where one method's coverage is full, and of which temperatures, if not all of the sweep's were measured."""
+    if not measured:
+        return NOT_MEASURED
+    full = [f"{temperature:g}" for temperature, found in measured.items() if found["coverage"] == 1]
+    if len(full) == temperatures:
+        return "at every τ"
+    words = f"at τ = {', '.join(full)}" if full else "at no τ"
+    return words if len(measured) == temperatures else f"{words} of {', '.join(f'{each:g}' for each in measured)}"
 
 
 def differences(records: Sequence[Record]) -> str:
     """A table of one data set: where two-sided has more or less of a figure than a one-sided method, and its time."""
     two_sided = by_temperature(records, "two-sided")
     lines = [["against", "of", *(f"τ = {each:g}" for each in two_sided)], ["---"] * (len(two_sided) + 2)]
-    words = {1: "more", -1: "less", 0: ""}
     for rival in list(STYLES)[:-1]:
-        one_sided = by_temperature(records, rival)
+        found = [(by_temperature(records, rival).get(each), two) for each, two in two_sided.items()]
         for figures in SHOWN:
             if figures.name in records[0]:
-                found = [words[differs(one_sided[each], two_sided[each], figures.name)] for each in two_sided]
-                lines.append([rival, figures.title, *found])
-        ratios = [two_sided[each]["train_seconds"] / one_sided[each]["train_seconds"] for each in two_sided]
-        lines.append([rival, "training time", *(f"{ratio:.1f} times" for ratio in ratios)])
+                lines.append([rival, figures.title, *(difference(*pair, figures.name) for pair in found)])
+        lines.append([rival, "training time", *(time_ratio(*pair) for pair in found)])
     return markdown(lines)
+
+
+def difference(one: Record | None, two: Record, name: str) -> str:
+    return NOT_MEASURED if one is None else ("", "more", "less")[differs(one, two, name)]
+
+
+def time_ratio(one: Record | None, two: Record) -> str:
+    if one is None or one["seeds"] != two["seeds"]:
+        return NOT_MEASURED
+    return f"{two['train_seconds'] / one['train_seconds']:.1f} times"
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
@@ -244,7 +258,7 @@ def draw_samples(target: Target, pictures: dict[tuple[str, float], Tensor], path
 def save(figure: Figure, path: Path) -> None:
     """As a PNG of 64 colours, a fraction of the size."""
     drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=100)
+    figure.savefig(drawn, dpi=110)
     Image.open(drawn).convert("RGB").quantize(64).save(path, optimize=True)
 
 
