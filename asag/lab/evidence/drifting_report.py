@@ -170,7 +170,10 @@ def differences(records: Sequence[Record]) -> str:
     two_sided = by_temperature(records, "two-sided")
     lines = [["against", "of", *(f"τ = {each:g}" for each in two_sided)], ["---"] * (len(two_sided) + 2)]
     for rival in list(STYLES)[:-1]:
-        found = [(by_temperature(records, rival).get(each), two) for each, two in two_sided.items()]
+        one_sided = by_temperature(records, rival)
+        if not one_sided:
+            continue
+        found = [(one_sided.get(each), two) for each, two in two_sided.items()]
         for figures in SHOWN:
             if figures.name in records[0]:
                 lines.append([rival, figures.title, *(difference(*pair, figures.name) for pair in found)])
