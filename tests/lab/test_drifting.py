@@ -186,7 +186,7 @@ def test_training_repeats_and_learns():
     untrained = sampled(drifting.Training(steps=0), (0,))[0]
     assert float(untrained.var(dim=0).sum()) == pytest.approx(1, abs=0.2)
     assert drifting.judge(learned, target)["emd"] < 0.7 * drifting.judge(untrained, target)["emd"]
-    with pytest.raises(ValueError, match="method: 'both'; allowed: one-sided, two-sided"):
+    with pytest.raises(ValueError, match="method: 'both'; allowed: one-sided; one-sided, no self-pairs; two-sided"):
         drifting.train(target, "both", 0.1, training, (0,))
 
 

@@ -114,7 +114,7 @@ def train(
         ValueError: where method or temperature isn't one.
     """
     if method not in METHODS:
-        raise ValueError(f"method: {method!r}; allowed: {', '.join(METHODS)}")
+        raise ValueError(f"method: {method!r}; allowed: {'; '.join(METHODS)}")
     streams = Streams(seeds)
     models = Generators(target.latent, training.width, target.train.shape[1], streams)
     optimizer = torch.optim.Adam(models.parameters(), training.learning_rate)
