@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from asag.lab.evidence.tables import METRICS, NAMES, Line, number
+from asag.lab.evidence.tables import METRICS, NAMES, Line, conditions_of, number
 
 COLOURS = {
     "vanilla": "#888888",
@@ -20,7 +20,6 @@ COLOURS = {
     "asag": "#2458a6",
 }
 MARKS = {"pag": "s", "seg": "^", "uniform": "D", "similarity": "v", "asag": "o"}
-_CONDITIONS = ("unconditional", "conditional")
 _SHOWN = ("fd", "is_like", "contrast", "clipped")
 
 
@@ -29,11 +28,11 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
-def _panels(names: Sequence[str], title: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(3.2 * len(names) + 0.4, 5.2), layout="constrained")
-    axes = figure.subplots(len(_CONDITIONS), len(names), squeeze=False)
+def _panels(conditions: Sequence[str], names: Sequence[str], title: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(3.2 * len(names) + 0.4, 2.5 * len(conditions) + 0.3), layout="constrained")
+    axes = figure.subplots(len(conditions), len(names), squeeze=False)
     figure.suptitle(title)
-    for row, condition in enumerate(_CONDITIONS):
+    for row, condition in enumerate(conditions):
         for column, name in enumerate(names):
             axes[row][column].set_title(f"{METRICS[name]}, {condition}", fontsize=9)
             axes[row][column].grid(alpha=0.3)
@@ -49,8 +48,9 @@ def _plain(axis: Any, lines: Sequence[Line], name: str) -> None:
 
 def scales(lines: Sequence[Line], title: str, path: Path) -> None:
     """Figure 6: metrics over the scale, a curve per method; bars are standard errors of the paired difference."""
-    figure, axes = _panels(_SHOWN, title)
-    for row, condition in enumerate(_CONDITIONS):
+    conditions = conditions_of(lines)
+    figure, axes = _panels(conditions, _SHOWN, title)
+    for row, condition in enumerate(conditions):
         here = [line for line in lines if line["condition"] == condition]
         for column, name in enumerate(_SHOWN):
             axis = axes[row][column]
@@ -79,8 +79,9 @@ def scales(lines: Sequence[Line], title: str, path: Path) -> None:
 
 def blocks(lines: Sequence[Line], title: str, path: Path) -> None:
     """All blocks by scales: the change of each metric against no guidance, coloured by its paired standard errors."""
-    figure, axes = _panels(_SHOWN[:3], title)
-    for row, condition in enumerate(_CONDITIONS):
+    conditions = conditions_of(lines)
+    figure, axes = _panels(conditions, _SHOWN[:3], title)
+    for row, condition in enumerate(conditions):
         here = {
             (line["settings"]["blocks"], line["settings"]["scale"]): line
             for line in lines

@@ -94,9 +94,8 @@ def sampled(lines: list[Line]) -> str:
 
 def main_part(lines: list[Line], drawings: list[Line]) -> Iterator[str]:
     yield f"### All methods (the paper's Table 1, and Table 3's maps)\n\n{sampled(lines)}"
-    for condition in ("unconditional", "conditional"):
-        if any(line["condition"] == condition for line in lines):
-            yield f"**{condition.capitalize()}**\n\n{tables.comparison(lines, condition)}"
+    for condition in tables.conditions_of(lines):
+        yield f"**{condition.capitalize()}**\n\n{tables.comparison(lines, condition)}"
     for line in drawings:
         shown = ", ".join(
             f"{tables.METRICS[name]} {number(each['value'], name)}" for name, each in line["metrics"].items()
@@ -142,7 +141,7 @@ def sweeps(folder: Path, model: str) -> Iterator[str]:
     for plan, (title, words) in _SWEEPS.items():
         lines = read_lines(folder, f"{plan}-{model}")
         if lines:
-            parts = [tables.sweep(lines, condition, names) for condition in ("unconditional", "conditional")]
+            parts = [tables.sweep(lines, condition, names) for condition in tables.conditions_of(lines)]
             yield "\n\n".join([f"### {title}", f"{words} {sampled(lines)}".strip(), *parts])
     if lines := read_lines(folder, f"steps-{model}"):
         yield f"### CFG scale and number of steps\n\nFD; objects right. {sampled(lines)}\n\n{tables.steps_table(lines)}"

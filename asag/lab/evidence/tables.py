@@ -62,6 +62,11 @@ def read_lines(folder: Path, name: str) -> list[Line]:
     return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
 
 
+def conditions_of(lines: Sequence[Line]) -> list[str]:
+    """The conditions that lines are there for, without captions first."""
+    return [name for name in ("unconditional", "conditional") if any(line["condition"] == name for line in lines)]
+
+
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
     return "\n".join(lines)
