@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from asag.lab.evaluation import cli, metrics
 from asag.lab.evaluation.plan import EvaluationError, items, read_methods
 from asag.lab.evaluation.store import Store
-from tests import tiny_folders
+from tests import tiny_text
 
 METHODS = read_methods("cfg,asag:1.5")
 PROMPTS = [f"picture {number}" for number in range(12)]
@@ -99,7 +99,7 @@ def test_clip_score_is_the_cosine_of_image_and_caption(pictured: tuple[Store, Pa
 
     store, _ = pictured
     folder = tmp_path / "weights" / metrics.CLIP
-    tiny_folders.save_clip(folder)
+    tiny_text.save_clip(folder)
     metrics.check(["clip"], tmp_path / "weights", None, 1)
     every = items(["a cat", "a caption with more words than the text encoder has places for them"], [0])
     found = list(metrics.measure(["clip"], metrics.models(["clip"], folder.parent), store, METHODS, every, None, "cpu"))
@@ -119,6 +119,7 @@ def test_the_command_measures_and_keeps_what_it_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictured: tuple[Store, Path]
 ) -> None:
     pytest.importorskip("torchmetrics")
+    pytest.importorskip("torch_fidelity")
     store, reference = pictured
     prompts, weights = tmp_path / "prompts.txt", tmp_path / "weights"
     prompts.write_text("\n".join(PROMPTS))

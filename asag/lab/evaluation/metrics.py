@@ -23,7 +23,7 @@ OF_INCEPTION = ("fid", "kid", "is")
 # What torch-fidelity and torchmetrics would download, under the same names.
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 CLIP = "clip-vit-large-patch14"
-CLIP_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
+CLIP_FILES = ("config.json", "model.safetensors")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 KID_SUBSET = 1000
 BATCH = 32
@@ -62,8 +62,10 @@ def check(names: Sequence[str], weights: Path | None, reference: Path | None, im
         if len(pictures(reference)) < 2:
             raise EvaluationError(f"reference: {reference}; allowed: a folder with two images or more")
     try:
-        import torch_fidelity  # noqa: F401  what torchmetrics' Inception is built on
         import torchmetrics  # noqa: F401
+
+        if any(name in OF_INCEPTION for name in names):
+            import torch_fidelity  # noqa: F401  what torchmetrics' Inception is built on
     except ImportError as error:
         raise EvaluationError(f"metrics: {error}; allowed: pip install sd-webui-asag[evaluate]") from error
 

@@ -1,4 +1,4 @@
-"""Tiny random pipelines with text encoders, and a tiny CLIP, saved as real ones are."""
+"""Tiny random pipelines with text encoders, and a tiny CLIP saved as a real one is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers import (
     CLIPVisionConfig,
 )
 
-from tests.tiny_diffusers import TEXT_WIDTH, lively, sd3_pipe, sd15_pipe, sdxl_pipe, vae
+from tests.tiny_diffusers import TEXT_WIDTH, lively, sd3_pipe, sdxl_pipe, vae
 
 TOKENS = 24
 
@@ -49,32 +49,27 @@ def text_encoder(cls: type, width: int, projection: int = 8, seed: int = 3) -> A
     return lively(cls(text_config(width, projection)), seed)
 
 
-def save_sd15(folder: Path) -> None:
-    parts = {"text_encoder": text_encoder(CLIPTextModel, TEXT_WIDTH), "tokenizer": tokenizer()}
-    sd15_pipe(vae=lively(vae()), **parts).save_pretrained(folder)
-
-
-def save_sdxl(folder: Path) -> None:
+def sdxl() -> Any:
     """The widths of both encoders' states add up to those of the UNet's attention."""
-    parts = {
-        "text_encoder": text_encoder(CLIPTextModel, TEXT_WIDTH // 2),
-        "text_encoder_2": text_encoder(CLIPTextModelWithProjection, TEXT_WIDTH // 2, TEXT_WIDTH),
-        "tokenizer": tokenizer(),
-        "tokenizer_2": tokenizer(),
-    }
-    sdxl_pipe(vae=lively(vae()), **parts).save_pretrained(folder)
+    return sdxl_pipe(
+        vae=lively(vae()),
+        text_encoder=text_encoder(CLIPTextModel, TEXT_WIDTH // 2),
+        text_encoder_2=text_encoder(CLIPTextModelWithProjection, TEXT_WIDTH // 2, TEXT_WIDTH),
+        tokenizer=tokenizer(),
+        tokenizer_2=tokenizer(),
+    )
 
 
-def save_sd3(folder: Path) -> None:
+def sd3() -> Any:
     """Without the third encoder, as SD3 can be run."""
     half = TEXT_WIDTH // 2
-    parts = {
-        "text_encoder": text_encoder(CLIPTextModelWithProjection, half, half),
-        "text_encoder_2": text_encoder(CLIPTextModelWithProjection, half, half, seed=4),
-        "tokenizer": tokenizer(),
-        "tokenizer_2": tokenizer(),
-    }
-    sd3_pipe(vae=lively(vae()), **parts).save_pretrained(folder)
+    return sd3_pipe(
+        vae=lively(vae()),
+        text_encoder=text_encoder(CLIPTextModelWithProjection, half, half),
+        text_encoder_2=text_encoder(CLIPTextModelWithProjection, half, half, seed=4),
+        tokenizer=tokenizer(),
+        tokenizer_2=tokenizer(),
+    )
 
 
 def save_clip(folder: Path) -> None:
