@@ -166,8 +166,12 @@ def measure(
             paths = [store.path(method, item) for item in items]
             for images, part in _batches(paths, items, device):
                 for name, meter in meters.items():
-                    more: dict[str, Any] = {"real": False} if name in AGAINST_REFERENCE else {}
-                    meter.update(images, *([[item.prompt for item in part]] if name == "clip" else []), **more)
+                    if name in AGAINST_REFERENCE:
+                        meter.update(images, real=False)
+                    elif name == "clip":
+                        meter.update(images, [item.prompt for item in part])
+                    else:
+                        meter.update(images)
             for name, meter in meters.items():
                 value, spread = _computed(meter)
                 found = {"method": method.name, "metric": name, "value": value, "images": len(items)}
