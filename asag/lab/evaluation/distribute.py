@@ -28,7 +28,8 @@ def run(work: Work, shards: Sequence[Sequence[Item]], address: str, gpu: bool) -
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     local = {"include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address=address, logging_level="warning", **local)
+        # What each worker prints while it loads would bury the bar; it is in Ray's logs, and errors come back anyway.
+        ray.init(address=address, logging_level="warning", log_to_driver=False, **local)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise EvaluationError(f"ray: {address!r}: {error}; allowed: local, or the address of a running Ray") from error
     # A process on a GPU ends with its shard: Ray may give its next task another GPU, and the process couldn't follow.
