@@ -1,5 +1,5 @@
-"""The figures of the 2-D experiment, from its JSON lines. Blue, orange and green of Okabe and Ito, told apart by their
-markers too."""
+"""The figures of the 2-D experiment, from its JSON lines. The colours are those of Okabe and Ito; markers tell the
+curves apart too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from asag.lab.evidence.adaptive_report import PAPER, READINGS, Record, chosen, diverged, mean
+from asag.lab.evidence.adaptive_tables import PAPER, READINGS, Record, chosen, diverged, mean
 
 POINTS = (
     ("unguided", 0.0, "constant"),
@@ -19,7 +19,8 @@ POINTS = (
     ("adaptive", 50.0, "constant"),
     ("adaptive", 50.0, "bell"),
 )
-BLACK, BLUE, SKY, ORANGE, GREEN, PURPLE, GREY = "#000000 #0072B2 #56B4E9 #D55E00 #009E73 #CC79A7 #777777".split()
+BLACK, GREY = "#000000", "#777777"
+BLUE, SKY, ORANGE, GREEN, PURPLE = "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7"
 # method, schedule: label, colour, marker, line
 CURVES = {
     ("target", "constant"): ("exact tilt p·r^λ", GREY, "", ":"),
