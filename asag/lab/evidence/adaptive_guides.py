@@ -16,7 +16,7 @@ from asag.guidance import AdaptiveScale
 
 
 class Moment(NamedTuple):
-    """What a rule may know at one step. Tensors are (points, 2), float64."""
+    """What a rule may know at one step. Tensors are (points, dimensions): 2 in the 2-D experiment, 3072 of pictures."""
 
     x: Tensor
     score: Tensor
@@ -34,12 +34,12 @@ Guide = Callable[[Moment], Tensor]
 
 
 def length(vectors: Tensor) -> Tensor:
-    """‖v‖ of each, (…, 1), of vectors (…, 2)."""
+    """‖v‖ of each, (…, 1), of vectors (…, dimensions)."""
     return vectors.norm(dim=-1, keepdim=True)
 
 
 def bounded(vectors: Tensor, bound: float) -> Tensor:
-    """Vectors (…, 2), those longer than `bound` cut to that length."""
+    """Vectors (…, dimensions), those longer than `bound` cut to that length."""
     return vectors * (bound / length(vectors).clamp_min(bound))
 
 
@@ -85,11 +85,12 @@ def dynamic_threshold(extent: float) -> Guide:
     return guide
 
 
-def adaptive(momentum: float, epsilon: float) -> Guide:
+def adaptive(momentum: float, epsilon: float, dimensions: int = 2) -> Guide:
     """λ_t∇log r with λ_t = λ₀ / (EMA‖∇log r‖ + ε) for each point (Eq. 2), by the class that ASAG itself uses.
 
-    AdaptiveScale's size is an RMS, the paper's a norm, √2 as large in 2-D: hence λ₀/√2 and ε/√2. Its average starts
-    at the first size, not at 0. Sizes are float32 in there; ε is far above their precision.
+    AdaptiveScale's size is an RMS, the paper's a norm, √dimensions as large: hence λ₀/√dimensions and ε/√dimensions.
+    Its average starts at the first size, not at 0. Sizes are float32 in there; ε is far above their precision.
     """
-    average = AdaptiveScale(momentum, epsilon / math.sqrt(2))
-    return lambda moment: average(moment.scale / math.sqrt(2), moment.gradient) * moment.gradient
+    root = math.sqrt(dimensions)
+    average = AdaptiveScale(momentum, epsilon / root)
+    return lambda moment: average(moment.scale / root, moment.gradient) * moment.gradient

@@ -1,23 +1,35 @@
-"""The page of the 2-D experiment in Markdown, from its JSON lines. The words were written for the default run; every
-number in them is read from the lines."""
+"""`python -m asag.lab.evidence.adaptive_report --run toy pictures`: both experiments on the adaptive scale, written up.
+
+The page is made of the experiments' JSON lines alone; without --run it is written anew from those that are there. Its
+words were written for the default run; every number in them is read from the lines.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import argparse
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
+import torch
+
+from asag.lab.evidence import adaptive_figures, adaptive_pictures, adaptive_pictures_page, adaptive_toy
 from asag.lab.evidence import adaptive_tables as tables
 from asag.lab.evidence.adaptive_tables import Record, chosen, collapse, mean, shown
 
 HEAD = """\
-# Adaptive scale: the 2-D experiment of "When guidance breaks"
+# Adaptive scale: the experiments of "When guidance breaks"
 
-Made by `python -m asag.lab.evidence.adaptive_toy --out docs/evidence`, {seeds} seeds of {samples} samples each
-({small} each where many readings are tried, and with 2000 steps). ± is the standard error over seeds.
-The numbers are in [adaptive-toy.jsonl](adaptive-toy.jsonl), the code is in `asag/lab/evidence/`.
+## The 2-D mixture (Table 1)
+
+Made by `python -m asag.lab.evidence.adaptive_report --run toy`, {seeds} seeds of {samples} samples each ({small} each
+where many readings are tried, and with 2000 steps). ± is the standard error over seeds. The numbers are in
+[adaptive-toy.jsonl](adaptive-toy.jsonl), the code is in `asag/lab/evidence/`.
 """
 
 CHOICES = """\
-## What the paper leaves open, and what is chosen here
+### What the paper leaves open, and what is chosen here
 
 - **The mixture and c.** Not given. {scenes} are tried: eight modes of equal weight on a circle of radius 0.5, 1 or 2,
   standard deviation 0.1 or 0.3, with c on a mode, half way between a mode and the middle, or in the middle. All but
@@ -131,14 +143,14 @@ def report(records: Sequence[Record]) -> str:
     ours = [f"{reading}: {name}" for reading in ("β", "no β") for name in three]
     parts = [
         head,
-        "## What comes out\n",
+        "### What comes out\n",
         "\n".join(f"- {each}" for each in findings(records)) + "\n",
         "![Where the samples end](images/adaptive-samples.png)\n",
         "Samples of one seed with each method; the orange cross is c.\n",
         CHOICES.format(scenes=scenes),
-        "## Table 1, the paper's beside ours\n",
+        "### Table 1, the paper's beside ours\n",
         tables.table(["", *paper, *ours], tables.table_1(records)) + "\n",
-        "## Diversity over reward\n",
+        "### Diversity over reward\n",
         "![Diversity over reward](images/adaptive-frontier.png)\n",
         "Each curve goes over λ (λ₀); diverged runs are left out.\n",
         "Adaptive runs against fixed λ of the same reward (by straight lines between the λ tried, which says up to "
@@ -150,18 +162,90 @@ def report(records: Sequence[Record]) -> str:
             tables.matched(records),
         )
         + "\n",
-        "## Control energy Σ‖λ∇log r(x_t)‖²Δt\n",
+        "### Control energy Σ‖λ∇log r(x_t)‖²Δt\n",
         "![Control energy over λ](images/adaptive-energy.png)\n",
         tables.table(["", *tables.READINGS.values()], tables.energies(records)) + "\n",
-        "## α and ε, at λ₀ = 50\n",
+        "### α and ε, at λ₀ = 50\n",
         "![α and ε](images/adaptive-ablations.png)\n",
         tables.table([*swept[:2], "α", *swept[2:]], tables.ablation(records, "momentum")) + "\n",
         tables.table([*swept[:2], "ε", *swept[2:]], tables.ablation(records, "epsilon")) + "\n",
-        "## More steps\n",
+        "### More steps\n",
         tables.table(["push", "run", "steps", "reward", "diversity", "energy"], tables.steps(records)) + "\n",
-        "## Where the modes and c could lie\n",
+        "### Where the modes and c could lie\n",
         "Reward / diversity. Misfit: the root mean square distance to the paper's four fixed rows, 1 unit of reward "
         "counting as 1 of diversity.\n",
         tables.table(["radius", "deviation", "c", "push", "misfit", *columns], tables.readings_rows(records)),
     ]
     return "\n".join(parts) + "\n"
+
+
+def write_lines(path: Path, found: Iterable[Record]) -> None:
+    """JSON lines, as they come. Raises ValueError for a number that JSON doesn't have."""
+    with path.open("w") as file:
+        for line in found:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+            file.flush()
+
+
+def read_lines(path: Path) -> list[Record]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run_pictures(
+    path: Path,
+    sheet: Path,
+    seeds: Sequence[int],
+    size: adaptive_pictures.Size,
+    cells: Sequence[adaptive_pictures.Cell] = adaptive_pictures.CELLS,
+) -> None:
+    """The experiment on pictures: its lines into `path`, some of its pictures into `sheet`."""
+    shown = []
+
+    def lines() -> Iterator[Record]:
+        for line, images in adaptive_pictures.run(seeds, size, cells):
+            if images is not None:
+                shown.append((line, images))
+            yield line
+
+    write_lines(path, lines())
+    adaptive_pictures_page.sheet(shown, size.group).savefig(sheet, dpi=80)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m asag.lab.evidence.adaptive_report", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--out", type=Path, default=Path("docs/evidence"), help="folder of the page, lines and images/")
+    parser.add_argument("--run", nargs="+", choices=("toy", "pictures"), default=[], help="what to measure anew")
+    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0")
+    parser.add_argument("--samples", type=int, default=400, help="toy: per seed")
+    parser.add_argument("--small-samples", type=int, default=200, help="toy: per seed, for the many readings")
+    parser.add_argument("--captions", type=int, default=10, help="pictures: per seed, 4 samples of each")
+    parser.add_argument("--guide-steps", type=int, default=600, help="pictures: training steps of the guide")
+    args = parser.parse_args(argv)
+    if min(args.seeds, args.samples, args.small_samples, args.captions) < 2:
+        parser.error("--seeds, --samples, --small-samples and --captions; allowed: at least 2 of each")
+    torch.set_num_threads(1)  # of one core: the tensors are too small for more to help
+    toy, pictures, images = args.out / "adaptive-toy.jsonl", args.out / "adaptive-classifier.jsonl", args.out / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    seeds = range(args.seeds)
+    for name in args.run:
+        began = time.process_time()
+        if name == "toy":
+            write_lines(toy, adaptive_toy.run(seeds, args.samples, args.small_samples))
+        else:
+            size = adaptive_pictures.Size(captions=args.captions, guide_steps=args.guide_steps)
+            run_pictures(pictures, images / "adaptive-pictures.png", seeds, size)
+        print(f"{name}: {time.process_time() - began:.0f} CPU s", flush=True)
+    records, found = read_lines(toy), read_lines(pictures) if pictures.exists() else []
+    adaptive_figures.draw_all(records, images)
+    parts = [report(records)]
+    if found:
+        adaptive_pictures_page.trade(found).savefig(images / "adaptive-classifier.png", dpi=110)
+        parts.append(adaptive_pictures_page.section(found))
+    toy.with_suffix(".md").write_text("\n".join(parts))
+    print(f"Written: {toy.with_suffix('.md')} and {images}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""`python -m asag.lab.evidence.adaptive_toy --out docs/evidence`: the 2-D experiment of "When guidance breaks" again.
+"""The 2-D experiment of "When guidance breaks" again; `adaptive_report` runs it and writes it up.
 
 A Gaussian mixture's exact reverse SDE is guided by the reward r(x) = exp(-‖x - c‖²) with fixed and adaptive λ (the
 paper's Section 5.1, Table 1, Fig. 1 to 4). The paper leaves much out. What is chosen here:
@@ -16,20 +16,16 @@ paper's Section 5.1, Table 1, Fig. 1 to 4). The paper leaves much out. What is c
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from asag.guidance import scheduled_scale
-from asag.lab.evidence import adaptive_figures, adaptive_guides, adaptive_report, adaptive_tables
+from asag.lab.evidence import adaptive_figures, adaptive_guides, adaptive_tables
 from asag.lab.evidence.adaptive_guides import Guide, Moment, length
 from asag.lab.evidence.mixture import Mixture, beta, ring, signal
 
@@ -227,10 +223,20 @@ def run(seeds: Sequence[int], samples: int, small_samples: int = 200) -> Iterato
     """Every line of the report, as dicts that JSON can hold; the many small readings take `small_samples` a seed.
     Raises ValueError for fewer than 2 seeds or samples."""
     small, large = Experiment(seeds, small_samples), Experiment(seeds, samples)
+    yield from run_readings(small)
+    yield from run_main(small, large)
+
+
+def run_readings(small: Experiment) -> Iterator[dict[str, Any]]:
+    """Table 1 on every mixture tried."""
     for scene in scenes():
         for times_beta in (True, False):
             for method, scale, schedule in adaptive_tables.READING_COLUMNS:
                 yield small.line("readings", Case(scene, times_beta, method, scale, schedule))
+
+
+def run_main(small: Experiment, large: Experiment) -> Iterator[dict[str, Any]]:
+    """Table 1, the energy and the ablations on MAIN; more steps on fewer samples; samples to be drawn."""
     for times_beta in (True, False):
         yield large.line("frontier", Case(MAIN, times_beta, "unguided", 0.0))
         for method, schedule, scales in adaptive_tables.FRONTIER:
@@ -247,7 +253,7 @@ def run(seeds: Sequence[int], samples: int, small_samples: int = 200) -> Iterato
             for steps in (500, 2000):
                 yield small.line("steps", Case(MAIN, times_beta, method, scale, steps=steps))
         for method, scale, schedule in adaptive_figures.POINTS:
-            yield points_line(Case(MAIN, times_beta, method, scale, schedule), seeds[0], 400)
+            yield points_line(Case(MAIN, times_beta, method, scale, schedule), large.seeds[0], 400)
 
 
 def scenes() -> Iterator[Scene]:
@@ -256,30 +262,3 @@ def scenes() -> Iterator[Scene]:
         for spread in (0.1, 0.3):
             for share in (1.0, 0.5, 0.0):
                 yield Scene(8, radius, spread, (share * radius, 0.0))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m asag.lab.evidence.adaptive_toy", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--out", type=Path, required=True, help="a folder for adaptive-toy.jsonl, .md and images/")
-    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0")
-    parser.add_argument("--samples", type=int, default=2000, help="per seed")
-    parser.add_argument("--small-samples", type=int, default=200, help="per seed, for the many readings")
-    args = parser.parse_args(argv)
-    if min(args.seeds, args.samples, args.small_samples) < 2:
-        parser.error("--seeds, --samples and --small-samples; allowed: at least 2 of each")
-    torch.set_num_threads(1)  # of one core: the tensors are too small for more to help
-    args.out.mkdir(parents=True, exist_ok=True)
-    began, lines = time.process_time(), args.out / "adaptive-toy.jsonl"
-    with lines.open("w") as file:
-        for found in run(range(args.seeds), args.samples, args.small_samples):
-            file.write(json.dumps(found, allow_nan=False) + "\n")
-    records = [json.loads(line) for line in lines.read_text().splitlines()]
-    adaptive_figures.draw_all(records, args.out / "images")
-    lines.with_suffix(".md").write_text(adaptive_report.report(records))
-    print(f"Written: {lines}, {lines.with_suffix('.md')} and images, in {time.process_time() - began:.0f} CPU s")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
