@@ -186,7 +186,7 @@ class Judge:
 class Size:
     """How much is run: `captions` drawn captions a seed, `group` samples of each; the guide's training `steps`."""
 
-    captions: int = 10
+    captions: int = 6
     group: int = 4
     guide_steps: int = 600
 
