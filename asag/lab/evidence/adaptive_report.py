@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from asag.lab.evidence import adaptive_figures, adaptive_pictures, adaptive_pictures_page, adaptive_toy
 from asag.lab.evidence import adaptive_tables as tables
@@ -209,6 +210,9 @@ def run_pictures(
 
     write_lines(path, lines())
     adaptive_pictures_page.sheet(shown, size.group).savefig(sheet, dpi=80)
+    with Image.open(sheet) as drawn:
+        # A palette: a seventh of the bytes, for pictures of few colours.
+        drawn.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(sheet, optimize=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
