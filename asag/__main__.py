@@ -11,7 +11,7 @@ COMMANDS = {
     "rows": ("asag.lab.rows", "draw what each option does, for the documentation"),
     "train": ("asag.lab.train", "train the embedded model from a seed"),
     "quality": ("asag.lab.quality", "measure the embedded model"),
-    "evaluate": ("asag.lab.evidence.evaluate", "measure what guidance does to pictures, as the papers do"),
+    "evaluate": ("asag.lab.evaluate", "measure what guidance does to pictures, as the papers do"),
     "report": ("asag.lab.evidence.report", "draw the report from what was measured"),
     "bench": ("asag.lab.bench", "measure what ASAG costs"),
 }

@@ -7,6 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 
+from asag.__main__ import main as command
 from asag.hosts.diffusers import asag_guidance
 from asag.lab import embedded, scenes
 from asag.lab.evidence import evaluate, metrics, plans, runs
@@ -268,3 +269,10 @@ def test_the_best_scale_is_the_one_with_the_lowest_distance(tmp_path):
     scales = Scales(tmp_path / "scales.json")
     choose_best(path, "unet", scales)
     assert Scales(tmp_path / "scales.json").get("unet", "conditional", "best") == {"pag": 2.0, "asag": 3.0}
+
+
+@pytest.mark.parametrize(("options", "told"), [([], "--captions"), (["--pipeline", "x"], "--prompts")])
+def test_the_command_has_two_kinds_of_options(options, told, capsys):
+    with pytest.raises(SystemExit):
+        command(["evaluate", *options, "--help"])
+    assert told in capsys.readouterr().out

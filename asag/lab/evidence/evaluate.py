@@ -143,7 +143,8 @@ def _share(text: str) -> tuple[int, int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m asag evaluate", description=__doc__)
+    also = "For the pictures of a local diffusers pipeline see `python -m asag evaluate --pipeline FOLDER --help`."
+    parser = argparse.ArgumentParser(prog="python -m asag evaluate", description=__doc__, epilog=also)
     plans = [*PLANS, "calibrate"]
     parser.add_argument("plans", nargs="+", choices=plans, help="what to measure", metavar=f"{{{','.join(plans)}}}")
     parser.add_argument("--model", choices=tuple(MODELS), default="unet")
@@ -194,7 +195,3 @@ def main(argv: list[str] | None = None) -> int:
         if name == "search":
             choose_best(args.out / f"search-{args.model}.jsonl", args.model, scales)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
