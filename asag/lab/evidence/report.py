@@ -117,7 +117,7 @@ def along_part(folder: Path, model: str, lines: list[Line]) -> Iterator[str]:
         [name, *(f"{mean(cost, 'needed', tolerance):.1f}" for tolerance in ("0.01", "0.001", "0.0001")), paper]
         for cost, name, paper in (("similarity", "M = 1 − QKᵀ", "≈ 10"), ("adversarial", "M = QKᵀ (ASAG)", "≈ 2"))
     ]
-    head = ["cost", "mean |Δg| < 1e-2", "< 1e-3", "< 1e-4", "paper, SDXL (tolerance not given)"]
+    head = ["cost", "mean abs(Δg) < 1e-2", "< 1e-3", "< 1e-4", "paper, SDXL (tolerance not given)"]
     yield "### The plans along sampling, and Table 3's iterations"
     yield f"Sweeps needed, a mean over steps, heads and pictures:\n\n{markdown(head, rows)}"
     entropy = sum(line["softmax_entropy"] for line in lines) / len(lines)
