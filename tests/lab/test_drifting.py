@@ -194,6 +194,7 @@ def test_sweep_from_end_to_end(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(drifting, "load", lambda name: drifting_data.mixture(name, held_out=200))
     options = ["--data", "ring", "--temperatures", "0.01", "0.3", "--steps", "20", "--seeds", "2"]
     assert drifting.main(["--out", str(tmp_path), *options]) == 0
+    assert float(torch.tensor(1e-310, dtype=torch.float64) * 1) > 0, "subnormal numbers stay switched off"
     lines = [json.loads(line) for line in (tmp_path / "drifting.jsonl").read_text().splitlines()]
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == lines
     assert [(line["method"], line["temperature"]) for line in lines] == [

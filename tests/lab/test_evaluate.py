@@ -228,6 +228,13 @@ def test_wrong_options_are_named(small, given, told, capsys):
     assert told in capsys.readouterr().err
 
 
+def test_a_model_that_is_not_there_is_named(small, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(evaluate.MODELS["mmdit"], "MODEL", tmp_path / "none")
+    with pytest.raises(SystemExit):
+        evaluate.main([*small, "--model", "mmdit"])
+    assert "--model: mmdit, which is not trained yet; allowed: unet" in capsys.readouterr().err
+
+
 def test_the_push_is_how_far_a_step_moves_the_prediction(monkeypatch):
     monkeypatch.setattr("asag.lab.evidence.scales._PICTURES", 2)
     sampler, null, kept = Sampler(), embedded.null_embeds(2), []

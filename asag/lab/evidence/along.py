@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from asag.attention import signed_scale, softmax_rows
 from asag.lab.evidence.evaluate import OUT, write_lines
 from asag.lab.evidence.plans import baseline
-from asag.lab.evidence.runs import MODELS, Run, Sampler
+from asag.lab.evidence.runs import Run, Sampler, trained
 from asag.lab.evidence.scales import sample_pictures
 from asag.sinkhorn import DenseScores
 from asag.trace import entropy
@@ -91,7 +91,7 @@ def look(query: Tensor, key: Tensor, cost: str) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m asag.lab.evidence.along", description=__doc__)
-    parser.add_argument("--model", choices=tuple(MODELS), default="unet")
+    parser.add_argument("--model", choices=trained(), default="unet")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)

@@ -222,16 +222,19 @@ def run(args: argparse.Namespace) -> list[Sweep]:
     torch.set_num_threads(args.threads)
     # At low temperatures most of a kernel is nearly 0, and arithmetic on subnormal numbers is slow.
     torch.set_flush_denormal(True)
-    sweeps = []
-    for name in args.data:
-        steps = args.digits_steps if name == "digits" else args.steps
-        sweep = Sweep(load(name), Training(steps=steps), args.seeds)
-        sweep.floor()
-        for temperature in args.temperatures:
-            for method in METHODS:
-                sweep.run(method, temperature)
-        sweeps.append(sweep)
-    return sweeps
+    try:
+        return [sweep_of(args, name) for name in args.data]
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def sweep_of(args: argparse.Namespace, name: str) -> Sweep:
+    sweep = Sweep(load(name), Training(steps=args.digits_steps if name == "digits" else args.steps), args.seeds)
+    sweep.floor()
+    for temperature in args.temperatures:
+        for method in METHODS:
+            sweep.run(method, temperature)
+    return sweep
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,7 +22,7 @@ from asag.lab import embedded, scenes
 from asag.lab.evidence.metrics import BLOCKS, Estimate, Metrics
 from asag.lab.evidence.plans import PLANS, Cell, Plan, Scales
 from asag.lab.evidence.records import Store, describe
-from asag.lab.evidence.runs import MODELS, PART, Part, Run, Sampler, captions
+from asag.lab.evidence.runs import MODELS, PART, Part, Run, Sampler, captions, trained
 from asag.lab.evidence.scales import calibrate, choose_best
 
 OUT = Path("docs/evidence")
@@ -183,6 +183,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.captions is not None and args.captions < BLOCKS:
         parser.error(f"--captions: {args.captions}; allowed: at least {BLOCKS}")
+    if args.model not in trained():
+        parser.error(f"--model: {args.model}, which is not trained yet; allowed: {', '.join(trained())}")
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     scales = Scales(args.out / "scales.json")

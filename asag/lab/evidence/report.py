@@ -8,6 +8,7 @@ from pathlib import Path
 
 from asag.lab.evidence import figures, tables
 from asag.lab.evidence.evaluate import OUT
+from asag.lab.evidence.runs import MODELS, trained
 from asag.lab.evidence.tables import Line, markdown, number, read_lines
 
 _INTRODUCTION = """# Evidence
@@ -63,7 +64,8 @@ def training(folder: Path) -> Iterator[str]:
     curves = {name: rows for name, rows in curves.items() if rows}
     if curves:
         figures.losses(curves, folder / "images" / "losses.png")
-        cards = [f"[{name}](../../asag/lab/{name}/README.md)" for name in ("model", "model_mmdit")]
+        folders = [MODELS[name].MODEL.name for name in trained()]
+        cards = [f"[{name}](../../asag/lab/{name}/README.md)" for name in folders]
         yield f"## The models\n\nScripts, seeds and contact sheets: {', '.join(cards)}."
         yield "![Loss over pictures](images/losses.png)"
 

@@ -59,6 +59,11 @@ class Part(NamedTuple):
     number: int
 
 
+def trained() -> list[str]:
+    """The models that are there; the others have to be trained first."""
+    return [name for name, module in MODELS.items() if module.MODEL.exists()]
+
+
 def captions(count: int) -> Tensor:
     """Labels (count,2,2) of the captions that pictures 0 to count - 1 are asked for, whatever the seed."""
     return scenes.draw(count, torch.Generator().manual_seed(_CAPTIONS_SEED)).labels
