@@ -15,15 +15,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from asag.hosts.diffusers import asag_guidance
-from asag.lab import embedded, quality, scenes
+from asag.lab import embedded, papers, quality, scenes
 from asag.lab.classifier import objects_right
 
-# The scales of the papers: PAG and SEG 3, ASAG 1.5; each in the middle block.
+# At the scales of the papers, each in the middle block.
 METHODS: dict[str, dict[str, Any]] = {
     "CFG": {},
-    "CFG + PAG": {"method": "pag", "scale": 3.0},
-    "CFG + SEG": {"method": "seg", "scale": 3.0},
-    "CFG + ASAG": {"method": "asag", "scale": 1.5},
+    "CFG + PAG": {"method": "pag", "scale": papers.SCALES["pag"]},
+    "CFG + SEG": {"method": "seg", "scale": papers.SCALES["seg"]},
+    "CFG + ASAG": {"method": "asag", "scale": papers.SCALES["asag"]},
 }
 BATCH = 16
 PICTURES = 8

@@ -1,4 +1,4 @@
-"""The shipped MMDiT as a stock Stable Diffusion 3 pipeline; captions, noise and pictures are those of `embedded`."""
+"""The small MMDiT, once trained, as a stock SD3 pipeline; captions, noise and pictures are those of `embedded`."""
 
 from __future__ import annotations
 
@@ -35,28 +35,6 @@ def load_pipeline(
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def sample(
-    pipeline: DiffusionPipeline,
-    labels: torch.Tensor,
-    *,
-    guidance_scale: float = 2.0,
-    steps: int = 25,
-    seed: int = 0,
-    folder: Path = MODEL,
-    **arguments: Any,
-) -> torch.Tensor:
-    """Pictures (B,3,32,32) float32 for labels (B,2,2); further arguments go to the pipeline's call."""
-    return sample_from(
-        pipeline,
-        embedded.embed_labels(labels, folder),
-        embedded.null_embeds(len(labels), folder),
-        embedded.start_noise(len(labels), seed),
-        guidance_scale=guidance_scale,
-        num_inference_steps=steps,
-        **arguments,
-    )
 
 
 def sample_from(

@@ -8,13 +8,18 @@ import scipy.linalg
 import torch
 
 from asag.__main__ import main as command
-from asag.hosts.diffusers import asag_guidance
+from asag.hosts.diffusers import FAMILIES, asag_guidance
 from asag.lab import embedded, scenes
+from asag.lab.architecture import new_unet
 from asag.lab.evidence import evaluate, metrics, plans, runs
-from asag.lab.evidence.plans import PAPER_SCALES, Scales, main_plan
+from asag.lab.evidence.lines import write_lines
+from asag.lab.evidence.plans import METHODS, Scales, main_plan
 from asag.lab.evidence.records import describe, spectrum
 from asag.lab.evidence.runs import Part, Run, Sampler, captions
 from asag.lab.evidence.scales import calibrate, choose_best, push
+from asag.lab.mmdit import new_transformer
+from asag.models.base import family_of
+from asag.perturb import choose_layers
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +135,7 @@ def test_unconditional_runs_do_not_look_at_captions():
 
 def test_pictures_that_are_not_finite_are_refused_and_named(monkeypatch):
     sampler, run = Sampler(), Run.of("unet", False, steps=1)
-    monkeypatch.setattr(sampler, "sample_from", lambda *given: torch.full((1, 3, 32, 32), torch.nan))
+    monkeypatch.setattr(sampler, "batch", lambda *given: (torch.full((1, 3, 32, 32), torch.nan), None))
     with pytest.raises(runs.PartError, match=rf"run {run.key}, seed 3, part 2: values that aren't finite"):
         sampler.sample(run, Part(3, 2), captions(1))
 
@@ -147,19 +152,27 @@ def test_the_main_plan_has_every_method_in_every_protocol_that_has_scales(tmp_pa
     scales = Scales(tmp_path / "scales.json")
     for protocol in ("norm", "best"):
         for condition in ("unconditional", "conditional"):
-            scales.put("unet", condition, protocol, dict.fromkeys(PAPER_SCALES, 1.25))
+            scales.put("unet", condition, protocol, dict.fromkeys(METHODS, 1.25))
     cells = main_plan("unet", Scales(tmp_path / "scales.json")).cells
     found = {(cell.condition, cell.protocol, cell.method) for cell in cells}
     for condition in ("unconditional", "conditional"):
-        assert {(condition, "paper", name) for name in PAPER_SCALES} <= found
-        assert {(condition, "best", name) for name in PAPER_SCALES} <= found
-        assert {(condition, "norm", name) for name in PAPER_SCALES if name != "asag"} <= found
+        assert {(condition, "paper", name) for name in METHODS} <= found
+        assert {(condition, "best", name) for name in METHODS} <= found
+        assert {(condition, "norm", name) for name in METHODS if name != "asag"} <= found
     assert ("conditional", "none", "cfg") in found
     assert ("unconditional", "none", "cfg") not in found
     rivals = {(cell.condition, cell.protocol, cell.method): cell.rival for cell in cells}
     assert dict(rivals["conditional", "norm", "pag"].settings) == {"method": "asag", "scale": 1.5}
     assert dict(rivals["conditional", "best", "pag"].settings) == {"method": "asag", "scale": 1.25}
     assert main_plan("mmdit", scales).cells[0].run.model == "mmdit"
+
+
+@pytest.mark.parametrize("name", plans.PLANS)
+def test_every_plans_blocks_are_in_its_model(name, tmp_path):
+    for model, network in (("unet", new_unet()), ("mmdit", new_transformer())):
+        for cell in plans.PLANS[name](model, Scales(tmp_path / "scales.json")).cells:
+            blocks = dict(cell.run.settings).get("blocks", "auto")
+            assert choose_layers(network, family_of(network, FAMILIES), blocks)
 
 
 @pytest.fixture
@@ -272,7 +285,7 @@ def test_the_best_scale_is_the_one_with_the_lowest_distance(tmp_path):
         }
 
     path = tmp_path / "search-unet.jsonl"
-    evaluate.write_lines(path, [told("pag", 1.0, 5.0), told("pag", 2.0, 4.0), told("asag", 3.0, 9.0)])
+    write_lines(path, [told("pag", 1.0, 5.0), told("pag", 2.0, 4.0), told("asag", 3.0, 9.0)])
     scales = Scales(tmp_path / "scales.json")
     choose_best(path, "unet", scales)
     assert Scales(tmp_path / "scales.json").get("unet", "conditional", "best") == {"pag": 2.0, "asag": 3.0}

@@ -1,13 +1,11 @@
 """The report says what the lines say and no more. The lines here are made up for the tests."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from asag.lab.evidence import report, tables
-from asag.lab.evidence.evaluate import write_lines
-from asag.lab.evidence.plans import Scales, main_plan
+from asag.lab.evidence.lines import write_lines
 
 METRICS = (*tables.BETTER, "contrast", "saturation", "clipped", "diversity")
 
@@ -78,13 +76,8 @@ def test_the_papers_figures_stand_beside_its_own_protocol_alone():
 @pytest.mark.parametrize("samples", [750, 6000])
 def test_too_few_pictures_are_called_preliminary(samples):
     head = next(report.main_part([made_up("asag", samples=samples)], []))
-    assert f"{samples} pictures a cell, seeds: 3." in head
+    assert f"{samples} pictures a cell, of 3 seeds." in head
     assert ("Preliminary" in head) == (samples == 750)
-
-
-def test_the_planned_number_is_the_plans():
-    plan = main_plan("unet", Scales(Path("none")))
-    assert plan.captions * len(plan.seeds) == report.PLANNED
 
 
 def test_the_report_has_a_part_for_what_is_there_and_none_for_what_is_missing(tmp_path):

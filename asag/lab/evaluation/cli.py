@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from asag.blocks import BlocksError
+from asag.lab import papers
 from asag.lab.evaluation import distribute, metrics
 from asag.lab.evaluation.generate import Job
 from asag.lab.evaluation.plan import (
@@ -36,6 +37,7 @@ from asag.models.base import UnsupportedModel
 from asag.settings import SettingsError
 
 RESULTS = "results.jsonl"
+PAPER_METHODS = ",".join(["cfg", *(f"{name}:{papers.SCALES[name]:g}" for name in ("pag", "seg", "asag"))])
 
 
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -47,9 +49,7 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--prompts", type=Path, required=True, help="one a line, or .jsonl or .csv with caption or prompt"
     )
     parser.add_argument("--limit", type=int, help="take only so many prompts")
-    parser.add_argument(
-        "--methods", default="cfg,pag:3,seg:3,asag:1.5", help="METHOD:SCALE,… or JSON: name to settings"
-    )
+    parser.add_argument("--methods", default=PAPER_METHODS, help="METHOD:SCALE,… or JSON: name to settings")
     parser.add_argument("--guidance-scale", type=float, help="of CFG; default: the pipeline's own")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--seeds", default="0", help="for each prompt, such as 0,1,2 or 0-9")

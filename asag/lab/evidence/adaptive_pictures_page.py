@@ -9,8 +9,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from asag.lab import embedded
-from asag.lab.evidence.adaptive_figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE
-from asag.lab.evidence.adaptive_tables import Record, chosen, mean, name_of, shown, table
+from asag.lab.evidence import adaptive_figures
+from asag.lab.evidence.adaptive_figures import BLACK, GREY
+from asag.lab.evidence.adaptive_tables import Record, chosen, mean, name_of, shown
+from asag.lab.evidence.lines import markdown
 
 # Table 2: accuracy in percent, FID, LPIPS; the row with clipping is in the text of Section 5.1.
 PAPER = {
@@ -30,11 +32,9 @@ METRICS = {
     "diverged": "diverged",
     "push": "push",
 }
+_SHARED = (("fixed", "constant"), ("adaptive", "constant"), ("adaptive", "bell"), ("clip-gradient", "constant"))
 CURVES = {
-    ("fixed", "constant"): ("fixed", BLUE, "o", "-"),
-    ("adaptive", "constant"): ("adaptive", ORANGE, "s", "--"),
-    ("adaptive", "bell"): ("adaptive, bell", PURPLE, "D", "--"),
-    ("clip-gradient", "constant"): ("clip ∇log r", GREEN, "x", ""),
+    **{key: adaptive_figures.CURVES[key] for key in _SHARED},
     ("unguided", "constant"): ("unguided", BLACK, "P", ""),
     ("captions", "constant"): ("the model's own captions", GREY, "*", ""),
 }
@@ -96,7 +96,7 @@ def sheet(found: Sequence[tuple[Record, Tensor]], group: int, columns: int = 10)
 HEAD = """\
 ## Pictures (Table 2)
 
-Made by `python -m asag.lab.evidence.adaptive_report --run pictures`: {seeds} seeds of {samples} pictures, {captions}
+To repeat: `python -m asag.lab.evidence.adaptive_report --run pictures`: {seeds} seeds of {samples} pictures, {captions}
 captions with {group} each. ± is the standard error over seeds. The numbers are in
 [adaptive-classifier.jsonl](adaptive-classifier.jsonl), the code is in `asag/lab/evidence/adaptive_pictures.py`.
 
@@ -139,7 +139,7 @@ def section(records: Sequence[Record]) -> str:
     head = ["", "paper: accuracy, %", "FID", "LPIPS", *(f"ours: {name}" for name in METRICS.values())]
     parts = [
         HEAD.format(seeds=seeds, samples=samples, drawings=classifiers["drawings"], **sizes, **classifiers["accuracy"]),
-        table(head, rows(records)) + "\n",
+        markdown(head, rows(records)) + "\n",
         "The paper's claim is that adaptive guidance keeps accuracy and loses little diversity. Here:\n",
         "\n".join(findings(records)) + "\n",
         "![Objects right, diversity and distance](images/adaptive-classifier.png)\n",

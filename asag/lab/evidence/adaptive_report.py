@@ -18,14 +18,15 @@ from PIL import Image
 from asag.lab.evidence import adaptive_figures, adaptive_pictures, adaptive_pictures_page, adaptive_toy
 from asag.lab.evidence import adaptive_tables as tables
 from asag.lab.evidence.adaptive_tables import Record, chosen, collapse, mean, shown
+from asag.lab.evidence.lines import markdown, read_lines
 
 HEAD = """\
 # Adaptive scale: the experiments of "When guidance breaks"
 
 ## The 2-D mixture (Table 1)
 
-Made by `python -m asag.lab.evidence.adaptive_report --run toy`, {seeds} seeds of {samples} samples each ({small} each
-where many readings are tried, and with 2000 steps). ± is the standard error over seeds. The numbers are in
+To repeat: `python -m asag.lab.evidence.adaptive_report --run toy`. {seeds} seeds of {samples} samples each ({small}
+each where many readings are tried, and with 2000 steps). ± is the standard error over seeds. The numbers are in
 [adaptive-toy.jsonl](adaptive-toy.jsonl), the code is in `asag/lab/evidence/`.
 """
 
@@ -150,7 +151,7 @@ def report(records: Sequence[Record]) -> str:
         "Samples of one seed with each method; the orange cross is c.\n",
         CHOICES.format(scenes=scenes),
         "### Table 1, the paper's beside ours\n",
-        tables.table(["", *paper, *ours], tables.table_1(records)) + "\n",
+        markdown(["", *paper, *ours], tables.table_1(records)) + "\n",
         "### Diversity over reward\n",
         "![Diversity over reward](images/adaptive-frontier.png)\n",
         "Each curve goes over λ (λ₀); diverged runs are left out.\n",
@@ -158,24 +159,24 @@ def report(records: Sequence[Record]) -> str:
         f'about {tables.INTERPOLATION:g} too little for fixed λ; "more" and "less" above mean by more than that '
         "and "
         "by two standard errors). Empty: no fixed λ tried has that reward.\n",
-        tables.table(
+        markdown(
             ["push", "run", "reward", "diversity", "more than fixed λ", "more than fixed λ, bell"],
             tables.matched(records),
         )
         + "\n",
         "### Control energy Σ‖λ∇log r(x_t)‖²Δt\n",
         "![Control energy over λ](images/adaptive-energy.png)\n",
-        tables.table(["", *tables.READINGS.values()], tables.energies(records)) + "\n",
+        markdown(["", *tables.READINGS.values()], tables.energies(records)) + "\n",
         "### α and ε, at λ₀ = 50\n",
         "![α and ε](images/adaptive-ablations.png)\n",
-        tables.table([*swept[:2], "α", *swept[2:]], tables.ablation(records, "momentum")) + "\n",
-        tables.table([*swept[:2], "ε", *swept[2:]], tables.ablation(records, "epsilon")) + "\n",
+        markdown([*swept[:2], "α", *swept[2:]], tables.ablation(records, "momentum")) + "\n",
+        markdown([*swept[:2], "ε", *swept[2:]], tables.ablation(records, "epsilon")) + "\n",
         "### More steps\n",
-        tables.table(["push", "run", "steps", "reward", "diversity", "energy"], tables.steps(records)) + "\n",
+        markdown(["push", "run", "steps", "reward", "diversity", "energy"], tables.steps(records)) + "\n",
         "### Where the modes and c could lie\n",
         "Reward / diversity. Misfit: the root mean square distance to the paper's four fixed rows, 1 unit of reward "
         "counting as 1 of diversity.\n",
-        tables.table(["radius", "deviation", "c", "push", "misfit", *columns], tables.readings_rows(records)),
+        markdown(["radius", "deviation", "c", "push", "misfit", *columns], tables.readings_rows(records)),
     ]
     return "\n".join(parts) + "\n"
 
@@ -186,10 +187,6 @@ def write_lines(path: Path, found: Iterable[Record]) -> None:
         for line in found:
             file.write(json.dumps(line, allow_nan=False) + "\n")
             file.flush()
-
-
-def read_lines(path: Path) -> list[Record]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def run_pictures(
@@ -240,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             size = adaptive_pictures.Size(captions=args.captions, guide_steps=args.guide_steps)
             run_pictures(pictures, images / "adaptive-pictures.png", seeds, size)
         print(f"{name}: {time.process_time() - began:.0f} CPU s", flush=True)
-    records, found = read_lines(toy), read_lines(pictures) if pictures.exists() else []
+    records, found = read_lines(toy), read_lines(pictures)
     adaptive_figures.draw_all(records, images)
     parts = [report(records)]
     if found:

@@ -67,11 +67,6 @@ def collapse(record: Record) -> str:
     return "Diverged" if diverged(record) else "Yes" if diversity < 0.1 else "Partial" if diversity < 0.3 else "No"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
-
-
 def name_of(record: Record) -> str:
     bell = ", bell" if record["schedule"] == "bell" else ""
     symbol = "λ₀" if record["method"] == "adaptive" or bell else "λ"

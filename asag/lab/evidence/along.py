@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from asag.attention import signed_scale, softmax_rows
-from asag.lab.evidence.evaluate import OUT, write_lines
+from asag.lab.embedded import start_noise
+from asag.lab.evidence.lines import OUT, write_lines
 from asag.lab.evidence.plans import baseline
-from asag.lab.evidence.runs import Run, Sampler, trained
-from asag.lab.evidence.scales import sample_pictures
+from asag.lab.evidence.runs import Sampler, captions, trained
 from asag.sinkhorn import DenseScores
 from asag.trace import entropy
 
@@ -28,7 +28,7 @@ COSTS = ("adversarial", "similarity")
 ITERATIONS = (0, 1, 2, 5)  # of which entropy and marginals are told; 0: SoftMax of the cost's kernel alone
 _TOLERANCES = (1e-2, 1e-3, 1e-4)
 _MOST = 100
-_PICTURES = 24
+_PICTURES, _SEED = 24, 102
 
 
 @contextmanager
@@ -98,9 +98,9 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     sampler = Sampler()
     pipeline = sampler.pipeline(args.model)
-    run: Run = baseline(args.model, False)
+    run = baseline(args.model, False)
     with watched(getattr(pipeline, "unet", None) or pipeline.transformer) as seen:
-        sample_pictures(sampler, run, _PICTURES)
+        sampler.batch(run, captions(_PICTURES), start_noise(_PICTURES, _SEED))
     lines = [
         {
             "plan": "along",

@@ -8,7 +8,6 @@ once. A cell whose parts are all there becomes a JSON line in `--out`.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import date
@@ -19,13 +18,13 @@ import torch
 from tqdm import tqdm
 
 from asag.lab import embedded, scenes
+from asag.lab.evidence.lines import OUT, write_lines
 from asag.lab.evidence.metrics import BLOCKS, Estimate, Metrics
 from asag.lab.evidence.plans import PLANS, Cell, Plan, Scales
 from asag.lab.evidence.records import Store, describe
 from asag.lab.evidence.runs import MODELS, PART, Part, Run, Sampler, captions, trained
 from asag.lab.evidence.scales import calibrate, choose_best
 
-OUT = Path("docs/evidence")
 _REFERENCE = 20_000  # drawings that pictures are compared with
 _REFERENCE_SEED = 30_000
 
@@ -52,7 +51,7 @@ class Evaluation:
         self.measure: Metrics | None = None
 
     def missing(self, cells: list[Cell], size: Size) -> list[tuple[Run, Part]]:
-        """Baselines first, then the plan's order; a part of every run's seed before the next seed's."""
+        """Baselines first, then in the order of the cells."""
         runs = list(dict.fromkeys([*(cell.baseline for cell in cells), *(cell.run for cell in cells)]))
         return [(run, part) for run in runs for part in size.parts() if not self.store.has(run, part)]
 
@@ -126,13 +125,6 @@ def line(
         "baseline": cell.baseline.key,
         "date": date.today().isoformat(),
     }
-
-
-def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.with_suffix(".part")
-    written.write_text("".join(json.dumps(each) + "\n" for each in lines))
-    written.replace(path)
 
 
 def _share(text: str) -> tuple[int, int]:

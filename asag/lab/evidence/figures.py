@@ -8,7 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from asag.lab.evidence.tables import METRICS, NAMES, Line, conditions_of, number
+from asag.lab.evidence.lines import Line
+from asag.lab.evidence.tables import METRICS, NAMES, conditions_of, number
 
 COLOURS = {
     "vanilla": "#888888",
@@ -40,7 +41,7 @@ def _panels(conditions: Sequence[str], names: Sequence[str], title: str) -> tupl
 
 
 def _plain(axis: Any, lines: Sequence[Line], name: str) -> None:
-    """The baseline as a line across, with its label at the end."""
+    """The baseline as a line across."""
     for line in lines:
         if not line["settings"]:
             axis.axhline(line["metrics"][name]["value"], color=COLOURS["cfg"], linestyle=":")

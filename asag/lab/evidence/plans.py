@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asag.lab import papers
 from asag.lab.evidence.runs import Run
+from asag.lab.mmdit import LAYERS
 
-METHODS = ("pag", "seg", "uniform", "similarity", "asag")
-# PAG and SEG as their papers and ASAG's use them; Table 3's maps at the scale of ASAG.
-PAPER_SCALES = {"pag": 3.0, "seg": 3.0, "uniform": 1.5, "similarity": 1.5, "asag": 1.5}
+METHODS = tuple(papers.SCALES)  # ASAG last, as in the tables of its paper
+MAIN_CAPTIONS, MAIN_SEEDS = 2000, (1, 2, 3)
 SEARCHED = (0.5, 1.0, 1.5, 2.0, 3.0, 4.5, 7.0)
 CFG = 2.0
-_UNET_BLOCKS = ("in.1", "in.2", "in.4", "mid", "out.0", "out.1")
+_BLOCKS = {"unet": ("in.1", "in.3", "mid", "out.0", "out.1"), "mmdit": tuple(f"joint.{i}" for i in range(LAYERS))}
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Scales:
     def get(self, model: str, condition: str, protocol: str) -> dict[str, float]:
         """By method; those that haven't been found yet are missing."""
         if protocol == "paper":
-            return PAPER_SCALES
+            return papers.SCALES
         return self.found.get(model, {}).get(condition, {}).get(protocol, {})
 
     def put(self, model: str, condition: str, protocol: str, scales: dict[str, float]) -> None:
@@ -80,7 +81,7 @@ def main_plan(model: str, scales: Scales) -> Plan:
     for conditional in (False, True):
         base = baseline(model, conditional)
         condition = "conditional" if conditional else "unconditional"
-        asag = guided(base, {"method": "asag", "scale": PAPER_SCALES["asag"]})
+        asag = guided(base, {"method": "asag", "scale": papers.SCALES["asag"]})
         cells.append(Cell("main", "none", "vanilla", Run.of(model, conditional), base, asag))
         if conditional:
             cells.append(Cell("main", "none", "cfg", base, base, asag))
@@ -91,7 +92,7 @@ def main_plan(model: str, scales: Scales) -> Plan:
             runs = {name: guided(base, {"method": name, "scale": found[name]}) for name in names}
             rival = runs.get("asag", asag if protocol == "norm" else None)
             cells += [Cell("main", protocol, name, run, base, rival) for name, run in runs.items()]
-    return Plan(tuple(cells), 2000, (1, 2, 3))
+    return Plan(tuple(cells), MAIN_CAPTIONS, MAIN_SEEDS)
 
 
 def search_plan(model: str, scales: Scales) -> Plan:
@@ -123,8 +124,7 @@ def _sweep(name: str, variations: Callable[[str], list[dict[str, Any]]]) -> Call
 
 
 def _blocks(model: str) -> list[dict[str, Any]]:
-    names = _UNET_BLOCKS if model == "unet" else tuple(f"joint.{i}" for i in range(6))
-    return [{"blocks": name, "scale": scale} for name in names for scale in (0.5, 1.5, 4.0)]
+    return [{"blocks": name, "scale": scale} for name in _BLOCKS[model] for scale in (0.5, 1.5, 4.0)]
 
 
 def _adaptive(model: str) -> list[dict[str, Any]]:

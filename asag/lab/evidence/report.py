@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from asag.lab.evidence import figures, tables
-from asag.lab.evidence.evaluate import OUT
+from asag.lab.evidence.lines import OUT, Line, markdown, read_lines
+from asag.lab.evidence.plans import MAIN_CAPTIONS, MAIN_SEEDS
 from asag.lab.evidence.runs import MODELS, trained
-from asag.lab.evidence.tables import Line, markdown, number, read_lines
+from asag.lab.evidence.tables import number
 
 _INTRODUCTION = """# Evidence
 
@@ -17,10 +18,10 @@ Made by `python -m asag report` from the JSON lines in this folder; nothing here
 around the figures. `python -m asag evaluate PLAN --model MODEL` measures the lines (it goes on where it was stopped),
 `python -m asag.lab.evidence.along --model MODEL` those on the plans along sampling.
 
-**What is measured on what.** Two models small enough to lie in this repository, trained from scratch on drawings of
-one or two coloured shapes (asag/lab/scenes.py): the embedded UNet, of Stable Diffusion's architecture, and a small
-MMDiT, of Stable Diffusion 3's. What holds for 32x32 drawings need not hold for SDXL's photographs: the directions are
-evidence, the sizes of the effects are these models' own.
+**What is measured on what.** Models small enough to lie in this repository, trained from scratch on drawings of one or
+two coloured shapes (asag/lab/scenes.py): the embedded UNet, of Stable Diffusion's architecture, and, once it is
+trained well enough, a small MMDiT, of Stable Diffusion 3's. What holds for 32x32 drawings need not hold for SDXL's
+photographs: the directions are evidence, the sizes of the effects are these models' own.
 
 **How.** 25 steps (DDIM for the UNet, Euler on straight paths for the MMDiT), diffusers' stock pipelines, guidance in
 the default block (the middle). *Unconditional*: no caption, no CFG. *Conditional*: with CFG 2, which the paper's
@@ -42,7 +43,7 @@ far (mean RMS of s·δ along sampling as ASAG's at 1.5); each method's best scal
 and fewer pictures than those reported.
 """
 
-PLANNED = 6000  # pictures a cell of the main plan
+PLANNED = MAIN_CAPTIONS * len(MAIN_SEEDS)
 _TITLES = {"unet": "The embedded UNet", "mmdit": "The small MMDiT"}
 
 
@@ -60,7 +61,7 @@ def sections(folder: Path) -> Iterator[str]:
 
 
 def training(folder: Path) -> Iterator[str]:
-    curves = {name: read_lines(folder, f"training-{name}") for name in _TITLES}
+    curves = {name: read_lines(folder / f"training-{name}.jsonl") for name in _TITLES}
     curves = {name: rows for name, rows in curves.items() if rows}
     if curves:
         figures.losses(curves, folder / "images" / "losses.png")
@@ -71,18 +72,18 @@ def training(folder: Path) -> Iterator[str]:
 
 
 def of_model(folder: Path, model: str) -> Iterator[str]:
-    main = read_lines(folder, f"main-{model}")
+    main = read_lines(folder / f"main-{model}.jsonl")
     if main:
-        yield from main_part(main, read_lines(folder, f"drawings-{model}"))
-    search = read_lines(folder, f"search-{model}")
+        yield from main_part(main, read_lines(folder / f"drawings-{model}.jsonl"))
+    search = read_lines(folder / f"search-{model}.jsonl")
     if search:
         path = f"images/scales-{model}.png"
         figures.scales(search, "Metrics over the guidance scale", folder / path)
         yield f"### Guidance scale (the paper's Figure 6)\n\n{sampled(search)} The paper finds its best at 1.5.\n\n"
         yield f"![Metrics over scales]({path})"
-    if lines := read_lines(folder, f"along-{model}"):
+    if lines := read_lines(folder / f"along-{model}.jsonl"):
         yield from along_part(folder, model, lines)
-    if lines := read_lines(folder, f"blocks-{model}"):
+    if lines := read_lines(folder / f"blocks-{model}.jsonl"):
         path = f"images/blocks-{model}.png"
         figures.blocks(lines, "ASAG in one block at a time", folder / path)
         yield f"### Which block\n\n{sampled(lines)}\n\n![Blocks and scales]({path})"
@@ -92,7 +93,7 @@ def of_model(folder: Path, model: str) -> Iterator[str]:
 def sampled(lines: list[Line]) -> str:
     """How many pictures a cell has, in words."""
     found = sorted({(line["samples"], len(line["seeds"])) for line in lines})
-    return " ".join(f"{samples} pictures a cell, seeds: {seeds}." for samples, seeds in found)
+    return " ".join(f"{samples} pictures a cell, of {seeds} seed{'s'[: seeds > 1]}." for samples, seeds in found)
 
 
 def main_part(lines: list[Line], drawings: list[Line]) -> Iterator[str]:
@@ -145,11 +146,11 @@ _SWEEPS = {
 def sweeps(folder: Path, model: str) -> Iterator[str]:
     names = ("fd", "fd_layout", "is_like", "right", "contrast", "clipped")
     for plan, (title, words) in _SWEEPS.items():
-        lines = read_lines(folder, f"{plan}-{model}")
+        lines = read_lines(folder / f"{plan}-{model}.jsonl")
         if lines:
             parts = [tables.sweep(lines, condition, names) for condition in tables.conditions_of(lines)]
             yield "\n\n".join([f"### {title}", f"{words} {sampled(lines)}".strip(), *parts])
-    if lines := read_lines(folder, f"steps-{model}"):
+    if lines := read_lines(folder / f"steps-{model}.jsonl"):
         yield f"### CFG scale and number of steps\n\nFD; objects right. {sampled(lines)}\n\n{tables.steps_table(lines)}"
 
 
@@ -157,7 +158,7 @@ def cost(results: Path) -> str:
     """Table 4 as ratios to CFG: the paper's, and those of the newest file of results."""
     rows = [["paper: SDXL, seconds of an H100", "1.198 (1)", "1.280 (1.07)", "1.513 (1.26)", "1.551 (1.29)"]]
     newest = max(results.glob("*.jsonl"), default=None)
-    for line in read_lines(results, newest.stem) if newest else []:
+    for line in read_lines(newest) if newest else []:
         if line["bench"] == "step" and line["case"].endswith("-mid") and line["variant"] == "asag":
             whole = line["ratio_to_cfg"] - 1
             full = 1 + whole / line["share_of_full_pass"]

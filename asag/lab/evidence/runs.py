@@ -15,6 +15,7 @@ from torch import Tensor
 from asag.hosts.diffusers import asag_guidance
 from asag.lab import embedded, embedded_mmdit, scenes
 from asag.settings import AsagSettings
+from asag.trace import Trace
 
 PART = 250  # pictures that are sampled and kept together; a run can stop between two of them
 _BATCH = 25  # more is no faster on a CPU
@@ -87,28 +88,21 @@ class Sampler:
             PartError: naming the run and the part, where a picture has values that aren't finite.
         """
         noise = embedded.start_noise(len(labels), part.seed * 1000 + part.number)
-        images = self.sample_from(run, labels, noise)
+        batches = zip(labels.split(_BATCH), noise.split(_BATCH), strict=True)
+        images = torch.cat([self.batch(run, *batch)[0] for batch in batches])
         if not images.isfinite().all():
             raise PartError(f"run {run.key}, seed {part.seed}, part {part.number}: values that aren't finite")
         return images
 
-    def sample_from(self, run: Run, labels: Tensor, noise: Tensor, **settings: Any) -> Tensor:
-        """As `sample`, from given noise (B,12,16,16), with further settings of the extension."""
+    def batch(self, run: Run, labels: Tensor, noise: Tensor, **settings: Any) -> tuple[Tensor, Trace | None]:
+        """Pictures (B,3,32,32) from noise (B,12,16,16), and the guidance's trace, if `settings` ask for figures.
+
+        `settings` are further ones of the extension; labels are (B,2,2), and ignored without captions.
+        """
         pipeline, module = self.pipeline(run.model), MODELS[run.model]
+        null = embedded.null_embeds(len(noise), module.MODEL)
+        tokens = embedded.embed_labels(labels, module.MODEL) if run.conditional else null
+        options = {"guidance_scale": run.guidance_scale, "num_inference_steps": run.steps}
         given = {**dict(run.settings), **settings}
-        images = []
-        for rows, start in zip(labels.split(_BATCH), noise.split(_BATCH), strict=True):
-            null = embedded.null_embeds(len(rows), module.MODEL)
-            tokens = embedded.embed_labels(rows, module.MODEL) if run.conditional else null
-            with asag_guidance(pipeline, **given) if given else nullcontext():
-                images.append(
-                    module.sample_from(
-                        pipeline,
-                        tokens,
-                        null,
-                        start,
-                        guidance_scale=run.guidance_scale,
-                        num_inference_steps=run.steps,
-                    )
-                )
-        return torch.cat(images)
+        with asag_guidance(pipeline, **given) if given else nullcontext() as trace:
+            return module.sample_from(pipeline, tokens, null, noise, **options), trace

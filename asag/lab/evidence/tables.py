@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-Line = dict[str, Any]
+from asag.lab.evidence.lines import Line, markdown
 
 SURE = 3.0  # paired standard errors; below that a difference isn't claimed
 METRICS = {
@@ -56,20 +53,9 @@ PAPER_TABLE_1 = {
 PAPER_MODELS = {"unet": "SDXL", "mmdit": "SD3"}
 
 
-def read_lines(folder: Path, name: str) -> list[Line]:
-    """The lines of `name`.jsonl; none where it hasn't been measured."""
-    path = folder / f"{name}.jsonl"
-    return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
-
-
 def conditions_of(lines: Sequence[Line]) -> list[str]:
     """The conditions that lines are there for, without captions first."""
     return [name for name in ("unconditional", "conditional") if any(line["condition"] == name for line in lines)]
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
-    return "\n".join(lines)
 
 
 def number(value: float, name: str = "") -> str:
@@ -132,6 +118,8 @@ def verdicts(lines: Sequence[Line]) -> list[str]:
             for line in rivals:
                 parts = {"better": [], "worse": [], "not told apart": []}
                 for name, sign in BETTER.items():
+                    if (condition, name) == ("unconditional", "right"):
+                        continue  # nothing was asked for
                     metric = line["metrics"][name]
                     if "to_asag" not in metric or not metric["to_asag_error"]:
                         continue
