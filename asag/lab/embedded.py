@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -19,6 +25,7 @@ from asag.lab.architecture import NULL, START, TOKENS, token_rows
 from asag.lab.classifier import Classifier
 
 MODEL = Path(__file__).parent / "model"
+SOLVER_STEPS = 14  # of `solver_of`: as good as 25 of DDIM
 
 
 def load_unet(
@@ -33,6 +40,14 @@ def load_unet(
 def load_scheduler(folder: Path = MODEL, **changes: Any) -> DDIMScheduler:
     """The noise schedule that the model was trained with; `changes` replace entries of its configuration."""
     return DDIMScheduler.from_pretrained(folder / "scheduler", **changes)
+
+
+def solver_of(scheduler: DDIMScheduler) -> DPMSolverMultistepScheduler:
+    """DPM-Solver++ (2M), which WebUIs call DPM++ 2M, for the same noise schedule."""
+    changes = {"algorithm_type": "dpmsolver++", "solver_order": 2}
+    # Thresholding at a quantile of 1 is what DDIM's clipping does, at the ends of the range.
+    clipping = {"thresholding": True, "sample_max_value": 1.0, "dynamic_thresholding_ratio": 1.0}
+    return DPMSolverMultistepScheduler.from_config(scheduler.config, **changes, **clipping)
 
 
 def load_pipeline(

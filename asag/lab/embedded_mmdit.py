@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers import (
     DiffusionPipeline,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
@@ -17,6 +18,13 @@ from asag.lab import embedded
 from asag.lab.mmdit import pooled
 
 MODEL = Path(__file__).parent / "model_mmdit"
+SOLVER_STEPS = 10  # of `solver_of`: as good as 25 of Euler
+
+
+def solver_of(scheduler: FlowMatchEulerDiscreteScheduler) -> DPMSolverMultistepScheduler:
+    """DPM-Solver++ (2M), which WebUIs call DPM++ 2M, on the same straight paths."""
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": scheduler.config.shift}
+    return DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", solver_order=2, **flow)
 
 
 def load_pipeline(

@@ -71,7 +71,7 @@ def scales(lines: Sequence[Line], title: str, path: Path) -> None:
                     style = {"color": COLOURS[method], "marker": mark, "markersize": 4, "label": NAMES[method]}
                     axis.errorbar(at, values, yerr=errors, **style)
             axis.set_xscale("log")
-            axis.set_xticks([0.5, 1, 2, 4, 7], ["0.5", "1", "2", "4", "7"])
+            axis.set_xticks([0.5, 1, 2, 4, 8, 16], ["0.5", "1", "2", "4", "8", "16"])
             axis.minorticks_off()
     axes[0][0].legend(fontsize=7)
     axes[-1][0].set_xlabel("guidance scale s")

@@ -14,7 +14,7 @@ from asag.lab.mmdit import LAYERS
 
 METHODS = tuple(papers.SCALES)  # ASAG last, as in the tables of its paper
 MAIN_CAPTIONS, MAIN_SEEDS = 2000, (1, 2, 3)
-SEARCHED = (0.5, 1.0, 1.5, 2.0, 3.0, 4.5, 7.0)
+SEARCHED = (0.5, 1.0, 2.0, 4.0)  # times the scale of equal perturbation norm, since methods' sizes differ widely
 CFG = 2.0
 _BLOCKS = {"unet": ("in.1", "in.3", "mid", "out.0", "out.1"), "mmdit": tuple(f"joint.{i}" for i in range(LAYERS))}
 
@@ -96,16 +96,16 @@ def main_plan(model: str, scales: Scales) -> Plan:
 
 
 def search_plan(model: str, scales: Scales) -> Plan:
-    """Every method over a grid of scales, on captions' noise of a seed that the main plan doesn't use."""
+    """Every method over a grid of scales, on noise of a seed that the main plan doesn't use; needs `calibrate`."""
     cells = []
     for conditional in (False, True):
         base = baseline(model, conditional)
         cells.append(Cell("search", "search", "cfg" if conditional else "vanilla", base, base))
-        cells += [
-            Cell("search", "search", name, guided(base, {"method": name, "scale": scale}), base)
-            for scale in SEARCHED
-            for name in METHODS
-        ]
+        equal = scales.get(model, "conditional" if conditional else "unconditional", "norm")
+        for times in SEARCHED:
+            for name, scale in equal.items():
+                settings = {"method": name, "scale": float(f"{scale * times:.3g}")}
+                cells.append(Cell("search", "search", name, guided(base, settings), base))
     return Plan(tuple(cells), 500, (101,))
 
 
@@ -135,7 +135,7 @@ def _adaptive(model: str) -> list[dict[str, Any]]:
 def steps_plan(model: str, scales: Scales) -> Plan:
     """The CFG scale and the number of steps, with ASAG and without."""
     cells = []
-    for steps in (8, 12, 16, 25):
+    for steps in (6, 8, 10, 14, 20):
         for scale in (1.0, 2.0, 4.0):
             base = baseline(model, True, guidance_scale=scale, steps=steps)
             cells.append(Cell("steps", "search", "cfg", base, base))

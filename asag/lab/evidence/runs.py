@@ -30,25 +30,37 @@ class PartError(RuntimeError):
 @dataclass(frozen=True)
 class Run:
     """What determines the pictures of a cell, but for the noise: model (unet, mmdit), whether captions are given,
-    classifier-free guidance scale (1: none), steps, and the settings of the extension as sorted pairs."""
+    steps of DPM-Solver++ (2M), classifier-free guidance scale (1: none), and the settings of the extension as sorted
+    pairs."""
 
     model: str
     conditional: bool
+    steps: int
     guidance_scale: float = 1.0
-    steps: int = 25
     settings: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
-    def of(cls, model: str, conditional: bool, settings: Mapping[str, Any] | None = None, **rest: Any) -> Run:
-        """Raises SettingsError, naming every unknown or bad setting; 2 and 2.0 make the same run."""
+    def of(
+        cls,
+        model: str,
+        conditional: bool,
+        settings: Mapping[str, Any] | None = None,
+        steps: int | None = None,
+        guidance_scale: float = 1.0,
+    ) -> Run:
+        """With the model's own number of steps unless told otherwise; 2 and 2.0 make the same run.
+
+        Raises SettingsError, naming every unknown or bad setting.
+        """
+        steps = steps or MODELS[model].SOLVER_STEPS
         parsed = AsagSettings.from_mapping(settings or {})
         pairs = tuple((name, getattr(parsed, name)) for name in sorted(settings or {}))
-        return cls(model, conditional, settings=pairs, **rest)
+        return cls(model, conditional, steps, guidance_scale, pairs)
 
     @property
     def key(self) -> str:
         """A name for files, the same on every machine."""
-        told = json.dumps([self.model, self.conditional, self.guidance_scale, self.steps, self.settings])
+        told = json.dumps(["dpm++2m", self.model, self.conditional, self.guidance_scale, self.steps, self.settings])
         method = dict(self.settings).get("method", "asag") if self.settings else "plain"
         return f"{self.model}-{method}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
 
@@ -78,7 +90,9 @@ class Sampler:
 
     def pipeline(self, model: str) -> Any:
         if model not in self.pipelines:
-            self.pipelines[model] = MODELS[model].load_pipeline()
+            pipeline = MODELS[model].load_pipeline()
+            pipeline.scheduler = MODELS[model].solver_of(pipeline.scheduler)
+            self.pipelines[model] = pipeline
         return self.pipelines[model]
 
     def sample(self, run: Run, part: Part, labels: Tensor) -> Tensor:

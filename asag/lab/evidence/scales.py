@@ -23,7 +23,7 @@ def push(sampler: Sampler, run: Run) -> float:
     return float(torch.stack(pushes).mean())
 
 
-def calibrate(sampler: Sampler, model: str, scales: Scales, steps: int = 25) -> None:
+def calibrate(sampler: Sampler, model: str, scales: Scales, steps: int | None = None) -> None:
     """Find for each method the scale whose push is that of ASAG at the paper's scale, within 1 %."""
     for conditional in (False, True):
         base = baseline(model, conditional, steps=steps)
