@@ -131,10 +131,9 @@ def test_the_solver_goes_where_ddim_goes():
     labels, noise, sampler = captions(2), embedded.start_noise(2, 5), Sampler()
     tokens, options = embedded.embed_labels(labels), {"guidance_scale": 1.0, "num_inference_steps": 80}
     fine = embedded.sample_from(embedded.load_pipeline(), tokens, embedded.null_embeds(2), noise, **options)
-    found = [sampler.batch(Run.of("unet", True, steps=steps), labels, noise)[0] for steps in (7, 14, 30)]
+    found = [sampler.batch(Run.of("unet", True, steps=steps), labels, noise)[0] for steps in (7, 30)]
     errors = [float((each - fine).square().mean().sqrt()) for each in found]
-    assert errors[0] > errors[1] > errors[2]
-    assert errors[2] < 0.1 * float(fine.std())
+    assert errors[1] < 0.1 * float(fine.std()) < errors[0]
 
 
 def test_unconditional_runs_do_not_look_at_captions():
