@@ -23,12 +23,12 @@ two coloured shapes (asag/lab/scenes.py): the embedded UNet, of Stable Diffusion
 trained well enough, a small MMDiT, of Stable Diffusion 3's. What holds for 32x32 drawings need not hold for SDXL's
 photographs: the directions are evidence, the sizes of the effects are these models' own.
 
-**How.** DPM-Solver++ (2M), the WebUIs' DPM++ 2M: 14 steps for the UNet, as good as 25 of DDIM, and 10 for the MMDiT,
-as good as 25 of Euler; diffusers' stock pipelines; guidance in the default block (the middle). *Unconditional*: no
-caption, no CFG. *Conditional*: with CFG 2, which the paper's conditional rows have too. Every run starts from the same noise and has the same captions, so differences are paired;
-errors are by jackknife over 40 blocks of captions. In tables, (+5σ) is a difference to the baseline (vanilla or CFG) in
-paired standard errors, given from 3 on; bold where it is an improvement. With so many comparisons one of 3 standard
-errors by chance is no surprise (1 in 370 each).
+**How.** DPM-Solver++ (2M), the WebUIs' DPM++ 2M: 14 steps for the UNet, as good as 25 of DDIM, and 10 for the MMDiT, as
+good as 25 of Euler; diffusers' stock pipelines; guidance in the default block (the middle). *Unconditional*: no
+caption, no CFG. *Conditional*: with CFG 2, which the paper's conditional rows have too. Every run starts from the same
+noise and has the same captions, so differences are paired; errors are by jackknife over 40 blocks of captions. In
+tables, (+5σ) is a difference to the baseline (vanilla or CFG) in paired standard errors, given from 3 on; bold where it
+is an improvement. With so many comparisons one of 3 standard errors by chance is no surprise (1 in 370 each).
 
 **Metrics.** FD: Fréchet distance to 20 000 fresh drawings, on the last features of a classifier trained on drawings;
 FD layout: on mean colours of 4x4 cells; FD spectrum: on log power over spatial frequency; KID: cubic-kernel MMD on the
