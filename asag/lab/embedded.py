@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from asag.lab import scenes
 from asag.lab.architecture import NULL, START, TOKENS, token_rows
 from asag.lab.classifier import Classifier
+from asag.lab.mmdit import pooled
 
 MODEL = Path(__file__).parent / "model"
 SOLVER_STEPS = 14  # of `solver_of`: as good as 25 of DDIM
@@ -136,16 +137,17 @@ def sample_from(
     noise: torch.Tensor,
     **arguments: Any,
 ) -> torch.Tensor:
-    """Pictures (B,3,32,32) float32 from condition tokens and those of no caption, (B,3,64), and noise (B,12,16,16)."""
-    device, dtype = pipeline.unet.device, pipeline.unet.dtype
-    latents = pipeline(
-        prompt_embeds=tokens.to(device, dtype),
-        negative_prompt_embeds=null_tokens.to(device, dtype),
-        latents=noise.to(device, dtype),
-        output_type="latent",
-        **arguments,
-    ).images
-    return to_images(latents)
+    """Pictures (B,3,32,32) float32 from condition tokens and those of no caption, (B,3,64), and noise (B,12,16,16).
+
+    The pipeline is the UNet's or the MMDiT's.
+    """
+    given = {"prompt_embeds": tokens, "negative_prompt_embeds": null_tokens, "latents": noise}
+    network = getattr(pipeline, "unet", None)
+    if network is None:
+        network = pipeline.transformer
+        given |= {"pooled_prompt_embeds": pooled(tokens), "negative_pooled_prompt_embeds": pooled(null_tokens)}
+    given = {name: value.to(network.device, network.dtype) for name, value in given.items()}
+    return to_images(pipeline(**given, output_type="latent", **arguments).images)
 
 
 def to_images(latents: torch.Tensor) -> torch.Tensor:

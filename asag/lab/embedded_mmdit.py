@@ -1,9 +1,8 @@
-"""The small MMDiT, once trained, as a stock SD3 pipeline; captions, noise and pictures are those of `embedded`."""
+"""The small MMDiT as a stock SD3 pipeline; captions, noise, sampling and pictures are those of `embedded`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import (
@@ -13,9 +12,6 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-
-from asag.lab import embedded
-from asag.lab.mmdit import pooled
 
 MODEL = Path(__file__).parent / "model_mmdit"
 SOLVER_STEPS = 10  # of `solver_of`: as good as 25 of Euler
@@ -43,25 +39,3 @@ def load_pipeline(
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def sample_from(
-    pipeline: DiffusionPipeline,
-    tokens: torch.Tensor,
-    null_tokens: torch.Tensor,
-    noise: torch.Tensor,
-    **arguments: Any,
-) -> torch.Tensor:
-    """Pictures (B,3,32,32) float32 from condition tokens and those of no caption, (B,3,64), and noise (B,12,16,16)."""
-    device, dtype = pipeline.transformer.device, pipeline.transformer.dtype
-    tokens, null_tokens = tokens.to(device, dtype), null_tokens.to(device, dtype)
-    latents = pipeline(
-        prompt_embeds=tokens,
-        pooled_prompt_embeds=pooled(tokens),
-        negative_prompt_embeds=null_tokens,
-        negative_pooled_prompt_embeds=pooled(null_tokens),
-        latents=noise.to(device, dtype),
-        output_type="latent",
-        **arguments,
-    ).images
-    return embedded.to_images(latents)

@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
 
-from asag.lab import embedded, scenes
+from asag.lab import embedded, embedded_mmdit, scenes
 from asag.lab.classifier import Classifier, objects_right
 
 _BATCH = 64
@@ -88,7 +88,7 @@ def contact_sheet(
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("asag.lab.quality", description=__doc__)
-    parser.add_argument("--model", type=Path, default=embedded.MODEL)
+    parser.add_argument("--model", type=Path, default=embedded.MODEL, help="the UNet's folder, or the MMDiT's")
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0])
     parser.add_argument("--steps", type=int, default=25)
@@ -97,8 +97,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sheet", type=Path, help="write the first 48 samples of the last guidance here")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    pipeline = embedded.load_pipeline(folder=args.model)
-    classifier = embedded.load_classifier(args.model)
+    kind = embedded_mmdit if (args.model / "transformer").exists() else embedded
+    pipeline = kind.load_pipeline(folder=args.model)
+    classifier = embedded.load_classifier()
     drawn = captions_for(args.samples, args.seed)
     for guidance in args.guidance:
         options = {"guidance_scale": guidance, "steps": args.steps, "folder": args.model}

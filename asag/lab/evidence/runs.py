@@ -113,10 +113,10 @@ class Sampler:
 
         `settings` are further ones of the extension; labels are (B,2,2), and ignored without captions.
         """
-        pipeline, module = self.pipeline(run.model), MODELS[run.model]
-        null = embedded.null_embeds(len(noise), module.MODEL)
-        tokens = embedded.embed_labels(labels, module.MODEL) if run.conditional else null
+        pipeline, folder = self.pipeline(run.model), MODELS[run.model].MODEL
+        null = embedded.null_embeds(len(noise), folder)
+        tokens = embedded.embed_labels(labels, folder) if run.conditional else null
         options = {"guidance_scale": run.guidance_scale, "num_inference_steps": run.steps}
         given = {**dict(run.settings), **settings}
         with asag_guidance(pipeline, **given) if given else nullcontext() as trace:
-            return module.sample_from(pipeline, tokens, null, noise, **options), trace
+            return embedded.sample_from(pipeline, tokens, null, noise, **options), trace
