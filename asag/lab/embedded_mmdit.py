@@ -29,7 +29,7 @@ def load_pipeline(
     folder: Path = MODEL,
     kind: type[DiffusionPipeline] = StableDiffusion3Pipeline,
 ) -> DiffusionPipeline:
-    """A Stable Diffusion 3 pipeline of class `kind`; the weights are in half precision and are widened to `dtype`."""
+    """A Stable Diffusion 3 pipeline of class `kind`; weights are widened to `dtype`."""
     transformer = SD3Transformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype)
     encoders = [f"{part}{number}" for part in ("text_encoder", "tokenizer") for number in ("", "_2", "_3")]
     pipeline = kind(

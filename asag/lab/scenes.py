@@ -55,8 +55,19 @@ def draw(count: int, generator: torch.Generator) -> Scenes:
     labels = torch.stack([pairs // len(COLOURS), pairs % len(COLOURS)], 2)
     nothing = torch.tensor([NO_SHAPE, NO_COLOUR], device=device)
     labels[:, 1] = torch.where(two[:, None], labels[:, 1], nothing)
+    return Scenes(_arrange(labels, two, u), labels)
+
+
+def redraw(labels: torch.Tensor, generator: torch.Generator) -> Scenes:
+    """Other scenes with the objects of labels (B,2,2)."""
+    u = torch.rand(len(labels), _RANDOM_NUMBERS, generator=generator, device=generator.device)
+    return Scenes(_arrange(labels, labels[:, 1, 0] != NO_SHAPE, u), labels)
+
+
+def _arrange(labels: torch.Tensor, two: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """Pictures (B,3,32,32) of labels (B,2,2), which name two objects or one, placed by random numbers."""
     centres, radii = _layout(two, u[:, 3:9])
-    return Scenes(_paint(_background(u[:, 9:16]), labels, centres, radii, u[:, 16:18]), labels)
+    return _paint(_background(u[:, 9:16]), labels, centres, radii, u[:, 16:18])
 
 
 def draw_crowds(count: int, generator: torch.Generator) -> Scenes:

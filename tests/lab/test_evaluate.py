@@ -1,6 +1,7 @@
 """The evaluation: metrics against libraries, paired errors against what is known, runs that stop and go on."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from asag.lab.architecture import new_unet
 from asag.lab.evidence import evaluate, metrics, plans, runs
 from asag.lab.evidence.lines import write_lines
 from asag.lab.evidence.plans import METHODS, Scales, main_plan
-from asag.lab.evidence.records import describe, spectrum
+from asag.lab.evidence.records import Store, describe, spectrum
 from asag.lab.evidence.runs import Part, Run, Sampler, captions
-from asag.lab.evidence.scales import calibrate, choose_best, push
+from asag.lab.evidence.scales import calibrate, calibrate_high, choose_best, push
 from asag.lab.mmdit import new_transformer
 from asag.models.base import family_of
 from asag.perturb import choose_layers
@@ -60,7 +61,9 @@ def test_kernel_distance_is_the_unbiased_estimate_written_out():
 
         return own(a) + own(b) - 2 * kernel(a, b).mean()
 
-    a, b = a.double().numpy(), b.double().numpy()
+    # Whatever the features' unit: they are divided by the reference's RMS.
+    size = b.double().square().mean().sqrt()
+    a, b = (a.double() / size).numpy(), (b.double() / size).numpy()
     assert found.value == pytest.approx(direct(a, b), rel=1e-9)
     assert float(found.without[3]) == pytest.approx(direct(a[block.numpy() != 3], b), rel=1e-9)
 
@@ -152,9 +155,40 @@ def test_pictures_that_are_not_finite_are_refused_and_named(monkeypatch):
 def test_keys_tell_runs_apart_and_are_the_same_on_every_machine():
     every = [cell.run for cell in main_plan("unet", Scales(plans.Path("none"))).cells]
     assert len({run.key for run in every}) == len(set(every)) == 13
-    one, other = ({"scale": 2, "blocks": "mid"}, {"blocks": "mid", "scale": 2.0})
+    one, other = ({"scale": 2, "blocks": "mid"}, {"blocks": "mid", "scale": 2.0, "iterations": 2})
     assert Run.of("unet", True, one).key == Run.of("unet", True, other).key
-    assert Run.of("unet", False).key == "unet-plain-4c55db69e470"
+
+
+def test_other_weights_make_other_keys(tmp_path, monkeypatch):
+    run, before = Run.of("unet", False), Run.of("unet", False).key
+    folder = tmp_path / "model"
+    shutil.copytree(embedded.MODEL, folder)
+    monkeypatch.setattr(embedded, "MODEL", folder)
+    runs.weights.cache_clear()
+    assert run.key == before
+    (folder / "conditions.safetensors").write_bytes(b"other")
+    runs.weights.cache_clear()
+    assert run.key != before
+    runs.weights.cache_clear()
+
+
+def test_a_part_with_fewer_pictures_is_not_taken_for_a_whole_one():
+    short, long = (evaluate.Size(count, (1,)).parts() for count in (300, 500))
+    assert [part.count for part in short] == [250, 50]
+    assert [part.count for part in long] == [250, 250]
+    store = Store(plans.Path("store"))
+    run = Run.of("unet", False)
+    assert store.path(run, short[0]) == store.path(run, long[0])
+    assert store.path(run, short[1]) != store.path(run, long[1])
+    assert torch.equal(short[1].labels(), long[1].labels()[:50])
+
+
+def test_searches_have_captions_and_noise_of_their_own():
+    main = main_plan("unet", Scales(plans.Path("none")))
+    for name in plans.PLANS.keys() - {"main"}:
+        plan = plans.PLANS[name]("unet", Scales(plans.Path("none")))
+        assert plan.captions_seed != main.captions_seed
+        assert not set(plan.seeds) & set(main.seeds)
 
 
 def test_the_main_plan_has_every_method_in_every_protocol_that_has_scales(tmp_path):
@@ -188,6 +222,7 @@ def test_every_plans_blocks_are_in_its_model(name, tmp_path):
 def small(monkeypatch, tmp_path):
     """A plan of two cells, and the command's options for few pictures in two parts."""
     monkeypatch.setattr(evaluate, "PART", 20)
+    monkeypatch.setattr(runs, "PART", 20)
     monkeypatch.setattr(evaluate, "_REFERENCE", 300)
 
     def plan(model, scales):
@@ -212,6 +247,8 @@ def test_the_command_writes_a_line_a_cell_and_goes_on_where_it_was_stopped(small
     assert lines[1]["metrics"]["fd"]["to_baseline_error"] > 0
     assert lines[1]["metrics"]["kid"]["to_asag"] == 0
     assert "to_asag" not in lines[0]["metrics"]["kid"]
+    assert "right" in lines[0]["metrics"]
+    assert (lines[0]["solver"], lines[0]["captions_seed"]) == ("DPM++ 2M", runs.CAPTIONS_SEED)
     stored = sorted((tmp_path / "store").rglob("*.safetensors"))
     assert len(stored) == 8
     stored[0].unlink()
@@ -284,7 +321,7 @@ def test_calibration_makes_pushes_equal(tmp_path, monkeypatch):
     assert sizes[0] == pytest.approx(sizes[1], rel=0.03)
 
 
-def test_the_best_scale_is_the_one_with_the_lowest_distance(tmp_path):
+def test_the_best_scale_is_the_one_with_the_lowest_distance_once_all_are_searched(tmp_path):
     def told(method, scale, fd):
         return {
             "condition": "conditional",
@@ -294,10 +331,35 @@ def test_the_best_scale_is_the_one_with_the_lowest_distance(tmp_path):
         }
 
     path = tmp_path / "search-unet.jsonl"
-    write_lines(path, [told("pag", 1.0, 5.0), told("pag", 2.0, 4.0), told("asag", 3.0, 9.0)])
-    scales = Scales(tmp_path / "scales.json")
-    choose_best(path, "unet", scales)
-    assert Scales(tmp_path / "scales.json").get("unet", "conditional", "best") == {"pag": 2.0, "asag": 3.0}
+    searched = [told("pag", scale, fd) for scale, fd in ((1.0, 5.0), (2.0, 4.0), (4.0, 6.0), (8.0, 7.0))]
+    write_lines(path, [*searched, told("asag", 3.0, 9.0)])
+    choose_best(path, "unet", Scales(tmp_path / "scales.json"))
+    assert Scales(tmp_path / "scales.json").get("unet", "conditional", "best") == {"pag": 2.0}
+
+
+def test_two_processes_add_to_the_scales(tmp_path):
+    first, second = (Scales(tmp_path / "scales.json") for _ in range(2))
+    first.put("unet", "conditional", "norm", {"pag": 1.0})
+    second.put("mmdit", "conditional", "norm", {"pag": 2.0})
+    assert Scales(tmp_path / "scales.json").get("unet", "conditional", "norm") == {"pag": 1.0}
+    assert second.get("unet", "conditional", "norm") == {"pag": 1.0}
+
+
+def test_adaptive_scales_are_found_that_push_as_far(tmp_path, monkeypatch):
+    monkeypatch.setattr("asag.lab.evidence.scales._PICTURES", 2)
+    monkeypatch.setattr("asag.lab.evidence.scales.HIGH", (3.0,))
+    monkeypatch.setattr("asag.lab.evidence.plans.CFG", 1.0)
+    scales, sampler = Scales(tmp_path / "scales.json"), Sampler()
+    calibrate_high(sampler, "unet", scales, steps=4)
+    base = plans.baseline("unet", True, steps=4)
+    aim = push(sampler, plans.guided(base, {"scale": 3.0}))
+    for name, scale in scales.get("unet", "conditional", "push of 3").items():
+        found = push(sampler, plans.guided(base, {**plans.RESTRAINED[name], "scale": scale}))
+        assert found == pytest.approx(aim, rel=0.011)
+    scales.put("unet", "unconditional", "push of 7", {"adaptive": 0.5})
+    adaptive = [cell for cell in plans.adaptive_plan("unet", scales).cells if cell.rival]
+    fixed = {(cell.condition, dict(cell.rival.settings)["scale"]) for cell in adaptive}
+    assert fixed == {("conditional", 3.0), ("unconditional", 3.0), ("unconditional", 7.0)}
 
 
 @pytest.mark.parametrize(("options", "told"), [([], "--captions"), (["--pipeline", "x"], "--prompts")])

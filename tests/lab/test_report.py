@@ -1,13 +1,11 @@
 """The report says what the lines say and no more. The lines here are made up for the tests."""
 
-import json
-
 import pytest
 
 from asag.lab.evidence import report, tables
 from asag.lab.evidence.lines import write_lines
 
-METRICS = (*tables.BETTER, "contrast", "saturation", "clipped", "diversity")
+METRICS = tuple(tables.METRICS)
 
 
 def made_up(method, *, condition="unconditional", protocol="paper", fd=100.0, sigmas=0.0, to_asag=None, **rest):
@@ -73,11 +71,18 @@ def test_the_papers_figures_stand_beside_its_own_protocol_alone():
     assert "SDXL: FID / KID / IS" in tables.comparison(lines, "unconditional")
 
 
-@pytest.mark.parametrize("samples", [750, 6000])
-def test_too_few_pictures_are_called_preliminary(samples):
-    head = next(report.main_part([made_up("asag", samples=samples)], []))
+@pytest.mark.parametrize(("samples", "cells"), [(750, 1), (6000, 1), (6000, 3)])
+def test_too_few_pictures_are_called_preliminary_and_missing_rows_are_told(samples, cells):
+    head = next(report.main_part([made_up("asag", samples=samples)], [], cells))
     assert f"{samples} pictures a cell, of 3 seeds." in head
     assert ("Preliminary" in head) == (samples == 750)
+    assert ("2 of 3 rows are missing" in head) == (cells == 3)
+
+
+def test_a_cell_that_is_set_beside_another_tells_the_difference():
+    lines = [made_up("asag", to_asag=-5.0, settings={"adaptive": True}), made_up("asag", settings={"scale": 3.0})]
+    rows = tables.sweep(lines, "unconditional", ["fd", "contrast"]).splitlines()[2:]
+    assert rows == ["| adaptive True | 100 [-5σ] | 0.5 |", "| scale 3.0 | 100 | 0.5 |"]
 
 
 def test_the_report_has_a_part_for_what_is_there_and_none_for_what_is_missing(tmp_path):
@@ -109,12 +114,14 @@ def test_the_report_has_a_part_for_what_is_there_and_none_for_what_is_missing(tm
     (folder / "drifting.md").write_text("# Drifting\n")
     bench = tmp_path / "bench" / "results"
     bench.mkdir(parents=True)
-    measured = {"bench": "step", "case": "sd15-mid", "variant": "asag", "ratio_to_cfg": 1.3, "share_of_full_pass": 0.6}
-    (bench / "2026-01-01.jsonl").write_text(json.dumps(measured) + "\n")
+    ratios = {"full-pass": 1.5, "asag": 1.3, "pag": 1.29, "seg": 1.28}
+    step = {"bench": "step", "case": "sd15-mid"}
+    write_lines(bench / "2026-01-01.jsonl", [step | {"variant": k, "ratio_to_cfg": v} for k, v in ratios.items()])
     report.main(["--folder", str(folder)])
     text = (folder / "README.md").read_text()
     assert "| the papers' scales | ASAG | 1.5 | **100** (-7σ) |" in text
-    assert "| here: sd15-mid | 1 | 1.50 | 1.50 | 1.30 |" in text
+    assert "| here: sd15-mid, a whole extra pass | 1 | 1.50 | 1.50 | 1.50 |" in text
+    assert "| here: sd15-mid, sharing work | 1 | 1.29 | 1.28 | 1.30 |" in text
     assert "| 8 | 100; 50.0 % | 100; 50.0 % |" in text
     assert "| strength 2.0 |" in text
     assert "| M = QKᵀ (ASAG) | 4.0 | 6.0 | 8.0 | ≈ 2 |" in text

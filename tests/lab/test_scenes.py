@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from asag.lab import scenes
+from asag.lab import embedded, scenes
+from asag.lab.classifier import objects_right
 
 
 def _draw(count: int, seed: int) -> scenes.Scenes:
@@ -103,3 +104,11 @@ def test_latents_hold_the_whole_picture():
     latents = scenes.to_latents(images)
     assert latents.shape == (4, *scenes.LATENT_SHAPE)
     assert torch.equal(scenes.from_latents(latents), images)
+
+
+def test_redrawn_scenes_hold_the_same_objects_elsewhere():
+    drawn = scenes.draw(300, torch.Generator().manual_seed(1))
+    again = scenes.redraw(drawn.labels, torch.Generator().manual_seed(2))
+    assert torch.equal(again.labels, drawn.labels)
+    assert not torch.allclose(again.images, drawn.images, atol=0.5)
+    assert objects_right(embedded.load_classifier(), again.images, drawn.labels).float().mean() > 0.98

@@ -22,22 +22,37 @@ from asag.lab.evidence.lines import OUT, write_lines
 from asag.lab.evidence.metrics import BLOCKS, Estimate, Metrics
 from asag.lab.evidence.plans import PLANS, Cell, Plan, Scales
 from asag.lab.evidence.records import Store, describe
-from asag.lab.evidence.runs import MODELS, PART, Part, Run, Sampler, captions, trained
-from asag.lab.evidence.scales import calibrate, choose_best
+from asag.lab.evidence.runs import (
+    CAPTIONS_SEED,
+    MODELS,
+    PART,
+    SOLVER,
+    Part,
+    Run,
+    Sampler,
+    captions,
+    trained,
+    weights,
+)
+from asag.lab.evidence.scales import calibrate, calibrate_high, choose_best
 
 _REFERENCE = 20_000  # drawings that pictures are compared with
 _REFERENCE_SEED = 30_000
+_CALIBRATIONS = {"calibrate": calibrate, "calibrate-high": calibrate_high}
 
 
 @dataclass(frozen=True)
 class Size:
-    """How many captions, and which seeds."""
+    """How many captions, which seeds of noise, and the captions' own seed."""
 
     captions: int
     seeds: tuple[int, ...]
+    captions_seed: int = CAPTIONS_SEED
 
     def parts(self) -> list[Part]:
-        return [Part(seed, number) for seed in self.seeds for number in range(-(-self.captions // PART))]
+        starts = range(0, self.captions, PART)
+        counts = [min(PART, self.captions - start) for start in starts]
+        return [Part(seed, i, count, self.captions_seed) for seed in self.seeds for i, count in enumerate(counts)]
 
 
 class Evaluation:
@@ -55,8 +70,8 @@ class Evaluation:
         runs = list(dict.fromkeys([*(cell.baseline for cell in cells), *(cell.run for cell in cells)]))
         return [(run, part) for run in runs for part in size.parts() if not self.store.has(run, part)]
 
-    def sample(self, run: Run, part: Part, size: Size) -> None:
-        labels = captions(size.captions)[part.number * PART : (part.number + 1) * PART]
+    def sample(self, run: Run, part: Part) -> None:
+        labels = part.labels()
         images = self.sampler.sample(run, part, labels)
         self.store.write(run, part, describe(images, labels, self.classifier))
 
@@ -69,19 +84,34 @@ class Evaluation:
     def estimate(self, run: Run, size: Size) -> dict[str, Estimate]:
         if (run, size) not in self.estimates:
             described = self.store.read(run, size.parts())
+            if not run.conditional:
+                del described["right"]  # nothing was asked for
             self.estimates[run, size] = self.metrics()(described, len(size.seeds))
         return self.estimates[run, size]
 
-    def drawings(self, size: Size) -> dict[str, Any]:
-        """The line of as many fresh drawings: no model can be expected to do better."""
+    def drawings(self, size: Size) -> Iterator[dict[str, Any]]:
+        """Lines of as many fresh drawings, than which no model can be expected to do better: with other objects each,
+        and with those that are asked for, drawn anew for every seed."""
         generator = torch.Generator().manual_seed(_REFERENCE_SEED + 1)
-        parts = [describe(*scenes.draw(size.captions, generator), self.classifier) for _ in size.seeds]
-        found = self.metrics()({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, len(size.seeds))
-        # Here pictures differ by their captions, too.
-        found.pop("diversity", None)
-        metrics = {name: {"value": rounded(each.value), "error": rounded(each.error)} for name, each in found.items()}
-        samples = size.captions * len(size.seeds)
-        return {"plan": "drawings", "samples": samples, "seeds": list(size.seeds), "metrics": metrics}
+        asked = captions(size.captions, size.captions_seed)
+        for condition in ("unconditional", "conditional"):
+            given = condition == "conditional"
+            drawn = [
+                scenes.redraw(asked, generator) if given else scenes.draw(size.captions, generator) for _ in size.seeds
+            ]
+            parts = [describe(*each, self.classifier) for each in drawn]
+            described = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            found = self.metrics()(described, len(size.seeds))
+            if not given:
+                found.pop("diversity", None)  # pictures differ by their objects, too
+            metrics = {name: {"value": rounded(e.value), "error": rounded(e.error)} for name, e in found.items()}
+            yield {
+                "plan": "drawings",
+                "condition": condition,
+                "samples": size.captions * len(size.seeds),
+                "seeds": list(size.seeds),
+                "metrics": metrics,
+            }
 
     def lines(self, cells: list[Cell], size: Size) -> Iterator[dict[str, Any]]:
         """A line for each cell that is complete."""
@@ -116,11 +146,14 @@ def line(
         "protocol": cell.protocol,
         "method": cell.method,
         "guidance_scale": cell.run.guidance_scale,
+        "solver": SOLVER,
         "steps": cell.run.steps,
         "settings": dict(cell.run.settings),
         "samples": size.captions * len(size.seeds),
         "seeds": list(size.seeds),
+        "captions_seed": size.captions_seed,
         "metrics": metrics,
+        "weights": weights(cell.run.model),
         "run": cell.run.key,
         "baseline": cell.baseline.key,
         "date": date.today().isoformat(),
@@ -137,7 +170,7 @@ def _share(text: str) -> tuple[int, int]:
 def _parser() -> argparse.ArgumentParser:
     also = "For the pictures of a local diffusers pipeline see `python -m asag evaluate --pipeline FOLDER --help`."
     parser = argparse.ArgumentParser(prog="python -m asag evaluate", description=__doc__, epilog=also)
-    plans = [*PLANS, "calibrate"]
+    plans = [*PLANS, *_CALIBRATIONS]
     parser.add_argument("plans", nargs="+", choices=plans, help="what to measure", metavar=f"{{{','.join(plans)}}}")
     parser.add_argument("--model", choices=tuple(MODELS), default="unet")
     parser.add_argument("--captions", type=int, help=f"instead of the plan's; at least {BLOCKS}, which are the blocks")
@@ -153,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def run_plan(evaluation: Evaluation, name: str, plan: Plan, args: argparse.Namespace) -> None:
     """Sample this process's share of a plan and write the lines of all of its cells that are complete."""
-    size = Size(args.captions or plan.captions, tuple(args.seeds or plan.seeds))
+    size = Size(args.captions or plan.captions, tuple(args.seeds or plan.seeds), plan.captions_seed)
     cells = [cell for cell in plan.cells if not args.only or {cell.method, cell.protocol} & {*args.only, "none"}]
     number, of = args.share
     if not args.report:
@@ -161,12 +194,12 @@ def run_plan(evaluation: Evaluation, name: str, plan: Plan, args: argparse.Names
         order = {part: i for i, part in enumerate(size.parts())}
         todo = [(run, part) for run, part in evaluation.missing(cells, size) if order[part] % of == number]
         for run, part in tqdm(todo, unit="part", desc=f"{name} {args.model}"):
-            evaluation.sample(run, part, size)
+            evaluation.sample(run, part)
     lines = list(evaluation.lines(list(plan.cells), size))
     if lines:
         write_lines(args.out / f"{name}-{args.model}.jsonl", lines)
         if name == "main":
-            write_lines(args.out / f"drawings-{args.model}.jsonl", [evaluation.drawings(size)])
+            write_lines(args.out / f"drawings-{args.model}.jsonl", evaluation.drawings(size))
     print(f"{name} {args.model}: {len(lines)} of {len(plan.cells)} cells complete", flush=True)
 
 
@@ -182,8 +215,8 @@ def main(argv: list[str] | None = None) -> int:
     scales = Scales(args.out / "scales.json")
     evaluation = Evaluation(Store(args.store))
     for name in args.plans:
-        if name == "calibrate":
-            calibrate(evaluation.sampler, args.model, scales)
+        if name in _CALIBRATIONS:
+            _CALIBRATIONS[name](evaluation.sampler, args.model, scales)
             continue
         run_plan(evaluation, name, PLANS[name](args.model, scales), args)
         if name == "search":

@@ -84,10 +84,14 @@ class Frechet:
 
 
 class Kernel:
-    """Unbiased squared MMD with the cubic kernel of KID (Bińkowski et al. 2018) to reference features (N,d)."""
+    """Unbiased squared MMD with the cubic kernel of KID (Bińkowski et al. 2018) to reference features (N,d).
+
+    Features are divided by the reference's RMS: the kernel's constant presumes features of size 1.
+    """
 
     def __init__(self, reference: Tensor) -> None:
-        self.reference = reference.double()
+        self.size = reference.double().square().mean().sqrt()
+        self.reference = reference.double() / self.size
         inner = self._kernel(self.reference, self.reference)
         count = len(reference)
         self.own = (inner.sum() - inner.trace()) / (count * (count - 1))
@@ -97,7 +101,7 @@ class Kernel:
 
     def __call__(self, features: Tensor, block: Tensor) -> Estimate:
         """Of features (B,d) with block (B,)."""
-        groups = [features[block == i].double() for i in range(BLOCKS)]
+        groups = [features[block == i].double() / self.size for i in range(BLOCKS)]
         sizes = torch.tensor([len(group) for group in groups], dtype=torch.float64)
         across = torch.stack([self._kernel(group, self.reference).sum() for group in groups])
         within = torch.zeros(BLOCKS, BLOCKS, dtype=torch.float64)
@@ -151,13 +155,13 @@ class Metrics:
     def __call__(self, described: dict[str, Tensor], seeds: int) -> dict[str, Estimate]:
         """Estimates by name; pictures seed by seed, each seed's in the order of the captions.
 
-        fd, fd_layout, fd_spectrum, kid: lower is better. is_like, right: higher is better. contrast, saturation,
-        clipped and diversity are to be compared with those of drawings.
+        fd, fd_layout, fd_spectrum, kid: lower is better. right, where it is described: higher is better. is_like,
+        contrast, saturation, clipped and diversity are to be compared with those of drawings.
         """
-        block = blocks_of(len(described["right"]) // seeds, seeds)
+        block = blocks_of(len(described["contrast"]) // seeds, seeds)
         found = {name: metric(described[kind], block) for name, (kind, metric) in self.distances.items()}
         found["is_like"] = inception_like(described["classes"], block)
-        for name in ("right", "contrast", "saturation", "clipped"):
+        for name in described.keys() & {"right", "contrast", "saturation", "clipped"}:
             found[name] = mean(described[name], block)
         if seeds > 1:
             found["diversity"] = diversity(described["layout"], seeds, block)

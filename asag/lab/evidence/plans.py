@@ -9,13 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from asag.lab import papers
-from asag.lab.evidence.runs import Run
+from asag.lab.evidence.runs import CAPTIONS_SEED, Run
 from asag.lab.mmdit import LAYERS
 
 METHODS = tuple(papers.SCALES)  # ASAG last, as in the tables of its paper
 MAIN_CAPTIONS, MAIN_SEEDS = 2000, (1, 2, 3)
+# Searches have captions and noise that the main plan doesn't use.
+_SEARCH = {"captions": 500, "seeds": (101,), "captions_seed": 21_000}
 SEARCHED = (0.5, 1.0, 2.0, 4.0)  # times the scale of equal perturbation norm, since methods' sizes differ widely
 CFG = 2.0
+HIGH = (3.0, 5.0, 7.0, 10.0)  # where ASAG may burn, and what may keep it from that
+RESTRAINED: dict[str, dict[str, Any]] = {
+    "adaptive": {"adaptive": True},
+    "adaptive bell": {"adaptive": True, "schedule": "bell"},
+}
 _BLOCKS = {"unet": ("in.1", "in.3", "mid", "out.0", "out.1"), "mmdit": tuple(f"joint.{i}" for i in range(LAYERS))}
 
 
@@ -43,15 +50,19 @@ class Plan:
     cells: tuple[Cell, ...]
     captions: int
     seeds: tuple[int, ...]
+    captions_seed: int = CAPTIONS_SEED
 
 
 class Scales:
     """Scales found by `calibrate` (of equal perturbation norm) and `search` (each method's best), by model,
-    condition, protocol and method; a JSON file."""
+    condition, protocol and method; a JSON file, which several processes may add to."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        self.found = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def get(self, model: str, condition: str, protocol: str) -> dict[str, float]:
         """By method; those that haven't been found yet are missing."""
@@ -60,10 +71,16 @@ class Scales:
         return self.found.get(model, {}).get(condition, {}).get(protocol, {})
 
     def put(self, model: str, condition: str, protocol: str, scales: dict[str, float]) -> None:
+        self.found = self._read()
         self.found.setdefault(model, {}).setdefault(condition, {})[protocol] = scales
         written = self.path.with_suffix(".part")
         written.write_text(json.dumps(self.found, indent=2) + "\n")
         written.replace(self.path)
+
+
+def rounded(scale: float) -> float:
+    """To three digits, as scales are found and written."""
+    return float(f"{scale:.3g}")
 
 
 def baseline(model: str, conditional: bool, **rest: Any) -> Run:
@@ -96,7 +113,7 @@ def main_plan(model: str, scales: Scales) -> Plan:
 
 
 def search_plan(model: str, scales: Scales) -> Plan:
-    """Every method over a grid of scales, on noise of a seed that the main plan doesn't use; needs `calibrate`."""
+    """Every method over a grid of scales; needs `calibrate`."""
     cells = []
     for conditional in (False, True):
         base = baseline(model, conditional)
@@ -104,9 +121,9 @@ def search_plan(model: str, scales: Scales) -> Plan:
         equal = scales.get(model, "conditional" if conditional else "unconditional", "norm")
         for times in SEARCHED:
             for name, scale in equal.items():
-                settings = {"method": name, "scale": float(f"{scale * times:.3g}")}
+                settings = {"method": name, "scale": rounded(scale * times)}
                 cells.append(Cell("search", "search", name, guided(base, settings), base))
-    return Plan(tuple(cells), 500, (101,))
+    return Plan(tuple(cells), **_SEARCH)
 
 
 def _sweep(name: str, variations: Callable[[str], list[dict[str, Any]]]) -> Callable[[str, Scales], Plan]:
@@ -118,7 +135,7 @@ def _sweep(name: str, variations: Callable[[str], list[dict[str, Any]]]) -> Call
             base = baseline(model, conditional)
             cells.append(Cell(name, "search", "cfg" if conditional else "vanilla", base, base))
             cells += [Cell(name, "search", "asag", guided(base, each), base) for each in variations(model)]
-        return Plan(tuple(cells), 500, (101,))
+        return Plan(tuple(cells), **_SEARCH)
 
     return plan
 
@@ -127,9 +144,21 @@ def _blocks(model: str) -> list[dict[str, Any]]:
     return [{"blocks": name, "scale": scale} for name in _BLOCKS[model] for scale in (0.5, 1.5, 4.0)]
 
 
-def _adaptive(model: str) -> list[dict[str, Any]]:
-    fixed = [{"scale": scale} for scale in (3.0, 5.0, 7.0, 10.0)]
-    return fixed + [{"scale": scale, "adaptive": True} for scale in (0.02, 0.05, 0.1, 0.2)]
+def adaptive_plan(model: str, scales: Scales) -> Plan:
+    """High scales, fixed and adaptive, the latter also along a bell; `calibrate-high` finds the scales of equal push.
+    Differences to the fixed scale that pushes as far are told, too."""
+    cells = []
+    for conditional in (False, True):
+        base = baseline(model, conditional)
+        cells.append(Cell("adaptive", "search", "cfg" if conditional else "vanilla", base, base))
+        condition = "conditional" if conditional else "unconditional"
+        for scale in HIGH:
+            fixed = guided(base, {"scale": scale})
+            cells.append(Cell("adaptive", "search", "asag", fixed, base))
+            for name, pushed in scales.get(model, condition, f"push of {scale:g}").items():
+                settings = {**RESTRAINED[name], "scale": pushed}
+                cells.append(Cell("adaptive", "search", "asag", guided(base, settings), base, fixed))
+    return Plan(tuple(cells), **_SEARCH)
 
 
 def steps_plan(model: str, scales: Scales) -> Plan:
@@ -140,7 +169,7 @@ def steps_plan(model: str, scales: Scales) -> Plan:
             base = baseline(model, True, guidance_scale=scale, steps=steps)
             cells.append(Cell("steps", "search", "cfg", base, base))
             cells.append(Cell("steps", "search", "asag", guided(base, {"scale": 1.5}), base))
-    return Plan(tuple(cells), 500, (101,))
+    return Plan(tuple(cells), **_SEARCH)
 
 
 PLANS: dict[str, Callable[[str, Scales], Plan]] = {
@@ -157,6 +186,6 @@ PLANS: dict[str, Callable[[str, Scales], Plan]] = {
             for scale in (1.5, 4.0)
         ],
     ),
-    "adaptive": _sweep("adaptive", _adaptive),
+    "adaptive": adaptive_plan,
     "steps": steps_plan,
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from asag.lab.evidence import figures, tables
 from asag.lab.evidence.lines import OUT, Line, markdown, read_lines
-from asag.lab.evidence.plans import MAIN_CAPTIONS, MAIN_SEEDS
+from asag.lab.evidence.plans import MAIN_CAPTIONS, MAIN_SEEDS, Scales, main_plan
 from asag.lab.evidence.runs import MODELS, trained
 from asag.lab.evidence.tables import number
 
@@ -23,27 +23,34 @@ two coloured shapes (asag/lab/scenes.py): the embedded UNet, of Stable Diffusion
 trained well enough, a small MMDiT, of Stable Diffusion 3's. What holds for 32x32 drawings need not hold for SDXL's
 photographs: the directions are evidence, the sizes of the effects are these models' own.
 
-**How.** DPM-Solver++ (2M), the WebUIs' DPM++ 2M: 14 steps for the UNet, as good as 25 of DDIM, and 10 for the MMDiT, as
-good as 25 of Euler; diffusers' stock pipelines; guidance in the default block (the middle). *Unconditional*: no
-caption, no CFG. *Conditional*: with CFG 2, which the paper's conditional rows have too. Every run starts from the same
-noise and has the same captions, so differences are paired; errors are by jackknife over 40 blocks of captions. In
-tables, (+5σ) is a difference to the baseline (vanilla or CFG) in paired standard errors, given from 3 on; bold where it
-is an improvement. With so many comparisons one of 3 standard errors by chance is no surprise (1 in 370 each).
+**How.** The second-order solver DPM-Solver++ (2M), the WebUIs' DPM++ 2M, with 14 steps for the UNet, what it predicts
+clipped to the range of pictures, and 10 for the MMDiT; the plans along sampling say their own. diffusers' stock
+pipelines; guidance in the default block (the middle). *Unconditional*: no caption, no CFG. *Conditional*: with CFG 2,
+which the paper's conditional rows have too. Every run starts from the same noise and has the same captions, so
+differences are paired; errors are by jackknife over 40 blocks of captions. In tables, (+5σ) is a difference to the
+baseline (vanilla or CFG) in paired standard errors, given from 3 on; bold where it is an improvement. By chance alone
+that happens once in 210 comparisons, so among the hundreds here one or two are expected.
 
-**Metrics.** FD: Fréchet distance to 20 000 fresh drawings, on the last features of a classifier trained on drawings;
-FD layout: on mean colours of 4x4 cells; FD spectrum: on log power over spatial frequency; KID: cubic-kernel MMD on the
-classifier's features; IS-like: the Inception Score's formula on the classifier's SoftMax over the 24 kinds of object;
-objects right: exactly the asked objects, each once (without captions it says nothing and is near 0); contrast: a
-picture's standard deviation; saturation: mean of largest minus smallest channel; clipped: share of values at the ends
-of the range, which is what burnt colours do; diversity: RMS difference of two pictures' layouts, of the same caption
-with other noise. Contrast, saturation and clipped are best when like the drawings'; diversity when not lost.
+**Metrics.** FD: Fréchet distance to 20 000 fresh drawings, on the last features of a classifier trained on drawings; FD
+layout: on mean colours of 4x4 cells; FD spectrum: on log power over spatial frequency; KID: unbiased MMD with the cubic
+kernel on the classifier's features, divided by their RMS, to 4000 of the drawings; IS-like: the Inception Score's
+formula on the classifier's SoftMax over the 24 kinds of object. Two of three drawings hold two objects, so a higher
+IS-like isn't better here: pictures of one object each would get 24. objects right: exactly the asked objects, each
+once; contrast: a picture's standard deviation; saturation: mean of largest minus smallest channel; clipped: share of
+values at the ends of the range, which is what burnt colours do; diversity: RMS difference of two pictures' layouts, of
+the same caption with other noise. IS-like, contrast, saturation and clipped are best when like the drawings'; diversity
+when not lost.
 
 **Three protocols.** The papers' scales (PAG and SEG 3, ASAG and the maps of its Table 3 1.5); scales that push equally
 far (mean RMS of s·δ along sampling as ASAG's at 1.5); each method's best scale (lowest FD of half, one, two and four
-times the scale of equal push), searched with another seed and fewer pictures than those reported.
+times the scale of equal push), searched with other captions, other noise and fewer pictures than those reported.
 """
 
 PLANNED = MAIN_CAPTIONS * len(MAIN_SEEDS)
+_SEARCHED = (
+    "Searched with captions and noise of their own: the best of so many settings is partly luck until it is measured "
+    "again on fresh ones."
+)
 _TITLES = {"unet": "The embedded UNet", "mmdit": "The small MMDiT"}
 
 
@@ -74,7 +81,8 @@ def training(folder: Path) -> Iterator[str]:
 def of_model(folder: Path, model: str) -> Iterator[str]:
     main = read_lines(folder / f"main-{model}.jsonl")
     if main:
-        yield from main_part(main, read_lines(folder / f"drawings-{model}.jsonl"))
+        planned = len(main_plan(model, Scales(folder / "scales.json")).cells)
+        yield from main_part(main, read_lines(folder / f"drawings-{model}.jsonl"), planned)
     search = read_lines(folder / f"search-{model}.jsonl")
     if search:
         path = f"images/scales-{model}.png"
@@ -86,7 +94,7 @@ def of_model(folder: Path, model: str) -> Iterator[str]:
     if lines := read_lines(folder / f"blocks-{model}.jsonl"):
         path = f"images/blocks-{model}.png"
         figures.blocks(lines, "ASAG in one block at a time", folder / path)
-        yield f"### Which block\n\n{sampled(lines)}\n\n![Blocks and scales]({path})"
+        yield f"### Which block\n\n{sampled(lines)} {_SEARCHED}\n\n![Blocks and scales]({path})"
     yield from sweeps(folder, model)
 
 
@@ -96,10 +104,13 @@ def sampled(lines: list[Line]) -> str:
     return " ".join(f"{samples} pictures a cell, of {seeds} seed{'s'[: seeds > 1]}." for samples, seeds in found)
 
 
-def main_part(lines: list[Line], drawings: list[Line]) -> Iterator[str]:
+def main_part(lines: list[Line], drawings: list[Line], cells: int) -> Iterator[str]:
+    """The tables of the main plan, which has `cells` cells."""
     head = f"### All methods (the paper's Table 1, and Table 3's maps)\n\n{sampled(lines)}"
     if lines[0]["samples"] < PLANNED:
-        head += f" **Preliminary**: {PLANNED} a cell are planned, and rows are missing."
+        head += f" **Preliminary**: {PLANNED} a cell are planned."
+    if len(lines) < cells:
+        head += f" **Incomplete**: {cells - len(lines)} of {cells} rows are missing."
     yield head
     for condition in tables.conditions_of(lines):
         yield f"**{condition.capitalize()}**\n\n{tables.comparison(lines, condition)}"
@@ -107,7 +118,8 @@ def main_part(lines: list[Line], drawings: list[Line]) -> Iterator[str]:
         shown = ", ".join(
             f"{tables.METRICS[name]} {number(each['value'], name)}" for name, each in line["metrics"].items()
         )
-        yield f"As many fresh drawings, which no model can be expected to better: {shown}."
+        design = "with the objects that are asked for" if line["condition"] == "conditional" else "of anything"
+        yield f"As many fresh drawings {design}, than which no model can be expected to do better: {shown}."
     told = tables.verdicts(lines)
     if told:
         yield "**ASAG against the others**, by paired differences of at least 3 standard errors:\n\n" + "\n".join(told)
@@ -139,7 +151,11 @@ _SWEEPS = {
     "strength": ("Strength λ", "The factor on the paper's λ; 0 is the uniform map."),
     "iterations": ("Iterations", ""),
     "window": ("Window", "Fractions of the steps that are guided."),
-    "adaptive": ("High scales, fixed and adaptive", "Does `adaptive` keep ASAG from burning? Look at clipped and FD."),
+    "adaptive": (
+        "High scales, fixed and adaptive",
+        "Does `adaptive` keep ASAG from burning? Its scales push as far as the fixed one above them, and [..σ] is the "
+        "paired difference to that one.",
+    ),
 }
 
 
@@ -149,7 +165,7 @@ def sweeps(folder: Path, model: str) -> Iterator[str]:
         lines = read_lines(folder / f"{plan}-{model}.jsonl")
         if lines:
             parts = [tables.sweep(lines, condition, names) for condition in tables.conditions_of(lines)]
-            yield "\n\n".join([f"### {title}", f"{words} {sampled(lines)}".strip(), *parts])
+            yield "\n\n".join([f"### {title}", f"{words} {sampled(lines)} {_SEARCHED}".strip(), *parts])
     if lines := read_lines(folder / f"steps-{model}.jsonl"):
         yield f"### CFG scale and number of steps\n\nFD; objects right. {sampled(lines)}\n\n{tables.steps_table(lines)}"
 
@@ -158,16 +174,21 @@ def cost(results: Path) -> str:
     """Table 4 as ratios to CFG: the paper's, and those of the newest file of results."""
     rows = [["paper: SDXL, seconds of an H100", "1.198 (1)", "1.280 (1.07)", "1.513 (1.26)", "1.551 (1.29)"]]
     newest = max(results.glob("*.jsonl"), default=None)
-    for line in read_lines(newest) if newest else []:
-        if line["bench"] == "step" and line["case"].endswith("-mid") and line["variant"] == "asag":
-            whole = line["ratio_to_cfg"] - 1
-            full = 1 + whole / line["share_of_full_pass"]
-            rows.append([f"here: {line['case']}", "1", f"{full:.2f}", f"{full:.2f}", f"{line['ratio_to_cfg']:.2f}"])
+    found = {
+        (line["case"], line["variant"]): line["ratio_to_cfg"]
+        for line in (read_lines(newest) if newest else [])
+        if line["bench"] == "step" and line["case"].endswith("-mid")
+    }
+    for case in dict.fromkeys(case for case, _ in found):
+        ratios = {name: found.get((case, name)) for name in ("full-pass", "pag", "seg", "asag")}
+        shown = {name: f"{value:.2f}" if value else "–" for name, value in ratios.items()}
+        rows.append([f"here: {case}, a whole extra pass", "1", *[shown["full-pass"]] * 3])
+        rows.append([f"here: {case}, sharing work", "1", shown["pag"], shown["seg"], shown["asag"]])
     head = ["", "CFG", "PAG", "SEG", "ASAG"]
     return (
-        "## Cost (the paper's Table 4)\n\nRatios to CFG alone; for PAG and SEG here a whole extra pass, as their own "
-        "implementations take (bench/results). PAG, too, takes an extra pass; the paper doesn't say why it costs so "
-        f"little there.\n\n{markdown(head, rows)}"
+        "## Cost (the paper's Table 4)\n\nRatios to CFG alone (bench/results). A whole extra pass is what other "
+        "implementations of any of the three take; the paper doesn't say why PAG's costs so little there. Here the "
+        f"pass shares what comes before the block, and all three methods gain by that.\n\n{markdown(head, rows)}"
     )
 
 

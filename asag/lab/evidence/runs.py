@@ -6,7 +6,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,8 @@ from asag.trace import Trace
 PART = 250  # pictures that are sampled and kept together; a run can stop between two of them
 _BATCH = 25  # more is no faster on a CPU
 MODELS = {"unet": embedded, "mmdit": embedded_mmdit}
-_CAPTIONS_SEED = 20_000  # the captions are the same for every run and seed, as those of a benchmark are
+CAPTIONS_SEED = 20_000  # the captions are the same for every run and seed, as those of a benchmark are
+SOLVER = "DPM++ 2M"
 
 
 class PartError(RuntimeError):
@@ -59,17 +61,39 @@ class Run:
 
     @property
     def key(self) -> str:
-        """A name for files, the same on every machine."""
-        told = json.dumps(["dpm++2m", self.model, self.conditional, self.guidance_scale, self.steps, self.settings])
-        method = dict(self.settings).get("method", "asag") if self.settings else "plain"
+        """A name for files, the same on every machine; another one for other weights and other defaults."""
+        parsed = AsagSettings.from_mapping(dict(self.settings))
+        changing = [each.name for each in fields(parsed) if each.metadata["option"].picture]
+        settings = {name: getattr(parsed, name) for name in changing} if self.settings else {}
+        base = [SOLVER, weights(self.model), self.conditional, self.guidance_scale, self.steps]
+        told = json.dumps([*base, settings], sort_keys=True)
+        method = settings.get("method", "plain")
         return f"{self.model}-{method}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
 
 
+@cache
+def weights(model: str) -> str:
+    """A digest of the files of a model and of the classifier that judges its pictures."""
+    folder = MODELS[model].MODEL
+    files = {*folder.rglob("*.safetensors"), *folder.rglob("*.json"), *embedded.MODEL.glob("*.safetensors")}
+    digest = hashlib.sha256()
+    for path in sorted(files, key=lambda path: path.relative_to(folder.parent)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 class Part(NamedTuple):
-    """The pictures number `number * PART` to `(number + 1) * PART - 1` of seed `seed`."""
+    """Of the pictures of noise seed `seed` the `count` from number `number * PART` on; `captions` is their seed."""
 
     seed: int
     number: int
+    count: int = PART
+    captions: int = CAPTIONS_SEED
+
+    def labels(self) -> Tensor:
+        """(count,2,2): what the pictures are asked for."""
+        first = self.number * PART
+        return captions(first + self.count, self.captions)[first:]
 
 
 def trained() -> list[str]:
@@ -77,9 +101,9 @@ def trained() -> list[str]:
     return [name for name, module in MODELS.items() if module.MODEL.exists()]
 
 
-def captions(count: int) -> Tensor:
-    """Labels (count,2,2) of the captions that pictures 0 to count - 1 are asked for, whatever the seed."""
-    return scenes.draw(count, torch.Generator().manual_seed(_CAPTIONS_SEED)).labels
+def captions(count: int, seed: int = CAPTIONS_SEED) -> Tensor:
+    """Labels (count,2,2) of the captions that pictures 0 to count - 1 are asked for, whatever their noise."""
+    return scenes.draw(count, torch.Generator().manual_seed(seed)).labels
 
 
 class Sampler:

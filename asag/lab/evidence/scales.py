@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from asag.lab import embedded, papers
 from asag.lab.evidence.lines import read_lines
-from asag.lab.evidence.plans import METHODS, Scales, baseline, guided
+from asag.lab.evidence.plans import HIGH, METHODS, RESTRAINED, SEARCHED, Scales, baseline, guided, rounded
 from asag.lab.evidence.runs import Run, Sampler, captions
 
 _PICTURES = 48
 _SEED = 102
-_ROUNDS = 4  # of the fixed point, which converges since the size of δ changes slowly with the scale
+_CLOSE = 0.01
+_ROUNDS = 8  # of the fixed point, which converges since the size of δ changes slowly with the scale
 
 
 def push(sampler: Sampler, run: Run) -> float:
@@ -23,22 +25,42 @@ def push(sampler: Sampler, run: Run) -> float:
     return float(torch.stack(pushes).mean())
 
 
+def matched(sampler: Sampler, base: Run, settings: dict[str, Any], aim: float, start: float) -> float:
+    """The scale at which `settings` push as far as `aim`, within 1 %.
+
+    Raises:
+        RuntimeError: naming the settings, where it isn't found.
+    """
+    scale = start
+    for _ in range(_ROUNDS):
+        size = push(sampler, guided(base, {**settings, "scale": scale}))
+        if abs(size / aim - 1) < _CLOSE:
+            return scale
+        scale = rounded(scale * aim / size)
+    raise RuntimeError(f"{settings}: no scale found that pushes by {aim:.3g}; the last one, {scale}, by {size:.3g}")
+
+
 def calibrate(sampler: Sampler, model: str, scales: Scales, steps: int | None = None) -> None:
-    """Find for each method the scale whose push is that of ASAG at the paper's scale, within 1 %."""
+    """Find for each method the scale whose push is that of ASAG at the paper's scale."""
+    scale = papers.SCALES["asag"]
     for conditional in (False, True):
         base = baseline(model, conditional, steps=steps)
-        aim = push(sampler, guided(base, {"method": "asag", "scale": papers.SCALES["asag"]}))
-        found = {"asag": papers.SCALES["asag"]}
-        for method in METHODS[:-1]:
-            scale = papers.SCALES["asag"]
-            for _ in range(_ROUNDS):
-                size = push(sampler, guided(base, {"method": method, "scale": scale}))
-                if abs(size / aim - 1) < 0.01:
-                    break
-                scale = float(f"{scale * aim / size:.3g}")
-            found[method] = scale
-            print(f"{model} {'conditional' if conditional else 'unconditional'} {method}: {scale:g}", flush=True)
+        aim = push(sampler, guided(base, {"scale": scale}))
+        found = {name: matched(sampler, base, {"method": name}, aim, scale) for name in METHODS}
         scales.put(model, "conditional" if conditional else "unconditional", "norm", found)
+        print(model, "conditional" if conditional else "unconditional", found, flush=True)
+
+
+def calibrate_high(sampler: Sampler, model: str, scales: Scales, steps: int | None = None) -> None:
+    """Find the scales of adaptive guidance whose pushes are those of ASAG at high fixed scales."""
+    for conditional in (False, True):
+        base = baseline(model, conditional, steps=steps)
+        for high in HIGH:
+            aim = push(sampler, guided(base, {"scale": high}))
+            # An adaptive scale is about the push itself.
+            found = {name: matched(sampler, base, way, aim, rounded(aim)) for name, way in RESTRAINED.items()}
+            scales.put(model, "conditional" if conditional else "unconditional", f"push of {high:g}", found)
+            print(model, "conditional" if conditional else "unconditional", high, found, flush=True)
 
 
 def choose_best(path: Path, model: str, scales: Scales) -> None:
@@ -48,7 +70,7 @@ def choose_best(path: Path, model: str, scales: Scales) -> None:
         best = {}
         for method in METHODS:
             searched = [line for line in lines if (line["condition"], line["method"]) == (condition, method)]
-            if searched:
+            if len(searched) == len(SEARCHED):
                 best[method] = min(searched, key=lambda line: line["metrics"]["fd"]["value"])["settings"]["scale"]
         if best:
             scales.put(model, condition, "best", best)

@@ -11,8 +11,8 @@ METRICS = {
     "fd": "FD ↓",
     "fd_layout": "FD layout ↓",
     "fd_spectrum": "FD spectrum ↓",
-    "kid": "KID ↓",
-    "is_like": "IS-like ↑",
+    "kid": "KID · 1000 ↓",
+    "is_like": "IS-like",
     "right": "objects right ↑",
     "contrast": "contrast",
     "saturation": "saturation",
@@ -20,7 +20,7 @@ METRICS = {
     "diversity": "diversity",
 }
 # 1: higher is better, -1: lower; the others have no better end.
-BETTER = {"fd": -1, "fd_layout": -1, "fd_spectrum": -1, "kid": -1, "is_like": 1, "right": 1}
+BETTER = {"fd": -1, "fd_layout": -1, "fd_spectrum": -1, "kid": -1, "right": 1}
 NAMES = {
     "vanilla": "vanilla",
     "cfg": "CFG",
@@ -61,6 +61,8 @@ def conditions_of(lines: Sequence[Line]) -> list[str]:
 def number(value: float, name: str = "") -> str:
     if name == "right":
         return f"{100 * value:.1f} %"
+    if name == "kid":
+        value *= 1000
     return f"{value:.3g}" if abs(value) < 1 else f"{value:.4g}"
 
 
@@ -78,6 +80,15 @@ def figure_of(line: Line, name: str) -> str:
         return text
     better = BETTER.get(name, 0) * sigmas
     return f"**{text}** ({sigmas:+.0f}σ)" if better > 0 else f"{text} ({sigmas:+.0f}σ)"
+
+
+def to_rival(line: Line, name: str) -> str:
+    """The paired difference to the cell that this one is set beside, where it is one to be sure of."""
+    metric = line["metrics"].get(name, {})
+    error = metric.get("to_asag_error")
+    if not error or abs(metric["to_asag"] / error) < SURE:
+        return ""
+    return f" [{metric['to_asag'] / error:+.0f}σ]"
 
 
 def scale_of(line: Line) -> str:
@@ -118,15 +129,13 @@ def verdicts(lines: Sequence[Line]) -> list[str]:
             for line in rivals:
                 parts = {"better": [], "worse": [], "not told apart": []}
                 for name, sign in BETTER.items():
-                    if (condition, name) == ("unconditional", "right"):
-                        continue  # nothing was asked for
-                    metric = line["metrics"][name]
-                    if "to_asag" not in metric or not metric["to_asag_error"]:
+                    metric = line["metrics"].get(name, {})
+                    if not metric.get("to_asag_error"):
                         continue
                     # How much better ASAG is than this line.
                     sigmas = -sign * metric["to_asag"] / metric["to_asag_error"]
                     kind = "not told apart" if abs(sigmas) < SURE else "better" if sigmas > 0 else "worse"
-                    label = METRICS[name].rsplit(" ", 1)[0]
+                    label = METRICS[name].removesuffix(" ↓").removesuffix(" ↑")
                     parts[kind].append(label if kind == "not told apart" else f"{label} ({abs(sigmas):.0f}σ)")
                 found = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in parts.items() if names)
                 if found:
@@ -143,7 +152,7 @@ def sweep(lines: Sequence[Line], condition: str, names: Sequence[str]) -> str:
             continue
         given = [f"{name} {value}" for name, value in line["settings"].items() if name != "method"]
         plain = NAMES[line["method"]] if line["method"] != "asag" else ""
-        rows.append([", ".join(given) or plain, *(figure_of(line, name) for name in names)])
+        rows.append([", ".join(given) or plain, *(figure_of(line, name) + to_rival(line, name) for name in names)])
     return markdown([condition, *(METRICS[name] for name in names)], rows)
 
 
