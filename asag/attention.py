@@ -69,7 +69,7 @@ def adversarial_sinkhorn_attention(
     with torch.no_grad(), without_autocast(query.device.type):
         largest_logit = float(bound_logits(query, key, scale).amax())
         dtype = computation_dtype(query, largest_logit)
-        if impl != "dense" and normalize == "rows" and has_linear_kernel(query):
+        if impl != "dense" and normalize == "rows" and has_linear_kernel(query.device.type, dtype):
             bias = key_bias(query, key, scale, dtype, largest_logit, iterations, tolerance)
             return biased_attention(query, key, value, bias, scale, dtype)
         flat_query, flat_key, flat_value = (tensor.flatten(0, 1) for tensor in (query, key, value))
@@ -211,10 +211,10 @@ def bias_features(query: Tensor, key: Tensor, bias: Tensor, scale: float) -> tup
     return torch.cat([query, query_features], dim=-1), torch.cat([key, key_features], dim=-1), padding
 
 
-def has_linear_kernel(query: Tensor) -> bool:
-    """Whether SDPA with a key bias needs no n x m tensor here: CPU and CUDA kernels since torch 2.3."""
+def has_linear_kernel(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether SDPA with a key bias needs no n x m tensor: since torch 2.3, and on CUDA not in float64."""
     major, minor = (int(part) for part in torch.__version__.split(".")[:2])
-    return (major, minor) >= (2, 3) and query.device.type in ("cpu", "cuda")
+    return (major, minor) >= (2, 3) and (device_type == "cpu" or (device_type == "cuda" and dtype != torch.float64))
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:

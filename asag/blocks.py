@@ -149,9 +149,10 @@ def select(blocks: BlockList, inventory: Sequence[tuple[Address, Layer]], defaul
 def late_blocks(addresses: Sequence[Address]) -> BlockList:
     """What "late" means, for addresses in the model's order: the first block of a UNet's decoder that attends, or the
     block two thirds through a transformer. Less of the model follows than after its middle, so guiding costs less."""
-    decoder = [address for address in addresses if address.part == "out"]
-    chosen = decoder[0] if decoder else addresses[len(addresses) * 2 // 3]
-    return BlockList((Selector(chosen.part, (chosen.block, chosen.block)),))
+    blocks = list(dict.fromkeys((address.part, address.block) for address in addresses))
+    decoder = [block for block in blocks if block[0] == "out"]
+    part, number = decoder[0] if decoder else blocks[len(blocks) * 2 // 3]
+    return BlockList((Selector(part, (number, number)),))
 
 
 def summarize(addresses: Iterable[Address]) -> str:

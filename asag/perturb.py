@@ -63,10 +63,13 @@ def branching(
     with branch.open(), ExitStack() as stack:
         for name in family.row_methods:
             stack.enter_context(attribute_replaced(model, name, branch.growing(getattr(model, name))))
-        for layer in layers:
-            forward = layer.module.forward
-            replacement = family.replacement(layer, forward, operator.at(layer.address), scene)
-            stack.enter_context(forward_replaced(layer.module, _by_rows(forward, replacement, branch)))
+        for module in dict.fromkeys(layer.module for layer in layers):
+            forward = replacement = module.forward
+            # SD3.5's blocks hold two layers in one module: its rows are told apart once, around both.
+            for layer in layers:
+                if layer.module is module:
+                    replacement = family.replacement(layer, replacement, operator.at(layer.address), scene)
+            stack.enter_context(forward_replaced(module, _by_rows(forward, replacement, branch)))
         yield branch
 
 

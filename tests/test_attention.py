@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asag.attention import adversarial_sinkhorn_attention, bias_features, biased_attention
+from asag.attention import adversarial_sinkhorn_attention, bias_features, biased_attention, has_linear_kernel
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 
@@ -205,3 +205,17 @@ def test_bad_input_names_argument_value_and_what_is_allowed(change, message):
     arguments = {name: torch.zeros(1, 2, 5, 8) for name in ("query", "key", "value")} | change
     with pytest.raises(ValueError, match=message):
         adversarial_sinkhorn_attention(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("device_type", "dtype", "linear"),
+    [
+        ("cpu", torch.float64, True),
+        ("cuda", torch.float32, True),
+        ("cuda", torch.float16, True),
+        ("cuda", torch.float64, False),  # only the kernel that builds n x m takes it
+        ("mps", torch.float32, False),
+    ],
+)
+def test_kernels_that_build_no_square(device_type, dtype, linear):
+    assert has_linear_kernel(device_type, dtype) == linear

@@ -80,6 +80,9 @@ def test_late_is_the_decoders_first_block_or_two_thirds_through():
     assert select(parse_blocks("late"), flux, MID) == ["single.19.0"]
     both = [(Address("joint", number, layer), f"joint.{number}.{layer}") for number in range(24) for layer in (0, 1)]
     assert select(parse_blocks("late"), both, MID) == ["joint.16.0", "joint.16.1"]
+    # SD3.5 has second layers in its first half alone: blocks are counted, not layers.
+    some = [each for each in both if each[0].layer == 0 or each[0].block < 13]
+    assert select(parse_blocks("late"), some, MID) == ["joint.16.0"]
 
 
 def test_one_is_not_ten():

@@ -256,3 +256,34 @@ def test_modulations_in_dataclasses_are_taken_along() -> None:
         own, other = branch.split(block(x, vec))
     torch.testing.assert_close(own, x + vec[0].shift)
     torch.testing.assert_close(other, own[1:] + 1)
+
+
+class Twofold(nn.Module):
+    """The double of a block with two layers in one module, as Forge's SD3.5 has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+
+class TwofoldFamily:
+    row_methods: tuple[str, ...] = ()
+
+    def stages(self, model: Twofold) -> list[nn.Module]:
+        return [model.block]
+
+    def replacement(self, layer: AttentionLayer, original: Any, operator: Any, scene: Scene) -> Any:
+        return lambda x: original(x) * (layer.address.layer + 2)
+
+
+def test_two_layers_in_one_module_are_both_perturbed() -> None:
+    model, x = Twofold(), normal(TOTAL, 4)
+    layers = [AttentionLayer(Address("joint", 0, index), model.block) for index in range(2)]
+    family, rows = TwofoldFamily(), slice(1, 3)
+    with branching(model, layers, family, Identity(), Scene(), rows, TOTAL) as branch:
+        own, copies = branch.split(model(x))
+    torch.testing.assert_close(own, model(x))
+    torch.testing.assert_close(copies, 6 * model(x)[rows])

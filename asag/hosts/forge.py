@@ -109,10 +109,16 @@ class ForgeRun(GuidedRun):
         return self.step is not None and self.step.is_of(args["input"], args["model_options"])
 
     def _guided(self, args: dict[str, Any], step: Step) -> Tensor:
-        perturbed = step.predict(_host_pass(args), args["cond"])
+        perturbed = step.predict(_host_pass(args, step.x), args["cond"])
         delta = (args["cond_denoised"] - perturbed) * _weight(args["cond"])
         sigma = args["sigma"].reshape(-1, *[1] * (delta.ndim - 1))
-        guided = args["denoised"] + delta * self.scale_of(step.scale, delta, sigma)
+        shift = delta * self.scale_of(step.scale, delta, sigma)
+        guided = args["denoised"] + shift
+        unconditional = args.get("uncond_denoised")
+        # CFG++ samplers renoise with the unconditional prediction, and what guides both rows shifts it as well. It is
+        # all zeros where there was none.
+        if isinstance(unconditional, Tensor) and unconditional.any():
+            unconditional += shift.to(unconditional.dtype)
         if self.settings.rescale:
             guided = guided * rescale_factor(args["cond_denoised"], guided, self.settings.rescale)
         return guided
@@ -163,13 +169,18 @@ def _weight(conds: list[dict[str, Any]]) -> float:
     return sum(weights) / total if total else 1.0
 
 
-def _host_pass(args: dict[str, Any]) -> Callable[[list[dict[str, Any]]], Tensor]:
-    """The host's own pass on conditionings alone, in the step whose post-CFG arguments these are."""
+def _host_pass(args: dict[str, Any], step_x: Tensor) -> Callable[[list[dict[str, Any]]], Tensor]:
+    """The host's own pass on conditionings alone, in the step whose post-CFG arguments these are, and which got
+    `step_x` from the sampler."""
     # reForge has no backend package.
     home = sys.modules.get("backend.sampling.sampling_function") or sys.modules["ldm_patched.modules.samplers"]
+    x = args["input"]
+    if home.__name__.startswith("ldm_patched") and not args["model_options"].get("conditioning_modifiers"):
+        # There pre-CFG functions run after the model, and inpaint_only leaves another input for those that follow.
+        x = step_x
 
     def predict(conds: list[dict[str, Any]]) -> Tensor:
-        x, rest = args["input"], (args["input"], args["sigma"], args["model_options"])
+        rest = (x, args["sigma"], args["model_options"])
         # Neo makes long videos in windows of frames.
         windows = getattr(getattr(home, "dynamic_args", None), "context_handler", None)
         if windows is not None and windows.should_use_context(x):

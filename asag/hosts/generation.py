@@ -55,6 +55,8 @@ class GuidedRun:
         self.adaptive = AdaptiveScale()
         self.call = 0
         self.guided_calls = 0
+        self.missed_calls = 0
+        self.blocks_field = "blocks"
         self.reuse = Reuse(settings.reuse)
         self.aside: str | None = None
         self.error: Exception | None = None
@@ -76,6 +78,9 @@ class GuidedRun:
 
     def on_cfg_denoiser(self, params: Any) -> None:
         """Before the host's pass: decide whether this step is guided, and if so record what the model is given."""
+        if self.step is not None:
+            # reForge's CFG++ samplers give the model options of their own, and what guides isn't called.
+            self.missed_calls += 1
         self.close()
         denoiser = params.denoiser
         if self.error is not None:
@@ -90,7 +95,9 @@ class GuidedRun:
         if self.stands_aside(denoiser.p):
             return
         chosen = self.settings
-        base, blocks = chosen.in_pass(getattr(denoiser.p, "is_hr_pass", False))
+        is_hires = getattr(denoiser.p, "is_hr_pass", False)
+        base, blocks = chosen.in_pass(is_hires)
+        self.blocks_field = blocks_field(chosen, is_hires)
         scale = scheduled_scale(base, chosen.schedule, denoiser.step, denoiser.total_steps, chosen.start, chosen.end)
         if scale:
             with self.errors_told():
@@ -131,7 +138,7 @@ class GuidedRun:
             raise
         except (BlocksError, UnsupportedModel) as error:
             # A refiner or the hires pass brought another model.
-            name = "blocks" if isinstance(error, BlocksError) else "model"
+            name = self.blocks_field if isinstance(error, BlocksError) else "model"
             self.error = Refused(f"ASAG settings: {name}: {error}", 422)
             raise self.error from error
         except Exception as error:
@@ -165,14 +172,18 @@ def check_blocks(model: nn.Module, family: Family, p: Any, settings: AsagSetting
     """Raise Refused before sampling when the model that runs first, or is to run the hires pass, lacks the blocks."""
     other_model = getattr(p, "hr_checkpoint_name", None) not in (None, "", "Use same checkpoint")
     hires = getattr(p, "enable_hr", False) and not other_model
-    passes = {"blocks": False, "hires_blocks": True} if hires else {"blocks": False}
-    for name, is_hires in passes.items():
+    for is_hires in (False, True) if hires else (False,):
         scale, blocks = settings.in_pass(is_hires)
         try:
             if scale:
                 choose_layers(model, family, blocks)
         except BlocksError as error:
-            raise Refused(f"ASAG settings: {name}: {error}", 422) from error
+            raise Refused(f"ASAG settings: {blocks_field(settings, is_hires)}: {error}", 422) from error
+
+
+def blocks_field(settings: AsagSettings, is_hires: bool) -> str:
+    """The setting that a pass has its blocks from."""
+    return "hires_blocks" if is_hires and settings.hires_blocks != "same" else "blocks"
 
 
 def arm(host: Host, p: Any, settings: AsagSettings, unguided: Callable[[], None]) -> Trace | None:
@@ -196,8 +207,13 @@ def arm(host: Host, p: Any, settings: AsagSettings, unguided: Callable[[], None]
             p.comment(run.reuse.comment())
         if not run.guided_calls:
             unguided()
-            if not run.aside:
-                p.comment("ASAG guided no step of this image: none lies in its window, or hires fix was off")
+        if run.missed_calls:
+            p.comment(
+                f"ASAG guided {run.guided_calls} steps and left out {run.missed_calls}: the sampler replaces the "
+                "functions that guide (reForge's CFG++ samplers do); choose another one"
+            )
+        elif not run.guided_calls and not run.aside:
+            p.comment("ASAG guided no step of this image: none lies in its window, or hires fix was off")
         return out
 
     _wrap_sample(p, run, guarded)

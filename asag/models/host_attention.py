@@ -47,9 +47,10 @@ class HostTransformer:
         return has_class(model, self.class_name)
 
     def default_blocks(self, model: nn.Module) -> BlockList:
-        layers = self.layers(model)
-        middle = layers[len(layers) // 2].address
-        return parse_blocks(f"{middle.part}.{middle.block}")
+        # A block may have several layers.
+        blocks = list(dict.fromkeys((layer.address.part, layer.address.block) for layer in self.layers(model)))
+        part, number = blocks[len(blocks) // 2]
+        return parse_blocks(f"{part}.{number}")
 
     def layers(self, model: nn.Module) -> list[AttentionLayer]:
         raise NotImplementedError

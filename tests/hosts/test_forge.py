@@ -91,6 +91,8 @@ class Host:
         self.conds = [{"text": torch.full((1, 3, 4), 0.3)}]
         self.unconds = [{"text": torch.full((1, 3, 4), -0.2)}]
         self.cfg, self.fails = 7.0, False
+        self.sampler_replaces_functions, self.input_of_functions = False, None
+        self.uncond_denoised: list[torch.Tensor] = []
 
     def sample(self):
         """The denoised results of all steps: each as modules/sd_samplers_cfg_denoiser.py and sampling_function go."""
@@ -106,12 +108,17 @@ class Host:
 
     def step(self):
         sigma = torch.full((2,), 2.0)
-        options = self.objects.unet.model_options
+        options = dict(self.objects.unet.model_options)
+        if self.sampler_replaces_functions:
+            options["sampler_post_cfg_function"] = []
         cond, uncond = calc_cond_uncond_batch(self.model, self.conds, self.unconds, self.x, sigma, options)
         denoised = uncond + (cond - uncond) * self.cfg * sum(each.get("strength", 1.0) for each in self.conds)
         for function in options.get("sampler_post_cfg_function", []):
-            given = {"denoised": denoised, "cond_denoised": cond, "cond": self.conds, "input": self.x, "sigma": sigma}
-            denoised = function({**given, "model": self.model, "model_options": options})
+            given = {"denoised": denoised, "cond_denoised": cond, "cond": self.conds, "sigma": sigma}
+            given["input"] = self.x if self.input_of_functions is None else self.input_of_functions
+            given |= {"uncond_denoised": uncond, "model": self.model, "model_options": options}
+            denoised = function(given)
+        self.uncond_denoised.append(uncond)
         return denoised
 
 
@@ -185,6 +192,37 @@ def test_outside_the_window_is_told(host):
     assert "guided no step" in host.comments[0]
 
 
+def test_what_cfg_plus_plus_samplers_renoise_with_is_shifted_as_much(host):
+    unguided, expected = plain(host), host.uncond_denoised.pop()
+    host.uncond_denoised.clear()
+    shift = guided(host, scale=2.0) - unguided
+    torch.testing.assert_close(host.uncond_denoised[0] - expected, shift[0])
+    host.unconds = None
+    guided(host, scale=2.0)
+    assert not host.uncond_denoised.pop().any()
+
+
+def test_a_sampler_that_replaces_what_guides_is_told(host):
+    host.sampler_replaces_functions = True
+    torch.testing.assert_close(guided(host, scale=2.0), plain(host), rtol=0, atol=0)
+    assert host.unguided
+    assert host.comments == [
+        "ASAG guided 0 steps and left out 3: the sampler replaces the functions that guide (reForge's CFG++ samplers "
+        "do); choose another one"
+    ]
+    assert not host.model.diffusion_model._forward_pre_hooks
+
+
+def test_an_input_that_is_changed_after_the_model_is_not_perturbed(host, monkeypatch):
+    """reForge runs pre-CFG functions after the model; inpaint_only's leaves another input for what follows."""
+    unguided, shift = plain(host), guided(host, scale=1.0) - plain(host)
+    sampling = sys.modules.pop("backend.sampling.sampling_function")
+    sampling.__name__ = "ldm_patched.modules.samplers"
+    monkeypatch.setitem(sys.modules, sampling.__name__, sampling)
+    host.input_of_functions = torch.zeros_like(host.x)
+    torch.testing.assert_close(guided(host, scale=1.0) - unguided, shift)
+
+
 def test_adaptive_scale_is_the_size_of_the_push(host):
     shift = guided(host, scale=0.5, adaptive=True) - plain(host)
     # σ is 2: the push of a denoised picture is twice that of the noise, in whose space s₀ is its size.
@@ -243,6 +281,20 @@ def test_unknown_blocks_end_the_request_before_it_samples(host):
         guided(host, blocks="out.3")
     assert refused.value.status_code == 422
     assert host.objects.unet is host.unet
+
+
+def test_the_field_is_named_that_a_pass_has_its_blocks_from(host):
+    host.p.enable_hr = True
+    for settings, field in (
+        ({"blocks": "out.3", "hires": "hires"}, "blocks"),
+        ({"hires_blocks": "out.3", "hires": "both"}, "hires_blocks"),
+    ):
+        with pytest.raises(Refused, match=rf"settings: {field}: 'out\.3'"):
+            guided(host, **settings)
+    # Another checkpoint's blocks are known in the hires pass alone.
+    host.p.hr_checkpoint_name, host.p.is_hr_pass = "another", True
+    with pytest.raises(Refused, match=r"settings: hires_blocks: 'out\.3'"):
+        guided(host, hires_blocks="out.3", hires="both")
 
 
 @pytest.mark.parametrize("mark", ["model", "network"])

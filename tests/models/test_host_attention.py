@@ -96,6 +96,15 @@ def given():
     return x, scene
 
 
+def test_auto_counts_blocks_and_not_layers():
+    class Uneven(DoublesFamily):
+        def layers(self, model):
+            places = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (3, 0), (4, 0)]
+            return [SequenceLayer(Address("joint", *place), model) for place in places]
+
+    assert str(Uneven().default_blocks(nn.Identity())) == "joint.2"
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("mask", [None, torch.tensor([[0.0, -1.0, -2.0] + 12 * [0.0]]).expand(15, -1)])
 def test_softmax_changes_nothing_and_sinkhorn_something(model, mask):
