@@ -82,9 +82,11 @@ class ForgeRun(GuidedRun):
             return
         before = objects.unet
         objects.unet = before.clone()
-        objects.unet.set_model_sampler_post_cfg_function(self.after_cfg)
-        functions = objects.unet.model_options["sampler_post_cfg_function"]
-        objects.unet.model_options["sampler_post_cfg_function"] = [self.after_own_pass, *functions]
+        functions = objects.unet.model_options.get("sampler_post_cfg_function", [])
+        # What guides comes last, but before what puts a protected area back.
+        place = next((i for i, each in enumerate(functions) if _protects(each)), len(functions))
+        ours = [self.after_own_pass, *functions[:place], self.after_cfg, *functions[place:]]
+        objects.unet.model_options = {**objects.unet.model_options, "sampler_post_cfg_function": ours}
         self.patched.append((objects, before, objects.unet))
 
     def end(self) -> None:
@@ -160,6 +162,12 @@ def refuse_compiled(model: Any) -> None:
 def _objects(denoiser: Any) -> Any:
     """The model patchers that the host's sampling_function uses."""
     return denoiser.inner_model.inner_model.forge_objects
+
+
+def _protects(function: Callable[..., Tensor]) -> bool:
+    """Whether a post-CFG function is inpaint_only's, which blends with the picture outside of the mask
+    (extensions-builtin/forge_preprocessor_inpaint)."""
+    return getattr(function, "__module__", "").startswith("preprocessor_inpaint")
 
 
 def _weight(conds: list[dict[str, Any]]) -> float:

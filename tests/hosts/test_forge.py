@@ -261,6 +261,22 @@ def test_other_post_cfg_functions_count_before_and_after(host):
     assert len(host.unet.model_options["sampler_post_cfg_function"]) == 1
 
 
+def test_a_protected_area_is_put_back_after_guidance(host):
+    def blend(args):
+        return args["denoised"] * mask
+
+    mask = torch.zeros(4, 4)
+    mask[1:3] = 1
+    blend.__module__ = "preprocessor_inpaint.py"
+    shift = (guided(host, scale=1.0) - plain(host)) * mask
+    host.unet.set_model_sampler_post_cfg_function(blend)
+    host.unet.set_model_sampler_post_cfg_function(lambda args: args["denoised"] + 1.0)
+    found = guided(host, scale=1.0) - plain(host)
+    torch.testing.assert_close(found, shift)
+    assert not found[..., 0, :].any()
+    assert len(host.unet.model_options["sampler_post_cfg_function"]) == 2
+
+
 def test_another_model_in_the_middle_of_a_run_is_guided_too(host):
     sample = host.p.sample
 

@@ -11,7 +11,7 @@ import requests
 
 from .payloads import ROUNDING, asag, assert_differ, assert_same, control_unit, image_request, largest_difference
 from .payloads import request as small
-from .server import WebUI
+from .server import WebUI, encode_image
 
 Image = Callable[..., np.ndarray]
 
@@ -29,6 +29,7 @@ UNITS = {  # unit: what its module is called, in A1111's ControlNet or in Forge'
     "canny": (["canny"], CONTROL),
     "tile_colorfix": (["tile_colorfix"], CONTROL),
     "ip-adapter": (["ip-adapter_clip_h", "CLIP-ViT-H (IPAdapter)"], IP_ADAPTER),
+    "inpaint_only": (["inpaint_only"], CONTROL),
     "reference_only": (["reference_only"], None),
     "reference_adain": (["reference_adain"], None),
 }
@@ -48,7 +49,13 @@ def unit(request: pytest.FixtureRequest, webui: WebUI, control_models: list[str]
         if name is None:
             pytest.skip(f"no SD1.5 model called *{' or '.join(patterns)}*")
     # Forge's reference leaves out layers with few channels, the fewer the heavier it is: all count from 2 on.
-    script = control_unit(module, name, weight=2.0 if "reference" in module and webui.kind != "a1111" else 1.0)
+    changes = {"weight": 2.0} if "reference" in module and webui.kind != "a1111" else {}
+    if module == "inpaint_only":
+        # The left half may change.
+        mask = np.zeros((128, 128, 3), np.uint8)
+        mask[:, :64] = 255
+        changes = {"mask_image": encode_image(mask)}
+    script = control_unit(module, name, **changes)
     # ControlNet leaves attributes of its own on the modules when it is first used: before the guard looks at them.
     if webui.txt2img(**small(steps=1, alwayson_scripts=script)).status != 200:
         pytest.skip(f"the host itself fails with {module} at this size")

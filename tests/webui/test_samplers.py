@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from .payloads import assert_same, image_request, request
+from .payloads import asag, assert_same, image_request, request
 from .server import WebUI
 
 Image = Callable[..., np.ndarray]
@@ -31,6 +31,23 @@ def test_sampler(webui: WebUI, guidance_works: Image, guided: Image, sampler: st
         pytest.skip("this host lacks it")
     changes = {"sampler_name": sampler, "steps": 4}
     assert_same(guided(**changes), guidance_works(request(**changes)))
+
+
+def test_cfg_plus_plus(webui: WebUI, guidance_works: Image) -> None:
+    """The samplers of Forge's relatives that renoise with the unconditional prediction."""
+    names = {sampler["name"] for sampler in webui.get("/sdapi/v1/samplers")} - {*SAMPLERS}
+    chosen = sorted(name for name in names if "CFG++" in name)
+    if not chosen:
+        pytest.skip("this host has no more of them")
+    for name in chosen:
+        payload = request(sampler_name=name, steps=4)
+        if webui.kind == "reforge":
+            # They replace what guides; the user is told.
+            done = webui.txt2img(**{**payload, "alwayson_scripts": asag()})
+            assert_same(done.image, webui.txt2img(**payload).image)
+            assert "ASAG" not in done.infotext
+        else:
+            guidance_works(payload)
 
 
 def test_adaptive_steps(webui: WebUI, guidance_works: Image) -> None:
