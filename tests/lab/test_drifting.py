@@ -166,7 +166,7 @@ def test_distances():
 
 def test_standard_errors():
     found = drifting.with_errors([{"emd": 1.0}, {"emd": 2.0}, {"emd": 3.0}])
-    assert found == {"emd": 2.0, "emd_se": pytest.approx(1 / math.sqrt(3))}
+    assert found == {"emd": 2.0, "emd_se": pytest.approx(1 / math.sqrt(3)), "emd_each": [1.0, 2.0, 3.0]}
 
 
 def test_training_repeats_and_learns():
@@ -199,6 +199,7 @@ def test_sweep_from_end_to_end(tmp_path, capsys, monkeypatch):
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == lines
     assert [(line["method"], line["temperature"]) for line in lines] == [
         ("data", None),
+        ("one Gaussian", None),
         *((method, temperature) for temperature in (0.01, 0.3) for method in drifting.METHODS),
     ]
     for line in lines:
@@ -222,15 +223,16 @@ def test_sweep_from_end_to_end(tmp_path, capsys, monkeypatch):
     assert "--seeds: 1; allowed: at least 2" in capsys.readouterr().err
 
 
-def test_differences_need_two_standard_errors():
-    def found(method, temperature, coverage, error):
+def test_differences_are_paired_and_need_to_be_sure():
+    def found(method, temperature, coverage, spread):
         each = {"data": "ring", "method": method, "temperature": temperature, "seeds": 3, "train_seconds": 2.0}
-        return each | {"coverage": coverage, "coverage_se": error}
+        return each | {"coverage": coverage, "coverage_each": [coverage - spread, coverage, coverage + spread]}
 
     records = [
-        *(found("one-sided", 0.1, 0.5, 0.1), found("one-sided", 1.0, 0.8, 0.1)),
-        *(found("one-sided, no self-pairs", 0.1, 0.9, 0.1), found("one-sided, no self-pairs", 1.0, 1.0, 0.0)),
-        *(found("two-sided", 0.1, 1.0, 0.0), found("two-sided", 1.0, 0.7, 0.1)),
+        # The same ups and downs with every seed: less by 0.5 each time, and by 0.1 with the ups and downs reversed.
+        *(found("one-sided", 0.1, 0.5, 0.3), found("one-sided", 1.0, 0.8, -0.1)),
+        *(found("one-sided, no self-pairs", 0.1, 0.9, -0.1), found("one-sided, no self-pairs", 1.0, 1.0, 0.0)),
+        *(found("two-sided", 0.1, 1.0, 0.3), found("two-sided", 1.0, 0.7, 0.01)),
     ]
     assert drifting_report.differences(records).splitlines()[2:] == [
         "| one-sided | class coverage | more |  |",
@@ -247,7 +249,7 @@ def test_differences_need_two_standard_errors():
     records[0] |= {"seeds": 5}
     found = drifting_report.differences(records).splitlines()
     assert found[3] == "| one-sided | training time | not measured | 1.0 times |"
-    assert found[4] == "| one-sided, no self-pairs | class coverage | not measured |  |"
+    assert found[4] == "| one-sided, no self-pairs | class coverage | not measured | less |"
 
 
 def test_digits():
@@ -260,6 +262,10 @@ def test_digits():
     assert found["in_class"] > 0.9
     assert found["entropy"] > 0.99
     assert found["fd"] == pytest.approx(0, abs=1e-9)
+    ignorant = drifting.Sweep(target, drifting.Training(), 2)
+    ignorant.ignorance()
+    assert ignorant.records[0]["fd"] < 0.05
+    assert ignorant.records[0]["in_class"] < found["in_class"] - 0.2
     pixels = target.restore(target.held_out)
     assert pixels.shape == (599, 8, 8)
     assert pixels.min() == pytest.approx(0, abs=1e-4)

@@ -168,12 +168,14 @@ def judge(samples: Tensor, target: Target) -> dict[str, float]:
     return figures
 
 
-def with_errors(figures: list[dict[str, float]]) -> dict[str, float]:
-    """Each figure's mean over seeds, at least two, and under `<name>_se` its standard error."""
-    result = {}
+def with_errors(figures: list[dict[str, float]]) -> dict[str, Any]:
+    """Each figure's mean over seeds, at least two, under `<name>_se` its standard error, and under `<name>_each` what
+    every seed has, for paired differences."""
+    result: dict[str, Any] = {}
     for name in figures[0]:
         values = torch.tensor([each[name] for each in figures], dtype=torch.float64)
         result |= {name: float(values.mean()), f"{name}_se": float(values.std() / math.sqrt(len(values)))}
+        result[f"{name}_each"] = [float(f"{value:.6g}") for value in values.tolist()]
     return result
 
 
@@ -209,6 +211,17 @@ class Sweep:
         count = len(self.target.held_out)
         self._record("data", None, [judge(self.target.train[order[:count]], self.target) for order in drawn], {})
 
+    def ignorance(self) -> None:
+        """What a single Gaussian with the data's mean and covariance scores: a generator that learned no class."""
+        train, figures = self.target.train.double(), []
+        # A little more than nothing on the diagonal: some pixels never change.
+        root = torch.linalg.cholesky(train.T.cov() + 1e-9 * torch.eye(train.shape[1], dtype=torch.float64))
+        for seed in range(self.seeds):
+            generator = torch.Generator().manual_seed(seed)
+            normal = torch.randn(len(self.target.held_out), train.shape[1], generator=generator, dtype=torch.float64)
+            figures.append(judge((normal @ root.T + train.mean(dim=0)).float(), self.target))
+        self._record("one Gaussian", None, figures, {})
+
     def _record(
         self, method: str, temperature: float | None, figures: list[dict[str, float]], settings: dict[str, Any]
     ) -> None:
@@ -231,6 +244,7 @@ def run(args: argparse.Namespace) -> list[Sweep]:
 def sweep_of(args: argparse.Namespace, name: str) -> Sweep:
     sweep = Sweep(load(name), Training(steps=args.digits_steps if name == "digits" else args.steps), args.seeds)
     sweep.floor()
+    sweep.ignorance()
     for temperature in args.temperatures:
         for method in METHODS:
             sweep.run(method, temperature)
