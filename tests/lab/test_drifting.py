@@ -206,7 +206,7 @@ def test_sweep_from_end_to_end(tmp_path, capsys, monkeypatch):
         assert (line["experiment"], line["data"], line["seeds"]) == ("drifting", "ring", 2)
         assert line["coverage_se"] >= 0
         assert line["emd_se"] > 0
-    one, others, two = lines[1:4]
+    one, others, two = lines[2:5]
     assert one["column_error"] > two["column_error"] < 0.05
     assert len({each["emd"] for each in (one, others, two)}) == 3
     text = (tmp_path / "drifting.md").read_text()
