@@ -10,8 +10,8 @@ from asag.models.base import family_of
 from asag.perturb import choose_layers
 
 SAMPLES = 48
-# Measured with 512 samples: see the model's card. Four standard errors of 48 samples lie below that.
-GATE = 0.6
+# Measured with 512 samples: 0.885. Four standard errors of 48 samples lie below that.
+GATE = 0.7
 
 
 @pytest.fixture(scope="module")
