@@ -16,7 +16,7 @@ METHODS = tuple(papers.SCALES)  # ASAG last, as in the tables of its paper
 MAIN_CAPTIONS, MAIN_SEEDS = 2000, (1, 2, 3)
 # Searches have captions and noise that the main plan doesn't use.
 _SEARCH = {"captions": 500, "seeds": (101,), "captions_seed": 21_000}
-SEARCHED = (0.5, 1.0, 2.0, 4.0)  # times the scale of equal perturbation norm, since methods' sizes differ widely
+SEARCHED = (0.1, 0.25, 0.5, 1.0, 2.0)  # times the scale of equal perturbation norm, since methods' sizes differ widely
 CFG = 2.0
 HIGH = (3.0, 5.0, 7.0, 10.0)  # where ASAG may burn, and what may keep it from that
 RESTRAINED: dict[str, dict[str, Any]] = {
@@ -141,7 +141,9 @@ def _sweep(name: str, variations: Callable[[str], list[dict[str, Any]]]) -> Call
 
 
 def _blocks(model: str) -> list[dict[str, Any]]:
-    return [{"blocks": name, "scale": scale} for name in _BLOCKS[model] for scale in (0.5, 1.5, 4.0)]
+    # A block is one of few in the transformer, and its δ so much larger.
+    scales = {"unet": (0.5, 1.5, 4.0), "mmdit": (0.15, 0.5, 1.5)}[model]
+    return [{"blocks": name, "scale": scale} for name in _BLOCKS[model] for scale in scales]
 
 
 def adaptive_plan(model: str, scales: Scales) -> Plan:
@@ -185,6 +187,10 @@ PLANS: dict[str, Callable[[str, Scales], Plan]] = {
             for start, end in ((0.0, 0.4), (0.2, 0.6), (0.4, 1.0), (0.0, 1.0))
             for scale in (1.5, 4.0)
         ],
+    ),
+    "rescale": _sweep(
+        "rescale",
+        lambda model: [{"scale": scale, "rescale": value} for scale in (0.5, 1.5, 4.0) for value in (0.0, 0.5, 1.0)],
     ),
     "adaptive": adaptive_plan,
     "steps": steps_plan,

@@ -42,8 +42,9 @@ the same caption with other noise. IS-like, contrast, saturation and clipped are
 when not lost.
 
 **Three protocols.** The papers' scales (PAG and SEG 3, ASAG and the maps of its Table 3 1.5); scales that push equally
-far (mean RMS of s·δ along sampling as ASAG's at 1.5); each method's best scale (lowest FD of half, one, two and four
-times the scale of equal push), searched with other captions, other noise and fewer pictures than those reported.
+far (mean RMS of s·δ along sampling as ASAG's at 1.5); each method's best scale (lowest FD of a tenth, a quarter, half,
+one and two times the scale of equal push), searched with other captions, other noise and fewer pictures than those
+reported.
 """
 
 PLANNED = MAIN_CAPTIONS * len(MAIN_SEEDS)
@@ -150,6 +151,7 @@ def along_part(folder: Path, model: str, lines: list[Line]) -> Iterator[str]:
 _SWEEPS = {
     "strength": ("Strength λ", "The factor on the paper's λ; 0 is the uniform map."),
     "iterations": ("Iterations", ""),
+    "rescale": ("Rescale", "How far contrast is brought back to that of the unguided prediction."),
     "window": ("Window", "Fractions of the steps that are guided."),
     "adaptive": (
         "High scales, fixed and adaptive",
