@@ -161,8 +161,9 @@ class Metrics:
         block = blocks_of(len(described["contrast"]) // seeds, seeds)
         found = {name: metric(described[kind], block) for name, (kind, metric) in self.distances.items()}
         found["is_like"] = inception_like(described["classes"], block)
-        for name in described.keys() & {"right", "contrast", "saturation", "clipped"}:
-            found[name] = mean(described[name], block)
+        for name in ("right", "contrast", "saturation", "clipped"):
+            if name in described:
+                found[name] = mean(described[name], block)
         if seeds > 1:
             found["diversity"] = diversity(described["layout"], seeds, block)
         return found

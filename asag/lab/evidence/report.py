@@ -117,7 +117,9 @@ def main_part(lines: list[Line], drawings: list[Line], cells: int) -> Iterator[s
         yield f"**{condition.capitalize()}**\n\n{tables.comparison(lines, condition)}"
     for line in drawings:
         shown = ", ".join(
-            f"{tables.METRICS[name]} {number(each['value'], name)}" for name, each in line["metrics"].items()
+            f"{title} {number(line['metrics'][name]['value'], name)}"
+            for name, title in tables.METRICS.items()
+            if name in line["metrics"]
         )
         design = "with the objects that are asked for" if line["condition"] == "conditional" else "of anything"
         yield f"As many fresh drawings {design}, than which no model can be expected to do better: {shown}."
