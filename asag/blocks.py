@@ -149,10 +149,15 @@ def select(blocks: BlockList, inventory: Sequence[tuple[Address, Layer]], defaul
 def late_blocks(addresses: Sequence[Address]) -> BlockList:
     """What "late" means, for addresses in the model's order: the first block of a UNet's decoder that attends, or the
     block two thirds through a transformer. Less of the model follows than after its middle, so guiding costs less."""
-    blocks = list(dict.fromkeys((address.part, address.block) for address in addresses))
+    blocks = distinct_blocks(addresses)
     decoder = [block for block in blocks if block[0] == "out"]
     part, number = decoder[0] if decoder else blocks[len(blocks) * 2 // 3]
     return BlockList((Selector(part, (number, number)),))
+
+
+def distinct_blocks(addresses: Iterable[Address]) -> list[tuple[str, int]]:
+    """Part and number of each block, in order: a block may have several layers."""
+    return list(dict.fromkeys((address.part, address.block) for address in addresses))
 
 
 def summarize(addresses: Iterable[Address]) -> str:

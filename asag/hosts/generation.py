@@ -209,7 +209,7 @@ def arm(host: Host, p: Any, settings: AsagSettings, unguided: Callable[[], None]
             unguided()
         if run.missed_calls:
             p.comment(
-                f"ASAG guided {run.guided_calls} steps and left out {run.missed_calls}: the sampler replaces the "
+                f"ASAG guided {run.guided_calls} steps and left out others: the sampler replaces the "
                 "functions that guide (reForge's CFG++ samplers do); choose another one"
             )
         elif not run.guided_calls and not run.aside:

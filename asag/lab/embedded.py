@@ -26,7 +26,7 @@ from asag.lab.classifier import Classifier
 from asag.lab.mmdit import pooled
 
 MODEL = Path(__file__).parent / "model"
-SOLVER_STEPS = 14  # of `solver_of`: as good as 25 of DDIM
+SOLVER_STEPS = 14  # of `solver_of`: FD 174 ± 11 of 500 pictures without captions; DDIM with 25: 177 ± 11
 
 
 def load_unet(
@@ -46,7 +46,7 @@ def load_scheduler(folder: Path = MODEL, **changes: Any) -> DDIMScheduler:
 def solver_of(scheduler: DDIMScheduler) -> DPMSolverMultistepScheduler:
     """DPM-Solver++ (2M), which WebUIs call DPM++ 2M, for the same noise schedule."""
     changes = {"algorithm_type": "dpmsolver++", "solver_order": 2}
-    # Thresholding at a quantile of 1 is what DDIM's clipping does, at the ends of the range.
+    # Thresholding at a quantile of 1 clips, at 1; the shipped DDIM clips at 1.1.
     clipping = {"thresholding": True, "sample_max_value": 1.0, "dynamic_thresholding_ratio": 1.0}
     return DPMSolverMultistepScheduler.from_config(scheduler.config, **changes, **clipping)
 

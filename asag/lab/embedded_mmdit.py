@@ -14,7 +14,7 @@ from diffusers import (
 )
 
 MODEL = Path(__file__).parent / "model_mmdit"
-SOLVER_STEPS = 10  # of `solver_of`: as good as 25 of Euler
+SOLVER_STEPS = 10  # of `solver_of`: FD 411 ± 47 of 250 pictures late in training; Euler with 25: 420 ± 48
 
 
 def solver_of(scheduler: FlowMatchEulerDiscreteScheduler) -> DPMSolverMultistepScheduler:

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from asag.blocks import Address, BlockList, parse_blocks
+from asag.blocks import Address, BlockList, distinct_blocks, parse_blocks
 from asag.models.base import AttentionLayer, Forward, Scene, UnsupportedModel, has_class, join_heads, split_heads
 from asag.operators import Operator
 
@@ -47,8 +47,7 @@ class HostTransformer:
         return has_class(model, self.class_name)
 
     def default_blocks(self, model: nn.Module) -> BlockList:
-        # A block may have several layers.
-        blocks = list(dict.fromkeys((layer.address.part, layer.address.block) for layer in self.layers(model)))
+        blocks = distinct_blocks(layer.address for layer in self.layers(model))
         part, number = blocks[len(blocks) // 2]
         return parse_blocks(f"{part}.{number}")
 

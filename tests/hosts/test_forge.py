@@ -207,8 +207,8 @@ def test_a_sampler_that_replaces_what_guides_is_told(host):
     torch.testing.assert_close(guided(host, scale=2.0), plain(host), rtol=0, atol=0)
     assert host.unguided
     assert host.comments == [
-        "ASAG guided 0 steps and left out 3: the sampler replaces the functions that guide (reForge's CFG++ samplers "
-        "do); choose another one"
+        "ASAG guided 0 steps and left out others: the sampler replaces the functions that guide (reForge's CFG++ "
+        "samplers do); choose another one"
     ]
     assert not host.model.diffusion_model._forward_pre_hooks
 

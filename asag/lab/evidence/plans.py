@@ -78,7 +78,7 @@ class Scales:
         written.replace(self.path)
 
 
-def rounded(scale: float) -> float:
+def three_digits(scale: float) -> float:
     """To three digits, as scales are found and written."""
     return float(f"{scale:.3g}")
 
@@ -121,7 +121,7 @@ def search_plan(model: str, scales: Scales) -> Plan:
         equal = scales.get(model, "conditional" if conditional else "unconditional", "norm")
         for times in SEARCHED:
             for name, scale in equal.items():
-                settings = {"method": name, "scale": rounded(scale * times)}
+                settings = {"method": name, "scale": three_digits(scale * times)}
                 cells.append(Cell("search", "search", name, guided(base, settings), base))
     return Plan(tuple(cells), **_SEARCH)
 

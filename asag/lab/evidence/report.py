@@ -19,8 +19,8 @@ around the figures. `python -m asag evaluate PLAN --model MODEL` measures the li
 `python -m asag.lab.evidence.along --model MODEL` those on the plans along sampling.
 
 **What is measured on what.** Models small enough to lie in this repository, trained from scratch on drawings of one or
-two coloured shapes (asag/lab/scenes.py): the embedded UNet, of Stable Diffusion's architecture, and, once it is
-trained well enough, a small MMDiT, of Stable Diffusion 3's. What holds for 32x32 drawings need not hold for SDXL's
+two coloured shapes (asag/lab/scenes.py): the embedded UNet, of Stable Diffusion's architecture, and a
+small MMDiT, of Stable Diffusion 3's. What holds for 32x32 drawings need not hold for SDXL's
 photographs: the directions are evidence, the sizes of the effects are these models' own.
 
 **How.** The second-order solver DPM-Solver++ (2M), the WebUIs' DPM++ 2M, with 14 steps for the UNet, what it predicts
@@ -35,8 +35,8 @@ that happens once in 210 comparisons, so among the hundreds here one or two are 
 layout: on mean colours of 4x4 cells; FD spectrum: on log power over spatial frequency; KID: unbiased MMD with the cubic
 kernel on the classifier's features, divided by their RMS, to 4000 of the drawings; IS-like: the Inception Score's
 formula on the classifier's SoftMax over the 24 kinds of object. Two of three drawings hold two objects, so a higher
-IS-like isn't better here: pictures of one object each would get 24. objects right: exactly the asked objects, each
-once; contrast: a picture's standard deviation; saturation: mean of largest minus smallest channel; clipped: share of
+IS-like isn't better here: pictures of one object each would get up to 24. objects right: exactly the asked objects,
+each once; contrast: a picture's standard deviation; saturation: mean of largest minus smallest channel; clipped: share of
 values at the ends of the range, which is what burnt colours do; diversity: RMS difference of two pictures' layouts, of
 the same caption with other noise. IS-like, contrast, saturation and clipped are best when like the drawings'; diversity
 when not lost.

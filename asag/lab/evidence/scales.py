@@ -9,7 +9,7 @@ import torch
 
 from asag.lab import embedded, papers
 from asag.lab.evidence.lines import read_lines
-from asag.lab.evidence.plans import HIGH, METHODS, RESTRAINED, SEARCHED, Scales, baseline, guided, rounded
+from asag.lab.evidence.plans import HIGH, METHODS, RESTRAINED, SEARCHED, Scales, baseline, guided, three_digits
 from asag.lab.evidence.runs import Run, Sampler, captions
 
 _PICTURES = 48
@@ -36,7 +36,7 @@ def matched(sampler: Sampler, base: Run, settings: dict[str, Any], aim: float, s
         size = push(sampler, guided(base, {**settings, "scale": scale}))
         if abs(size / aim - 1) < _CLOSE:
             return scale
-        scale = rounded(scale * aim / size)
+        scale = three_digits(scale * aim / size)
     raise RuntimeError(f"{settings}: no scale found that pushes by {aim:.3g}; the last one, {scale}, by {size:.3g}")
 
 
@@ -58,7 +58,7 @@ def calibrate_high(sampler: Sampler, model: str, scales: Scales, steps: int | No
         for high in HIGH:
             aim = push(sampler, guided(base, {"scale": high}))
             # An adaptive scale is about the push itself.
-            found = {name: matched(sampler, base, way, aim, rounded(aim)) for name, way in RESTRAINED.items()}
+            found = {name: matched(sampler, base, way, aim, three_digits(aim)) for name, way in RESTRAINED.items()}
             scales.put(model, "conditional" if conditional else "unconditional", f"push of {high:g}", found)
             print(model, "conditional" if conditional else "unconditional", high, found, flush=True)
 
