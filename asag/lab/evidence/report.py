@@ -36,8 +36,8 @@ layout: on mean colours of 4x4 cells; FD spectrum: on log power over spatial fre
 kernel on the classifier's features, divided by their RMS, to 4000 of the drawings; IS-like: the Inception Score's
 formula on the classifier's SoftMax over the 24 kinds of object. Two of three drawings hold two objects, so a higher
 IS-like isn't better here: pictures of one object each would get up to 24. objects right: exactly the asked objects,
-each once; contrast: a picture's standard deviation; saturation: mean of largest minus smallest channel; clipped: share of
-values at the ends of the range, which is what burnt colours do; diversity: RMS difference of two pictures' layouts, of
+each once; contrast: a picture's standard deviation; saturation: mean of largest minus smallest channel; clipped: share
+of values at the ends of the range, which is what burnt colours do; diversity: RMS difference of two pictures' layouts, of
 the same caption with other noise. IS-like, contrast, saturation and clipped are best when like the drawings'; diversity
 when not lost.
 
