@@ -37,9 +37,9 @@ kernel on the classifier's features, divided by their RMS, to 4000 of the drawin
 formula on the classifier's SoftMax over the 24 kinds of object. Two of three drawings hold two objects, so a higher
 IS-like isn't better here: pictures of one object each would get up to 24. objects right: exactly the asked objects,
 each once; contrast: a picture's standard deviation; saturation: mean of largest minus smallest channel; clipped: share
-of values at the ends of the range, which is what burnt colours do; diversity: RMS difference of two pictures' layouts, of
-the same caption with other noise. IS-like, contrast, saturation and clipped are best when like the drawings'; diversity
-when not lost.
+of values at the ends of the range, which is what burnt colours do; diversity: RMS difference of two pictures' layouts,
+of the same caption with other noise. IS-like, contrast, saturation and clipped are best when like the drawings';
+diversity when not lost.
 
 **Three protocols.** The papers' scales (PAG and SEG 3, ASAG and the maps of its Table 3 1.5); scales that push equally
 far (mean RMS of s·δ along sampling as ASAG's at 1.5); each method's best scale (lowest FD of a tenth, a quarter, half,
