@@ -17,7 +17,7 @@ from asag.lab.evidence.lines import write_lines
 from asag.lab.evidence.plans import METHODS, Scales, main_plan
 from asag.lab.evidence.records import Store, describe, spectrum
 from asag.lab.evidence.runs import Part, Run, Sampler, captions
-from asag.lab.evidence.scales import calibrate, calibrate_high, choose_best, push
+from asag.lab.evidence.scales import calibrate, calibrate_chosen, calibrate_high, choose_best, push
 from asag.lab.mmdit import new_transformer
 from asag.models.base import family_of
 from asag.perturb import choose_layers
@@ -185,7 +185,7 @@ def test_a_part_with_fewer_pictures_is_not_taken_for_a_whole_one():
 
 def test_searches_have_captions_and_noise_of_their_own():
     main = main_plan("unet", Scales(plans.Path("none")))
-    for name in plans.PLANS.keys() - {"main"}:
+    for name in plans.PLANS.keys() - {"main", "confirm"}:
         plan = plans.PLANS[name]("unet", Scales(plans.Path("none")))
         assert plan.captions_seed != main.captions_seed
         assert not set(plan.seeds) & set(main.seeds)
@@ -360,6 +360,38 @@ def test_adaptive_scales_are_found_that_push_as_far(tmp_path, monkeypatch):
     adaptive = [cell for cell in plans.adaptive_plan("unet", scales).cells if cell.rival]
     fixed = {(cell.condition, dict(cell.rival.settings)["scale"]) for cell in adaptive}
     assert fixed == {("conditional", 3.0), ("unconditional", 3.0), ("unconditional", 7.0)}
+
+
+def test_the_best_settings_of_all_searches_are_measured_again_beside_others_that_push_as_far(tmp_path, monkeypatch):
+    monkeypatch.setattr("asag.lab.evidence.scales._PICTURES", 2)
+
+    def told(method, settings, fd):
+        return {
+            "condition": "unconditional",
+            "method": method,
+            "settings": settings,
+            "metrics": {"fd": {"value": fd}},
+        }
+
+    write_lines(tmp_path / "search-unet.jsonl", [told("pag", {"method": "pag", "scale": 1.0}, 1.0)])
+    write_lines(tmp_path / "strength-unet.jsonl", [told("asag", {"strength": 2.0}, 4.0)])
+    write_lines(tmp_path / "window-unet.jsonl", [told("asag", {"end": 0.5, "strength": 0.5, "scale": 1.0}, 3.0)])
+    scales, sampler = Scales(tmp_path / "scales.json"), Sampler()
+    calibrate_chosen(sampler, "unet", scales, steps=4)
+    best = {"method": "asag", "end": 0.5, "strength": 0.5, "scale": 1.0}
+    assert scales.get("unet", "unconditional", "chosen") == best
+    assert not scales.get("unet", "conditional", "chosen")
+    base = plans.baseline("unet", False, steps=4)
+    aim = push(sampler, plans.guided(base, best))
+    main, confirm = main_plan("unet", scales), plans.confirm_plan("unet", scales)
+    assert (confirm.captions, confirm.seeds, confirm.captions_seed) == (main.captions, main.seeds, main.captions_seed)
+    assert [cell.method for cell in confirm.cells] == ["vanilla", *METHODS]
+    for cell in confirm.cells[1:-1]:
+        settings = dict(cell.run.settings)
+        assert settings.keys() == {"method", "end", "scale"}
+        assert settings["end"] == 0.5
+        assert push(sampler, plans.guided(base, settings)) == pytest.approx(aim, rel=0.011)
+        assert dict(cell.rival.settings) == best
 
 
 @pytest.mark.parametrize(("options", "told"), [([], "--captions"), (["--pipeline", "x"], "--prompts")])

@@ -97,6 +97,10 @@ def test_the_report_has_a_part_for_what_is_there_and_none_for_what_is_missing(tm
     blocks = [made_up("asag", settings={"blocks": name, "scale": 1.5}) for name in ("mid", "in.1")]
     write_lines(folder / "blocks-unet.jsonl", [plain, *blocks])
     write_lines(folder / "strength-unet.jsonl", [plain, made_up("asag", settings={"strength": 2.0})])
+    chosen = {"method": "asag", "blocks": "in.1", "scale": 0.5}
+    rival = made_up("pag", protocol="chosen", to_asag=4.0)
+    vanilla = made_up("vanilla", protocol="none")
+    write_lines(folder / "confirm-unet.jsonl", [vanilla, rival, made_up("asag", protocol="chosen", settings=chosen)])
     steps = [
         made_up(method, condition="conditional", steps=steps, guidance_scale=2.0)
         for method in ("cfg", "asag")
@@ -124,6 +128,8 @@ def test_the_report_has_a_part_for_what_is_there_and_none_for_what_is_missing(tm
     assert "| here: sd15-mid, sharing work | 1 | 1.29 | 1.28 | 1.30 |" in text
     assert "| 8 | 100; 50.0 % | 100; 50.0 % |" in text
     assert "| strength 2.0 |" in text
+    assert "**Unconditional**: blocks in.1, scale 0.5" in text
+    assert "- unconditional, the same settings, equal push, ASAG against PAG: better: FD (4σ)" in text
     assert "| M = QKᵀ (ASAG) | 4.0 | 6.0 | 8.0 | ≈ 2 |" in text
     assert "(drifting.md)" in text
     assert "adaptive-toy.md" not in text

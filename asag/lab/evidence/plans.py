@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ MAIN_CAPTIONS, MAIN_SEEDS = 2000, (1, 2, 3)
 _SEARCH = {"captions": 500, "seeds": (101,), "captions_seed": 21_000}
 SEARCHED = (0.1, 0.25, 0.5, 1.0, 2.0)  # times the scale of equal perturbation norm, since methods' sizes differ widely
 CFG = 2.0
+_OWN = ("method", "scale", "strength", "iterations")  # the others' plans have no strength and need no iterations
 HIGH = (3.0, 5.0, 7.0, 10.0)  # where ASAG may burn, and what may keep it from that
 RESTRAINED: dict[str, dict[str, Any]] = {
     "adaptive": {"adaptive": True},
@@ -40,7 +41,7 @@ class Cell:
 
     @property
     def condition(self) -> str:
-        return "conditional" if self.run.conditional else "unconditional"
+        return self.run.condition
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Plan:
 
 class Scales:
     """Scales found by `calibrate` (of equal perturbation norm) and `search` (each method's best), by model,
-    condition, protocol and method; a JSON file, which several processes may add to."""
+    condition, protocol and method, and the settings that did best in the searches, under the protocol "chosen"; a
+    JSON file, which several processes may add to."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -64,13 +66,13 @@ class Scales:
     def _read(self) -> dict[str, Any]:
         return json.loads(self.path.read_text()) if self.path.exists() else {}
 
-    def get(self, model: str, condition: str, protocol: str) -> dict[str, float]:
-        """By method; those that haven't been found yet are missing."""
+    def get(self, model: str, condition: str, protocol: str) -> dict[str, Any]:
+        """By method (by setting, for "chosen"); those that haven't been found yet are missing."""
         if protocol == "paper":
             return papers.SCALES
         return self.found.get(model, {}).get(condition, {}).get(protocol, {})
 
-    def put(self, model: str, condition: str, protocol: str, scales: dict[str, float]) -> None:
+    def put(self, model: str, condition: str, protocol: str, scales: dict[str, Any]) -> None:
         self.found = self._read()
         self.found.setdefault(model, {}).setdefault(condition, {})[protocol] = scales
         written = self.path.with_suffix(".part")
@@ -97,13 +99,12 @@ def main_plan(model: str, scales: Scales) -> Plan:
     cells = []
     for conditional in (False, True):
         base = baseline(model, conditional)
-        condition = "conditional" if conditional else "unconditional"
         asag = guided(base, {"method": "asag", "scale": papers.SCALES["asag"]})
         cells.append(Cell("main", "none", "vanilla", Run.of(model, conditional), base, asag))
         if conditional:
             cells.append(Cell("main", "none", "cfg", base, base, asag))
         for protocol in ("paper", "norm", "best"):
-            found = scales.get(model, condition, protocol)
+            found = scales.get(model, base.condition, protocol)
             # ASAG at its paper's scale is what the others' norms are made equal to.
             names = [name for name in METHODS if name in found and (protocol, name) != ("norm", "asag")]
             runs = {name: guided(base, {"method": name, "scale": found[name]}) for name in names}
@@ -118,7 +119,7 @@ def search_plan(model: str, scales: Scales) -> Plan:
     for conditional in (False, True):
         base = baseline(model, conditional)
         cells.append(Cell("search", "search", "cfg" if conditional else "vanilla", base, base))
-        equal = scales.get(model, "conditional" if conditional else "unconditional", "norm")
+        equal = scales.get(model, base.condition, "norm")
         for times in SEARCHED:
             for name, scale in equal.items():
                 settings = {"method": name, "scale": three_digits(scale * times)}
@@ -146,6 +147,29 @@ def _blocks(model: str) -> list[dict[str, Any]]:
     return [{"blocks": name, "scale": scale} for name in _BLOCKS[model] for scale in scales]
 
 
+def shared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What of ASAG's settings every method has: where and when it guides, but not how strongly."""
+    return {name: value for name, value in settings.items() if name not in _OWN}
+
+
+def confirm_plan(model: str, scales: Scales) -> Plan:
+    """The settings of ASAG that did best in the searches, on the main plan's captions and noise; beside it the other
+    methods at the same settings with equal push. Needs `calibrate-chosen`."""
+    cells = []
+    for conditional in (False, True):
+        base = baseline(model, conditional)
+        chosen = scales.get(model, base.condition, "chosen")
+        if not chosen:
+            continue
+        asag = guided(base, chosen)
+        cells.append(Cell("confirm", "none", "cfg" if conditional else "vanilla", base, base, asag))
+        for name, scale in scales.get(model, base.condition, "chosen norm").items():
+            run = guided(base, {**shared(chosen), "method": name, "scale": scale})
+            cells.append(Cell("confirm", "chosen", name, run, base, asag))
+        cells.append(Cell("confirm", "chosen", "asag", asag, base))
+    return Plan(tuple(cells), MAIN_CAPTIONS, MAIN_SEEDS)
+
+
 def adaptive_plan(model: str, scales: Scales) -> Plan:
     """High scales, fixed and adaptive, the latter also along a bell; `calibrate-high` finds the scales of equal push.
     Differences to the fixed scale that pushes as far are told, too."""
@@ -153,11 +177,10 @@ def adaptive_plan(model: str, scales: Scales) -> Plan:
     for conditional in (False, True):
         base = baseline(model, conditional)
         cells.append(Cell("adaptive", "search", "cfg" if conditional else "vanilla", base, base))
-        condition = "conditional" if conditional else "unconditional"
         for scale in HIGH:
             fixed = guided(base, {"scale": scale})
             cells.append(Cell("adaptive", "search", "asag", fixed, base))
-            for name, pushed in scales.get(model, condition, f"push of {scale:g}").items():
+            for name, pushed in scales.get(model, base.condition, f"push of {scale:g}").items():
                 settings = {**RESTRAINED[name], "scale": pushed}
                 cells.append(Cell("adaptive", "search", "asag", guided(base, settings), base, fixed))
     return Plan(tuple(cells), **_SEARCH)
@@ -174,6 +197,7 @@ def steps_plan(model: str, scales: Scales) -> Plan:
     return Plan(tuple(cells), **_SEARCH)
 
 
+SEARCHES = ("search", "blocks", "strength", "iterations", "window", "rescale")
 PLANS: dict[str, Callable[[str, Scales], Plan]] = {
     "main": main_plan,
     "search": search_plan,
@@ -192,6 +216,7 @@ PLANS: dict[str, Callable[[str, Scales], Plan]] = {
         "rescale",
         lambda model: [{"scale": scale, "rescale": value} for scale in (0.5, 1.5, 4.0) for value in (0.0, 0.5, 1.0)],
     ),
+    "confirm": confirm_plan,
     "adaptive": adaptive_plan,
     "steps": steps_plan,
 }

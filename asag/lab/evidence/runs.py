@@ -60,6 +60,10 @@ class Run:
         return cls(model, conditional, steps, guidance_scale, pairs)
 
     @property
+    def condition(self) -> str:
+        return "conditional" if self.conditional else "unconditional"
+
+    @property
     def key(self) -> str:
         """A name for files, the same on every machine; another one for other weights and other defaults."""
         parsed = AsagSettings.from_mapping(dict(self.settings))

@@ -1,4 +1,4 @@
-"""The scales of two protocols: those that push equally far, and each method's best."""
+"""What plans need that has to be found first: scales that push equally far, each method's best, the best settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ import torch
 
 from asag.lab import embedded, papers
 from asag.lab.evidence.lines import read_lines
-from asag.lab.evidence.plans import HIGH, METHODS, RESTRAINED, SEARCHED, Scales, baseline, guided, three_digits
+from asag.lab.evidence.plans import (
+    HIGH,
+    METHODS,
+    RESTRAINED,
+    SEARCHED,
+    SEARCHES,
+    Scales,
+    baseline,
+    guided,
+    shared,
+    three_digits,
+)
 from asag.lab.evidence.runs import Run, Sampler, captions
 
 _PICTURES = 48
@@ -47,8 +58,8 @@ def calibrate(sampler: Sampler, model: str, scales: Scales, steps: int | None = 
         base = baseline(model, conditional, steps=steps)
         aim = push(sampler, guided(base, {"scale": scale}))
         found = {name: matched(sampler, base, {"method": name}, aim, scale) for name in METHODS}
-        scales.put(model, "conditional" if conditional else "unconditional", "norm", found)
-        print(model, "conditional" if conditional else "unconditional", found, flush=True)
+        scales.put(model, base.condition, "norm", found)
+        print(model, base.condition, found, flush=True)
 
 
 def calibrate_high(sampler: Sampler, model: str, scales: Scales, steps: int | None = None) -> None:
@@ -59,8 +70,31 @@ def calibrate_high(sampler: Sampler, model: str, scales: Scales, steps: int | No
             aim = push(sampler, guided(base, {"scale": high}))
             # An adaptive scale is about the push itself.
             found = {name: matched(sampler, base, way, aim, three_digits(aim)) for name, way in RESTRAINED.items()}
-            scales.put(model, "conditional" if conditional else "unconditional", f"push of {high:g}", found)
-            print(model, "conditional" if conditional else "unconditional", high, found, flush=True)
+            scales.put(model, base.condition, f"push of {high:g}", found)
+            print(model, base.condition, high, found, flush=True)
+
+
+def calibrate_chosen(sampler: Sampler, model: str, scales: Scales, steps: int | None = None) -> None:
+    """Choose ASAG's settings with the lowest FD of all searches, and find the scales at which the other methods, in
+    the same place and time, push as far."""
+    for conditional in (False, True):
+        base = baseline(model, conditional, steps=steps)
+        searched = [
+            line
+            for plan in SEARCHES
+            for line in read_lines(scales.path.parent / f"{plan}-{model}.jsonl")
+            if (line["condition"], line["method"]) == (base.condition, "asag")
+        ]
+        if not searched:
+            continue
+        best = min(searched, key=lambda line: line["metrics"]["fd"]["value"])["settings"]
+        chosen = {"scale": papers.SCALES["asag"], **best, "method": "asag"}
+        aim = push(sampler, guided(base, chosen))
+        ways = {name: {**shared(chosen), "method": name} for name in METHODS if name != "asag"}
+        found = {name: matched(sampler, base, way, aim, chosen["scale"]) for name, way in ways.items()}
+        scales.put(model, base.condition, "chosen", chosen)
+        scales.put(model, base.condition, "chosen norm", found)
+        print(model, base.condition, chosen, found, flush=True)
 
 
 def choose_best(path: Path, model: str, scales: Scales) -> None:

@@ -35,6 +35,7 @@ PROTOCOLS = {
     "paper": "the papers' scales",
     "norm": "equal push",
     "best": "each at its best scale",
+    "chosen": "the same settings, equal push",
 }
 # Table 1 of the ASAG paper. Unconditional: FID, KID, IS; conditional: FID, CLIPScore, ImageReward.
 PAPER_TABLE_1 = {
