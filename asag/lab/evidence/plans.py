@@ -141,10 +141,23 @@ def _sweep(name: str, variations: Callable[[str], list[dict[str, Any]]]) -> Call
     return plan
 
 
+# A block is one of few in the transformer, and its δ so much larger.
+_SCALES = {"unet": (0.5, 1.5, 4.0), "mmdit": (0.15, 0.5, 1.5)}
+_WINDOWS = ((0.0, 0.4), (0.2, 0.6), (0.4, 1.0), (0.0, 1.0))
+
+
 def _blocks(model: str) -> list[dict[str, Any]]:
-    # A block is one of few in the transformer, and its δ so much larger.
-    scales = {"unet": (0.5, 1.5, 4.0), "mmdit": (0.15, 0.5, 1.5)}[model]
-    return [{"blocks": name, "scale": scale} for name in _BLOCKS[model] for scale in scales]
+    return [{"blocks": name, "scale": scale} for name in _BLOCKS[model] for scale in _SCALES[model]]
+
+
+def _windows(model: str) -> list[dict[str, Any]]:
+    # Fewer steps bear more; in the transformer the middle scale is too much already.
+    scales = _SCALES[model][1:] if model == "unet" else _SCALES[model][:2]
+    return [{"start": start, "end": end, "scale": scale} for start, end in _WINDOWS for scale in scales]
+
+
+def _rescaled(model: str) -> list[dict[str, Any]]:
+    return [{"scale": scale, "rescale": value} for scale in _SCALES[model] for value in (0.0, 0.5, 1.0)]
 
 
 def shared(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,18 +217,8 @@ PLANS: dict[str, Callable[[str, Scales], Plan]] = {
     "blocks": _sweep("blocks", _blocks),
     "strength": _sweep("strength", lambda model: [{"strength": value} for value in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)]),
     "iterations": _sweep("iterations", lambda model: [{"iterations": value} for value in (1, 2, 3, 5, 10)]),
-    "window": _sweep(
-        "window",
-        lambda model: [
-            {"start": start, "end": end, "scale": scale}
-            for start, end in ((0.0, 0.4), (0.2, 0.6), (0.4, 1.0), (0.0, 1.0))
-            for scale in (1.5, 4.0)
-        ],
-    ),
-    "rescale": _sweep(
-        "rescale",
-        lambda model: [{"scale": scale, "rescale": value} for scale in (0.5, 1.5, 4.0) for value in (0.0, 0.5, 1.0)],
-    ),
+    "window": _sweep("window", _windows),
+    "rescale": _sweep("rescale", _rescaled),
     "confirm": confirm_plan,
     "adaptive": adaptive_plan,
     "steps": steps_plan,
