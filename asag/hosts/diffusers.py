@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from asag.guidance import AdaptiveScale, rescale_factor, scheduled_scale
-from asag.hosts.diffusers_call import Call, Shift, argument, scene_of, with_rows
+from asag.hosts.diffusers_call import Call, Shift, argument, scene_of, velocity_of_grey, with_rows
 from asag.models.base import UnsupportedModel, family_of, has_class
 from asag.models.diffusers_mmdit import FluxTransformer, Sd3Transformer
 from asag.models.diffusers_unet import DiffusersUnet
@@ -208,8 +208,14 @@ class Guidance:
         if call.cond.start:
             uncond = rows[: call.cond.start]
             guided = uncond + self.pipe.guidance_scale * (cond - uncond)
-        # The pipeline's combination of rows is homogeneous, so a factor on every row is one on the guided result.
-        return Shift(added, rescale_factor(cond, guided + added, self.settings.rescale))
+        guided = guided + added
+        # The weights that the pipeline combines rows with have the sum 1, so what is done to every row is done to the
+        # guided result. In a UNet it is done to the prediction, as in pipelines that have a guidance_rescale. A
+        # velocity is noise for the most part, so there it is done to the picture, as in the WebUIs.
+        if isinstance(self.family, DiffusersUnet):
+            return Shift(added, rescale_factor(cond, guided, self.settings.rescale))
+        zero = velocity_of_grey(call.args, call.kwargs, cond, 1 if isinstance(self.family, FluxTransformer) else 1000)
+        return Shift(added, rescale_factor(zero - cond, zero - guided, self.settings.rescale), zero)
 
     def repeats_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether the host predicts the same latents once more in the same step; those rows get the same shift.

@@ -41,16 +41,32 @@ def with_rows(output: Any, rows: Tensor) -> Any:
 
 @dataclass
 class Shift:
-    """What a step does to the prediction rows of its images: add (images, …), then multiply (images, 1, …)."""
+    """What a step does to the prediction rows v of its images: v + added (images, …), and then, with a factor
+    (images, 1, …), `zero` + factor (v - zero), where `zero` is the prediction that stands for a grey picture."""
 
     added: Tensor
     factor: Tensor | None
+    zero: Tensor | None = None
 
     def apply(self, rows: Tensor) -> None:
         images = [row % self.added.shape[0] for row in range(rows.shape[0])]
         shift_rows(rows, self.added, images)
         if self.factor is not None:
             rows *= self.factor[images]
+            if self.zero is not None:
+                rows += ((1 - self.factor) * self.zero)[images]
+
+
+def velocity_of_grey(args: Any, kwargs: dict[str, Any], prediction: Tensor, timesteps: int) -> Tensor:
+    """x / σ: what a flow-matching transformer, whose x₀ is x - σ v, predicts for a picture of zeros.
+
+    args and kwargs: those of its call, with a timestep of σ `timesteps`. Of x, (images, …), the part of the
+    prediction's channels alone: masks and other pictures come after it.
+    """
+    sample = argument(args, kwargs, 0, "hidden_states")
+    axis = 1 if sample.ndim == 4 else -1
+    sigma = argument(args, kwargs, 3, "timestep") / timesteps
+    return sample.narrow(axis, 0, prediction.shape[axis]) / sigma.reshape(-1, *[1] * (sample.ndim - 1))
 
 
 @dataclass

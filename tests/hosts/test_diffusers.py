@@ -113,12 +113,20 @@ PROMPTS = ("prompt_embeds", "pooled_prompt_embeds")
 
 
 @pytest.mark.parametrize("guided", [True, False], ids=["cfg", "no cfg"])
-def test_rescale_brings_the_spread_to_that_of_the_conditional_prediction(guided: bool) -> None:
-    pipe, given = sd3_pipe(), inputs("sd3", images=2, steps=1, guided=guided)
-    with recorded_rows(pipe.transformer) as rows:
-        latents(pipe, given)
-        for amount in (0.0, 0.7, 1.0):
-            latents(pipe, given, scale=30.0, rescale=amount)
+@pytest.mark.parametrize("kind", ["sd15", "sd3"])
+def test_rescale_brings_the_spread_to_that_of_the_conditional_prediction(kind: str, guided: bool) -> None:
+    """A UNet's prediction itself; of a velocity v the picture x₀ = x - σ v that it stands for."""
+    pipe, given = PIPES[kind](), inputs(kind, images=2, steps=2, guided=guided)
+    denoiser = pipe.unet if kind == "sd15" else pipe.transformer
+    found = {}
+    for amount in (None, 0.0, 0.7, 1.0):
+        with recorded_rows(denoiser) as rows:
+            latents(pipe, given, **({} if amount is None else {"scale": 30.0, "rescale": amount}))
+        found[amount] = rows[0]
+
+    def spread(prediction: Tensor) -> Tensor:
+        picture = prediction if kind == "sd15" else given["latents"] - pipe.scheduler.sigmas[0] * prediction
+        return picture.std(dim=(1, 2, 3), keepdim=True)
 
     def combined(rows: Tensor) -> Tensor:
         if not guided:
@@ -126,15 +134,10 @@ def test_rescale_brings_the_spread_to_that_of_the_conditional_prediction(guided:
         uncond, cond = rows.chunk(2)
         return uncond + given["guidance_scale"] * (cond - uncond)
 
-    def spread(rows: Tensor) -> Tensor:
-        return combined(rows).std(dim=(1, 2, 3), keepdim=True)
-
-    plain, shifted, partly, wholly = rows
-    wanted = plain[-2:].std(dim=(1, 2, 3), keepdim=True)
-    factor = 0.7 * wanted / spread(shifted) + 0.3
-    assert (factor - 1).abs().min() > 1e-2
-    torch.testing.assert_close(partly, shifted * factor.repeat(len(rows[0]) // 2, 1, 1, 1), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(spread(wholly), wanted, rtol=1e-4, atol=1e-5)
+    wanted = spread(found[None][-2:])
+    assert (spread(combined(found[0.0])) / wanted - 1).abs().min() > 1e-2
+    torch.testing.assert_close(spread(combined(found[1.0])), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[0.7], 0.3 * found[0.0] + 0.7 * found[1.0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", PIPES)

@@ -255,6 +255,23 @@ def test_img2img_counts_its_own_steps() -> None:
     assert rows == [4, 4, 2]  # two steps of four, the second of them guided
 
 
+def test_img2img_rescales_the_picture_at_its_own_noise_level() -> None:
+    pipe, given = img2img_sd3()
+    given |= {"num_inference_steps": 4, "strength": 0.5}
+    samples: list[Tensor] = []
+    handle = pipe.transformer.register_forward_pre_hook(
+        lambda transformer, args, kwargs: samples.append(kwargs["hidden_states"]), with_kwargs=True
+    )
+    with handle, recorded_rows(pipe.transformer) as rows:
+        for settings in ({}, {"scale": 30.0, "rescale": 1.0}):
+            latents(pipe, given | {"generator": torch.Generator().manual_seed(0)}, **settings)
+    sigma = pipe.scheduler.sigmas[2]  # the first two of four steps are left out
+    (_, plain), (uncond, cond) = rows[0].chunk(2), rows[2].chunk(2)
+    guided = uncond + given["guidance_scale"] * (cond - uncond)
+    spreads = [(samples[0].chunk(2)[0] - sigma * each).std(dim=(1, 2, 3)) for each in (plain, guided)]
+    torch.testing.assert_close(spreads[1], spreads[0], rtol=1e-4, atol=1e-5)
+
+
 # Flux's negative prompt --------------------------------------------------------------------------------------------
 
 
@@ -295,7 +312,8 @@ def test_flux_rescale_works_alone_and_is_refused_with_a_negative_prompt() -> Non
         latents(pipe, given)
         latents(pipe, given, scale=20.0)
         latents(pipe, given, scale=20.0, rescale=1.0)
-    plain, guided, rescaled = rows
+    sigma = pipe.scheduler.sigmas[0]
+    plain, guided, rescaled = (given["latents"] - sigma * each for each in rows)
     torch.testing.assert_close(rescaled, guided * plain.std() / guided.std(), rtol=1e-4, atol=1e-5)
     with pytest.raises(UnsupportedModel, match=r"rescale: 0\.5 with a negative prompt in FluxPipeline; allowed: 0"):
         latents(pipe, inputs("flux"), rescale=0.5)

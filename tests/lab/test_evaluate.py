@@ -274,6 +274,16 @@ def test_shares_sample_every_part_once(small, tmp_path):
     assert all(path.stat().st_mtime_ns == then for path, then in times.items())
 
 
+def test_one_condition_or_method_can_go_first(small, tmp_path):
+    def sampled(*options):
+        evaluate.main([*small, *options])
+        return len(list((tmp_path / "store").rglob("*.safetensors")))
+
+    assert sampled("--condition", "unconditional") == 0
+    assert sampled("--condition", "conditional", "--only", "pag") == 4  # the baseline, which is for all
+    assert sampled("--only", "asag") == 8
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

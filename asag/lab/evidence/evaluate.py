@@ -176,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--captions", type=int, help=f"instead of the plan's; at least {BLOCKS}, which are the blocks")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the plan's")
     parser.add_argument("--only", nargs="+", default=[], help="methods or protocols; the others wait")
+    parser.add_argument("--condition", choices=("unconditional", "conditional"), help="only this one; the other waits")
     parser.add_argument("--share", type=_share, default=(0, 1), help="I/N: this process takes every N-th part")
     parser.add_argument("--report", action="store_true", help="sample nothing; write the lines of complete cells")
     parser.add_argument("--store", type=Path, default=Path("evidence"), help="where descriptions are kept")
@@ -187,7 +188,12 @@ def _parser() -> argparse.ArgumentParser:
 def run_plan(evaluation: Evaluation, name: str, plan: Plan, args: argparse.Namespace) -> None:
     """Sample this process's share of a plan and write the lines of all of its cells that are complete."""
     size = Size(args.captions or plan.captions, tuple(args.seeds or plan.seeds), plan.captions_seed)
-    cells = [cell for cell in plan.cells if not args.only or {cell.method, cell.protocol} & {*args.only, "none"}]
+    cells = [
+        cell
+        for cell in plan.cells
+        if (not args.only or {cell.method, cell.protocol} & {*args.only, "none"})
+        and args.condition in (None, cell.condition)
+    ]
     number, of = args.share
     if not args.report:
         # Of all parts, not of the missing ones: those change while other processes work.
