@@ -115,6 +115,11 @@ def test_the_report_has_a_part_for_what_is_there_and_none_for_what_is_missing(tm
     along = {"step": 0, "steps": 1, "tokens": 64, "softmax_entropy": 0.9}
     write_lines(folder / "along-unet.jsonl", [along | {"costs": {"adversarial": cost, "similarity": cost}}])
     write_lines(folder / "training-unet.jsonl", [{"images": 100, "loss": 1.0}, {"images": 200, "loss": 0.5}])
+    pushes = {"step": 0, "pictures": 2, "size": 0.01, "to_asag": 1.0, "contrast": 0.25, "to_asag_beyond": 0.75}
+    write_lines(
+        folder / "directions-unet.jsonl",
+        [pushes | {"method": "asag", "block": block, "step": step} for block in ("auto", "in.1") for step in (0, 1)],
+    )
     (folder / "drifting.md").write_text("# Drifting\n")
     bench = tmp_path / "bench" / "results"
     bench.mkdir(parents=True)
@@ -131,9 +136,10 @@ def test_the_report_has_a_part_for_what_is_there_and_none_for_what_is_missing(tm
     assert "**Unconditional**: blocks in.1, scale 0.5" in text
     assert "- unconditional, the same settings, equal push, ASAG against PAG: better: FD (4σ)" in text
     assert "| M = QKᵀ (ASAG) | 4.0 | 6.0 | 8.0 | ≈ 2 |" in text
+    assert "| ASAG | in.1 | 0.01 | 1.00 | 0.25 | 0.75 |" in text
     assert "(drifting.md)" in text
     assert "adaptive-toy.md" not in text
     assert "The small MMDiT" not in text
-    for name in ("scales-unet", "blocks-unet", "along-unet", "losses"):
+    for name in ("scales-unet", "blocks-unet", "along-unet", "directions-unet", "losses"):
         assert f"images/{name}.png" in text
         assert (folder / "images" / f"{name}.png").stat().st_size > 5000

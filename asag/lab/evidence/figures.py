@@ -123,9 +123,37 @@ def along(lines: Sequence[Line], title: str, path: Path) -> None:
     entropy.set_title("normalised entropy of rows", fontsize=9)
     columns.set_title("mean |column sum − 1|", fontsize=9)
     needed.set_title("sweeps to mean |Δg| < 1e-3", fontsize=9)
+    entropy.legend(handles=entropy.lines[:1], fontsize=7)
     columns.legend(fontsize=6)
     needed.legend(fontsize=7)
     for axis in (entropy, columns, needed):
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    save(figure, path)
+
+
+def directions(lines: Sequence[Line], title: str, path: Path) -> None:
+    """Pushes along sampling: how alike ASAG's, and how much of each is contrast; then ASAG's in each block."""
+    figure = Figure(figsize=(10.5, 3.2), layout="constrained")
+    alike, contrast, blocks = figure.subplots(1, 3)
+    figure.suptitle(title)
+    curves: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        curves.setdefault((line["method"], line["block"]), []).append(line)
+    for (method, block), rows in curves.items():
+        steps = [row["step"] for row in rows]
+        if block == "auto":
+            style = {"color": COLOURS[method], "label": NAMES[method]}
+            alike.plot(steps, [row["to_asag"] for row in rows], **style)
+            contrast.plot(steps, [row["contrast"] for row in rows], **style)
+        else:
+            blocks.plot(steps, [row["contrast"] for row in rows], label=block)
+    alike.set_title("cosine to ASAG's push", fontsize=9)
+    contrast.set_title("cosine to contrast", fontsize=9)
+    blocks.set_title("cosine to contrast, ASAG by block", fontsize=9)
+    alike.legend(fontsize=7)
+    blocks.legend(fontsize=7)
+    for axis in (alike, contrast, blocks):
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
     save(figure, path)

@@ -24,7 +24,7 @@ RESTRAINED: dict[str, dict[str, Any]] = {
     "adaptive": {"adaptive": True},
     "adaptive bell": {"adaptive": True, "schedule": "bell"},
 }
-_BLOCKS = {"unet": ("in.1", "in.3", "mid", "out.0", "out.1"), "mmdit": tuple(f"joint.{i}" for i in range(LAYERS))}
+BLOCKS = {"unet": ("in.1", "in.3", "mid", "out.0", "out.1"), "mmdit": tuple(f"joint.{i}" for i in range(LAYERS))}
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ _WINDOWS = ((0.0, 0.4), (0.2, 0.6), (0.4, 1.0), (0.0, 1.0))
 
 
 def _blocks(model: str) -> list[dict[str, Any]]:
-    return [{"blocks": name, "scale": scale} for name in _BLOCKS[model] for scale in _SCALES[model]]
+    return [{"blocks": name, "scale": scale} for name in BLOCKS[model] for scale in _SCALES[model]]
 
 
 def _windows(model: str) -> list[dict[str, Any]]:

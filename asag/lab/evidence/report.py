@@ -16,7 +16,8 @@ _INTRODUCTION = """# Evidence
 
 Made by `python -m asag report` from the JSON lines in this folder; nothing here is written by hand but the words
 around the figures. `python -m asag evaluate PLAN --model MODEL` measures the lines (it goes on where it was stopped),
-`python -m asag.lab.evidence.along --model MODEL` those on the plans along sampling.
+`python -m asag.lab.evidence.along --model MODEL` those on the plans along sampling, `….directions` those on where the
+methods push.
 
 **What is measured on what.** Models small enough to lie in this repository, trained from scratch on drawings of one or
 two coloured shapes (asag/lab/scenes.py): the embedded UNet, of Stable Diffusion's architecture, and a
@@ -92,6 +93,15 @@ def of_model(folder: Path, model: str) -> Iterator[str]:
         yield f"![Metrics over scales]({path})"
     if lines := read_lines(folder / f"along-{model}.jsonl"):
         yield from along_part(folder, model, lines)
+    if lines := read_lines(folder / f"directions-{model}.jsonl"):
+        path = f"images/directions-{model}.png"
+        figures.directions(lines, "Where each method pushes", folder / path)
+        yield (
+            f"### Where the methods push\n\nδ of every method on the same latents, {lines[0]['pictures']} pictures "
+            "without captions and guidance, means over the steps. *Contrast*: along the predicted picture less its "
+            f"mean, so a push that makes the picture stronger and changes nothing else.\n\n{tables.directions(lines)}"
+            f"\n\n![Pushes along sampling]({path})"
+        )
     if lines := read_lines(folder / f"blocks-{model}.jsonl"):
         path = f"images/blocks-{model}.png"
         figures.blocks(lines, "ASAG in one block at a time", folder / path)

@@ -168,3 +168,18 @@ def steps_table(lines: Sequence[Line]) -> str:
         shown = [f"{figure_of(cell, 'fd')}; {figure_of(cell, 'right')}" if cell else "–" for cell in cells]
         rows.append([str(steps), *shown])
     return markdown(head, rows)
+
+
+def directions(lines: Sequence[Line]) -> str:
+    """Means over the steps of what pushes are like: a row per method in the default block, and per block for ASAG."""
+    groups: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        groups.setdefault((line["method"], line["block"]), []).append(line)
+    names = ("size", "to_asag", "contrast", "to_asag_beyond")
+    head = ["method", "block", "RMS of δ", "cosine to ASAG's δ", "cosine to contrast", "to ASAG's, less contrast"]
+    rows = []
+    for (method, block), found in groups.items():
+        means = [sum(line[name] for line in found) / len(found) for name in names]
+        shown = "the default" if block == "auto" else block
+        rows.append([NAMES[method], shown, f"{means[0]:.3g}", *(f"{mean:.2f}" for mean in means[1:])])
+    return markdown(head, rows)
