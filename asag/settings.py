@@ -20,7 +20,10 @@ class SettingsError(ValueError):
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
-        super().__init__("ASAG settings: " + "; ".join(problems))
+        super().__init__(problems)  # what it is made from again in another process
+
+    def __str__(self) -> str:
+        return "ASAG settings: " + "; ".join(self.problems)
 
 
 @dataclass(frozen=True)

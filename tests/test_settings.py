@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 from dataclasses import asdict, fields
 from types import SimpleNamespace
 
@@ -75,6 +76,13 @@ def test_every_problem_is_listed():
         AsagSettings.from_mapping(bad)
     assert {problem.split(":")[0] for problem in caught.value.problems} == set(bad)
     assert "sacle: unknown; allowed: enabled, scale" in str(caught.value)
+
+
+def test_the_error_says_the_same_when_it_comes_from_another_process():
+    with pytest.raises(SettingsError) as caught:
+        AsagSettings.from_mapping({"scale": -1, "sacle": 2})
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.problems) == (str(caught.value), caught.value.problems)
 
 
 @pytest.mark.parametrize("change", [{"scale": 0}, {"start": 0.5, "end": 0.5}, {"enabled": False}])
