@@ -42,23 +42,43 @@ def scheduled_scale(scale: float, schedule: str, call: int, calls: int, start: f
     return scale
 
 
-def mean_delta(cond: Tensor, perturbed: Tensor, weights: Sequence[Sequence[float]]) -> Tensor:
-    """δ per image, (images, …), from the conditional rows and the same rows perturbed, both (rows, …).
+def mean_rows(rows: Tensor, weights: Sequence[Sequence[float]]) -> Tensor:
+    """What (rows, …) of images are for each image, (images, …): their mean weighted by w / Σ|w|.
 
     `weights` has a list for each image with the weight of each of its rows, in the rows' order (composable prompts:
-    AND). δ of an image is the mean of its rows' differences weighted by w / Σ|w|. A weight list that sums to 0 in
-    absolute value counts its rows equally.
+    AND). A weight list that sums to 0 in absolute value counts its rows equally. Of the rows' δ it is the image's δ.
     """
-    difference = cond - perturbed
     result, row = [], 0
     for parts in weights:
         total = sum(abs(weight) for weight in parts)
         shares = [weight / total if total else 1 / len(parts) for weight in parts]
-        result.append(sum(share * difference[row + index] for index, share in enumerate(shares)))
+        result.append(sum(share * rows[row + index] for index, share in enumerate(shares)))
         row += len(parts)
-    if row != difference.shape[0]:
-        raise ValueError(f"weights: {row} rows; allowed: those of the predictions, {difference.shape[0]}")
+    if row != rows.shape[0]:
+        raise ValueError(f"weights: {row} rows; allowed: those of the predictions, {rows.shape[0]}")
     return torch.stack(result)
+
+
+def keep_contrast(delta: Tensor, picture: Tensor, kept: float, channels: int = 1) -> Tensor:
+    """δ with only `kept` (0 to 1) of what in it is contrast.
+
+    Contrast is what lies along the predicted picture less its mean, image by image and channel by channel: a push
+    along it makes stronger what is there and changes nothing else. Adaptive projected guidance takes the part that is
+    parallel to the prediction out of CFG's push in the same manner, over whole images (Sadat et al. 2024, arXiv
+    2410.02416).
+
+    Args:
+        delta: (images, channels, …), or with `channels` -1 (images, tokens, channels).
+        picture: of that shape, x₀ as the step predicts it; its sign and size don't matter.
+    """
+    if kept == 1.0:
+        return delta
+    own = {0, channels % delta.ndim}
+    dimensions = tuple(each for each in range(delta.ndim) if each not in own)
+    pattern = picture.float() - picture.float().mean(dim=dimensions, keepdim=True)
+    size = pattern.square().sum(dim=dimensions, keepdim=True).clamp_min(1e-12)
+    along = (delta.float() * pattern).sum(dim=dimensions, keepdim=True) / size * pattern
+    return (delta - (1 - kept) * along).to(delta.dtype)
 
 
 def shift_rows(rows: Tensor, shift: Tensor, images: Sequence[int]) -> None:

@@ -131,6 +131,16 @@ class AsagSettings:
         step=0.01,
         group="Against burnt colours",
     )
+    contrast: float = option(
+        1.0,
+        "Contrast",
+        "How much of what is mere contrast in the push stays. 1: all, as in the paper; 0: none, so that higher scales "
+        "change shapes instead of burning colours.",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.01,
+        group="Against burnt colours",
+    )
     adaptive: bool = option(
         False,
         "Adaptive",

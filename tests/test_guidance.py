@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from asag.guidance import SCHEDULES, AdaptiveScale, in_window, mean_delta, rescale_factor, scheduled_scale, shift_rows
+from asag.guidance import (
+    SCHEDULES,
+    AdaptiveScale,
+    in_window,
+    keep_contrast,
+    mean_rows,
+    rescale_factor,
+    scheduled_scale,
+    shift_rows,
+)
 
 
 def rows(count: int, seed: int) -> torch.Tensor:
@@ -32,7 +41,7 @@ def test_row_shift_moves_the_combination_by_exactly_the_shift(scale):
 
 def test_equation_4():
     cond, perturbed = rows(3, 0), rows(3, 1)
-    delta = mean_delta(cond, perturbed, [[1.0], [1.0], [1.0]])
+    delta = mean_rows(cond - perturbed, [[1.0], [1.0], [1.0]])
     torch.testing.assert_close(delta, cond - perturbed)
     guided = cond.clone()
     shift_rows(guided, 1.5 * delta, [0, 1, 2])
@@ -42,13 +51,13 @@ def test_equation_4():
 def test_composed_prompts_share_one_delta_by_weight():
     cond, perturbed = rows(4, 0), rows(4, 1)
     difference = cond - perturbed
-    delta = mean_delta(cond, perturbed, [[1.0], [1.0, -2.0, 1.0]])
+    delta = mean_rows(cond - perturbed, [[1.0], [1.0, -2.0, 1.0]])
     torch.testing.assert_close(delta[0], difference[0])
     torch.testing.assert_close(delta[1], (difference[1] - 2 * difference[2] + difference[3]) / 4)
-    equal = mean_delta(cond[:2], perturbed[:2], [[0.0, 0.0]])
+    equal = mean_rows(cond[:2] - perturbed[:2], [[0.0, 0.0]])
     torch.testing.assert_close(equal[0], difference[:2].mean(0))
     with pytest.raises(ValueError, match="weights: 3 rows; allowed: those of the predictions, 4"):
-        mean_delta(cond, perturbed, [[1.0], [1.0, 1.0]])
+        mean_rows(cond - perturbed, [[1.0], [1.0, 1.0]])
 
 
 def test_rows_keep_their_dtype():
@@ -100,6 +109,27 @@ def test_rescale_brings_the_spread_back():
     half = rescale_factor(reference, guided, 0.5)
     torch.testing.assert_close(half, (rescale_factor(reference, guided, 1.0) + 1) / 2)
     assert torch.isfinite(rescale_factor(reference, torch.zeros_like(guided), 1.0)).all()
+
+
+@pytest.mark.parametrize("channels", [1, -1])
+def test_of_a_push_the_part_along_the_picture_is_taken_out_channel_by_channel(channels):
+    picture, other = rows(3, 0) + 7, rows(3, 1)
+    pattern = picture - picture.mean((2, 3), keepdim=True)
+    factors = torch.tensor([[0.5, -2.0, 3.0, 0.0]] * 3, dtype=picture.dtype)[:, :, None, None]
+    # What has no part along it, and what has nothing else.
+    beside = other - (other * pattern).sum((2, 3), keepdim=True) / pattern.square().sum((2, 3), keepdim=True) * pattern
+    delta = beside + factors * pattern
+
+    def kept(amount, size=1.0):
+        given = [each if channels == 1 else each.flatten(2).transpose(1, 2) for each in (delta, size * picture)]
+        found = keep_contrast(*given, amount, channels)
+        return found if channels == 1 else found.transpose(1, 2).unflatten(2, picture.shape[2:])
+
+    torch.testing.assert_close(kept(0.0), beside, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(kept(0.25), beside + 0.25 * factors * pattern, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(kept(0.0, size=-30.0), beside, rtol=1e-4, atol=1e-5)
+    assert torch.equal(kept(1.0), delta)
+    assert torch.isfinite(keep_contrast(delta, torch.zeros_like(picture), 0.0)).all()
 
 
 def test_adaptive_scale_divides_by_the_running_size_per_image():

@@ -115,6 +115,7 @@ settings = st.builds(
     blocks=st.sampled_from(["auto", "late", "mid, out.3", "in.4-8"]),
     method=st.sampled_from(["asag", "seg"]),
     rescale=st.floats(0, 1),
+    contrast=st.floats(0, 1),
     adaptive=st.booleans(),
 )
 

@@ -48,6 +48,7 @@ BAD = {
     "end": [2],
     "schedule": ["up"],
     "rescale": [1.01],
+    "contrast": [-0.1, 1.5],
     "adaptive": ["on"],
     "blur": [0],
     "hires": ["second"],

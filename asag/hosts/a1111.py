@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from modules import script_callbacks
 from torch import Tensor, nn
 
-from asag.guidance import mean_delta, rescale_factor, shift_rows
+from asag.guidance import keep_contrast, mean_rows, rescale_factor, shift_rows
 from asag.hosts.a1111_model import FAMILY, fixes_rows, is_timestep_sampler, rows_of, unet
 from asag.hosts.a1111_step import Step
 from asag.hosts.generation import GuidedRun, Refused, run_of
@@ -53,7 +54,10 @@ class A1111Run(GuidedRun):
                 500,
             )
         perturbed_rows = step.predict(whole_calls=fixes_rows(denoiser.p))
-        delta = mean_delta(rows[: step.cond_rows], perturbed_rows, weights)
+        cond = rows[: step.cond_rows]
+        delta = mean_rows(cond - perturbed_rows, weights)
+        if self.settings.contrast < 1:
+            delta = keep_contrast(delta, mean_rows(_pictures(cond, step), weights), self.settings.contrast)
         # The timestep samplers predict noise, whose δ is free of σ already.
         sigma = 1.0 if is_timestep_sampler(step.inner_model) else step.calls[0].sigma[0]
         shift = delta * self.scale_of(step.scale, delta, sigma)
@@ -78,6 +82,16 @@ class A1111Run(GuidedRun):
         indices = iter(range(step.cond_rows))
         conds_list = [[(next(indices), weight) for weight in parts] for parts in weights]
         return denoiser.combine_denoised(rows, conds_list, rows[-step.images :], scale)
+
+
+def _pictures(cond: Tensor, step: Step) -> Tensor:
+    """What the conditional rows stand for, up to their size: denoised pictures are that themselves, of noise at a
+    timestep it is x - √(1-ᾱ) ε."""
+    if not is_timestep_sampler(step.inner_model):
+        return cond
+    x = torch.cat([call.x for call in step.calls])[: len(cond)]
+    alphas = step.inner_model.inner_model.alphas_cumprod
+    return x - (1 - alphas[step.calls[0].sigma[0].long()]).sqrt() * cond
 
 
 class A1111:

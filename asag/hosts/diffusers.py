@@ -19,8 +19,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from asag.guidance import AdaptiveScale, rescale_factor, scheduled_scale
-from asag.hosts.diffusers_call import Call, Shift, argument, scene_of, velocity_of_grey, with_rows
+from asag.guidance import AdaptiveScale, keep_contrast, rescale_factor, scheduled_scale
+from asag.hosts.diffusers_call import Call, Shift, argument, picture_of, scene_of, velocity_of_grey, with_rows
 from asag.models.base import UnsupportedModel, family_of, has_class
 from asag.models.diffusers_mmdit import FluxTransformer, Sd3Transformer
 from asag.models.diffusers_unet import DiffusersUnet
@@ -120,6 +120,7 @@ class Guidance:
         self.trace = Trace() if settings.figures else None
         self.operator = Watched(settings.operator(), self.trace) if self.trace else settings.operator()
         self.adaptive = AdaptiveScale()
+        self.timesteps_of_sigma = 1 if isinstance(self.family, FluxTransformer) else 1000
         self.steps = 0
         self.rows = 0
         self.timesteps: Tensor | None = None
@@ -198,6 +199,8 @@ class Guidance:
     def shift_of(self, rows: Tensor, call: Call, weakened: Tensor) -> Shift:
         cond = rows[call.cond]
         delta = cond - weakened
+        if self.settings.contrast < 1:
+            delta = self.less_contrast(delta, cond, call)
         scale = self.adaptive(call.scale, delta) if self.settings.adaptive else call.scale
         if self.trace:
             self.trace.add_step(self.steps - 1, scale, delta, scene_of(call.args, call.kwargs).latent_size)
@@ -214,8 +217,16 @@ class Guidance:
         # velocity is noise for the most part, so there it is done to the picture, as in the WebUIs.
         if isinstance(self.family, DiffusersUnet):
             return Shift(added, rescale_factor(cond, guided, self.settings.rescale))
-        zero = velocity_of_grey(call.args, call.kwargs, cond, 1 if isinstance(self.family, FluxTransformer) else 1000)
+        zero = velocity_of_grey(call.args, call.kwargs, cond, self.timesteps_of_sigma)
         return Shift(added, rescale_factor(zero - cond, zero - guided, self.settings.rescale), zero)
+
+    def less_contrast(self, delta: Tensor, cond: Tensor, call: Call) -> Tensor:
+        """δ, of a noise, a velocity or a picture, without the share of contrast that isn't wanted."""
+        kept = self.settings.contrast
+        if not isinstance(self.family, DiffusersUnet):
+            zero = velocity_of_grey(call.args, call.kwargs, cond, self.timesteps_of_sigma)
+            return keep_contrast(delta, zero - cond, kept, channels=1 if cond.ndim == 4 else -1)
+        return keep_contrast(delta, picture_of(self.pipe.scheduler, call.args, call.kwargs, cond), kept)
 
     def repeats_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether the host predicts the same latents once more in the same step; those rows get the same shift.

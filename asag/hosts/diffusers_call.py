@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from asag.branch import RowBranch
 from asag.guidance import shift_rows
-from asag.models.base import Scene
+from asag.models.base import Scene, UnsupportedModel
 
 
 def argument(args: Any, kwargs: dict[str, Any], position: int, *names: str) -> Any:
@@ -67,6 +68,33 @@ def velocity_of_grey(args: Any, kwargs: dict[str, Any], prediction: Tensor, time
     axis = 1 if sample.ndim == 4 else -1
     sigma = argument(args, kwargs, 3, "timestep") / timesteps
     return sample.narrow(axis, 0, prediction.shape[axis]) / sigma.reshape(-1, *[1] * (sample.ndim - 1))
+
+
+def picture_of(scheduler: Any, args: Any, kwargs: dict[str, Any], prediction: Tensor) -> Tensor:
+    """x₀, (images, channels, …), that the prediction of a UNet stands for, up to its size.
+
+    args and kwargs: those of its call. The UNet's x is √ᾱ x₀ + √(1-ᾱ) ε in every scheduler: those of sigmas scale it
+    to that first.
+
+    Raises:
+        UnsupportedModel: naming a scheduler that doesn't say its ᾱ.
+    """
+    kind, alphas = scheduler.config.get("prediction_type", "epsilon"), getattr(scheduler, "alphas_cumprod", None)
+    if kind == "sample":
+        return prediction
+    if alphas is None or kind not in ("epsilon", "v_prediction"):
+        raise UnsupportedModel(
+            f"contrast: below 1 with {type(scheduler).__name__} and its prediction_type {kind}; allowed: 1, or a "
+            "scheduler with alphas_cumprod that predicts epsilon, v_prediction or sample"
+        )
+    sample = argument(args, kwargs, 0, "sample")[:, : prediction.shape[1]]
+    timestep = torch.as_tensor(argument(args, kwargs, 1, "timestep"), device=sample.device)
+    # Timesteps of sigmas lie between whole ones.
+    kept = alphas.to(sample.device)[timestep.round().long().clamp(0, len(alphas) - 1)]
+    kept = kept.to(sample.dtype).reshape(-1, *[1] * (sample.ndim - 1))
+    if kind == "epsilon":
+        return sample - (1 - kept).sqrt() * prediction
+    return kept.sqrt() * sample - (1 - kept).sqrt() * prediction
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import Any
 from modules import script_callbacks
 from torch import Tensor, nn
 
-from asag.guidance import rescale_factor
+from asag.guidance import keep_contrast, rescale_factor
 from asag.hosts.forge_step import Step
 from asag.hosts.generation import GuidedRun, Refused, run_of
 from asag.hosts.loaded import loaded_model
@@ -113,6 +113,7 @@ class ForgeRun(GuidedRun):
     def _guided(self, args: dict[str, Any], step: Step) -> Tensor:
         perturbed = step.predict(_host_pass(args, step.x), args["cond"])
         delta = (args["cond_denoised"] - perturbed) * _weight(args["cond"])
+        delta = keep_contrast(delta, args["cond_denoised"], self.settings.contrast)
         sigma = args["sigma"].reshape(-1, *[1] * (delta.ndim - 1))
         shift = delta * self.scale_of(step.scale, delta, sigma)
         guided = args["denoised"] + shift

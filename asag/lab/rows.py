@@ -54,6 +54,10 @@ ROWS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
         "Rescale, in block in.1 at scale 4",
         {f"{value:g}": {"rescale": value, "scale": 4.0} for value in (0, 0.3, 0.7, 1)},
     ),
+    "contrast": (
+        "Contrast, in block in.1 at scale 1.5",
+        {f"{value:g}": {"contrast": value, "scale": 1.5} for value in (1, 0.7, 0.3, 0)},
+    ),
     "adaptive": (
         "Adaptive, in block in.1: the scale is the size of the push",
         {f"{value:g}": {"adaptive": True, "scale": value} for value in (0.02, 0.05, 0.1, 0.2, 0.5)},

@@ -10,6 +10,8 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from diffusers import (
     DDIMScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
     FirstBlockCacheConfig,
     HeunDiscreteScheduler,
     StableDiffusion3PAGPipeline,
@@ -138,6 +140,53 @@ def test_rescale_brings_the_spread_to_that_of_the_conditional_prediction(kind: s
     assert (spread(combined(found[0.0])) / wanted - 1).abs().min() > 1e-2
     torch.testing.assert_close(spread(combined(found[1.0])), wanted, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found[0.7], 0.3 * found[0.0] + 0.7 * found[1.0], rtol=1e-4, atol=1e-5)
+
+
+PREDICTED = {
+    "sd15": DDIMScheduler,
+    "sd15, sigmas": EulerDiscreteScheduler,
+    "sd15, v": DDIMScheduler,
+    "sd15, picture": DDIMScheduler,
+    "sd3": None,
+    "flux": None,
+}
+
+
+@pytest.mark.parametrize("kind", PREDICTED)
+def test_without_contrast_a_push_has_no_part_along_the_picture(kind: str) -> None:
+    """The picture is the one that the scheduler itself makes of the prediction."""
+    pipe, given = PIPES[kind[:4]](), inputs(kind[:4], images=2, steps=3, guided=False)
+    if PREDICTED[kind] is not None:
+        told = {"sd15, v": "v_prediction", "sd15, picture": "sample"}.get(kind, "epsilon")
+        pipe.scheduler = PREDICTED[kind].from_config(pipe.scheduler.config, prediction_type=told)
+    denoiser = pipe.unet if kind.startswith("sd15") else pipe.transformer
+    with recorded_rows(denoiser) as rows:
+        for settings in ({}, {"scale": 2.0}, {"scale": 2.0, "contrast": 0.0}, {"scale": 2.0, "contrast": 0.5}):
+            latents(pipe, given, **settings)
+    plain, whole, without, half = (rows[index] for index in (0, 3, 6, 9))  # all on the same latents
+    scheduler, sample = pipe.scheduler, given["latents"]
+    if kind.startswith("sd15"):
+        scheduler.set_timesteps(3)
+        step = scheduler.step(plain, scheduler.timesteps[0], sample * scheduler.init_noise_sigma)
+        picture = step.pred_original_sample
+    else:
+        picture = sample - scheduler.sigmas[0] * plain
+    over = (1,) if kind == "flux" else (2, 3)
+    pattern = picture - picture.mean(over, keepdim=True)
+
+    def along(rows: Tensor) -> Tensor:
+        return ((rows - plain) * pattern).sum(over)
+
+    assert along(without).abs().max() < 1e-3 * along(whole).abs().max()
+    torch.testing.assert_close(half, (whole + without) / 2, rtol=1e-4, atol=1e-5)
+    assert difference(without, plain) > 1e-3
+
+
+def test_contrast_with_a_scheduler_that_tells_no_noise_level_is_refused() -> None:
+    pipe, given = sd15_pipe(), inputs("sd15", steps=2)
+    pipe.scheduler = EDMEulerScheduler()
+    with pytest.raises(UnsupportedModel, match="contrast: below 1 with EDMEulerScheduler"):
+        latents(pipe, given, contrast=0.5)
 
 
 @pytest.mark.parametrize("kind", PIPES)

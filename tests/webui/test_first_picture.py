@@ -65,6 +65,7 @@ def test_settings_matter(guided: Image) -> None:
         {"method": "uniform"},
         {"method": "similarity"},
         {"rescale": 1.0},
+        {"contrast": 0.0},
     ]
     # The hosts' random checkpoints answer differently strongly: so that a second iteration shows in each.
     images = [guided({"scale": 40, "blocks": "in.4, mid, out.5", **variant}, **SIZE) for variant in variants]
