@@ -48,12 +48,17 @@ def test_halves_one_by_one(guidance_works: Image, guided: Image, prompt: str, ba
     assert largest_difference(guidance_works(payload), guided(prompt=prompt)) < ROUNDING
 
 
-def test_rescale_with_several_parts(webui: WebUI, guided: Image) -> None:
+@pytest.mark.parametrize("sampler", ["Euler a", "DDIM"])
+@pytest.mark.parametrize("changed", [{"rescale": 1.0}, {"contrast": 0.0}], ids=["rescale", "contrast"])
+def test_several_parts_and_images(
+    webui: WebUI, guided: Image, plain: Image, changed: dict[str, Any], sampler: str
+) -> None:
     # Rescaling alone changes the image, as it takes CFG's contrast too: guidance_works has nothing to say about it.
     pushed = {"scale": 40, "blocks": "in.4, mid, out.5"}
-    settings = {**pushed, "rescale": 1.0}
-    prompt = "a cat AND a dog :0.5"
-    answer = webui.txt2img(**small(prompt=prompt, batch_size=2, alwayson_scripts=asag(**settings)))
+    settings = {**pushed, **changed}
+    payload = {"prompt": "a cat AND a dog :0.5", "sampler_name": sampler}
+    answer = webui.txt2img(**small(**payload, batch_size=2, alwayson_scripts=asag(**settings)))
     for index, image in enumerate(answer.images):
-        assert largest_difference(image, guided(settings, prompt=prompt, seed=7 + index)) < ROUNDING
-        assert_differ(image, guided(pushed, prompt=prompt, seed=7 + index))
+        assert largest_difference(image, guided(settings, **payload, seed=7 + index)) < ROUNDING
+        assert_differ(image, guided(pushed, **payload, seed=7 + index))
+        assert_differ(image, plain(**payload, seed=7 + index))

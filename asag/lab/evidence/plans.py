@@ -156,6 +156,11 @@ def _windows(model: str) -> list[dict[str, Any]]:
     return [{"start": start, "end": end, "scale": scale} for start, end in _WINDOWS for scale in scales]
 
 
+def _contrasts(model: str) -> list[dict[str, Any]]:
+    without = [{**each, "contrast": 0.0} for each in _blocks(model)]
+    return without + [{"scale": scale, "contrast": 0.5} for scale in _SCALES[model]]
+
+
 def _rescaled(model: str) -> list[dict[str, Any]]:
     return [{"scale": scale, "rescale": value} for scale in _SCALES[model] for value in (0.0, 0.5, 1.0)]
 
@@ -210,7 +215,7 @@ def steps_plan(model: str, scales: Scales) -> Plan:
     return Plan(tuple(cells), **_SEARCH)
 
 
-SEARCHES = ("search", "blocks", "strength", "iterations", "window", "rescale")
+SEARCHES = ("search", "blocks", "strength", "iterations", "window", "rescale", "contrast")
 PLANS: dict[str, Callable[[str, Scales], Plan]] = {
     "main": main_plan,
     "search": search_plan,
@@ -219,6 +224,7 @@ PLANS: dict[str, Callable[[str, Scales], Plan]] = {
     "iterations": _sweep("iterations", lambda model: [{"iterations": value} for value in (1, 2, 3, 5, 10)]),
     "window": _sweep("window", _windows),
     "rescale": _sweep("rescale", _rescaled),
+    "contrast": _sweep("contrast", _contrasts),
     "confirm": confirm_plan,
     "adaptive": adaptive_plan,
     "steps": steps_plan,

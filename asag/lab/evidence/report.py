@@ -180,6 +180,7 @@ _SWEEPS = {
     "strength": ("Strength λ", "The factor on the paper's λ; 0 is the uniform map."),
     "iterations": ("Iterations", ""),
     "rescale": ("Rescale", "How far contrast is brought back to that of the unguided prediction."),
+    "contrast": ("Contrast", "How much of what is mere contrast in the push stays, in each block."),
     "window": ("Window", "Fractions of the steps that are guided."),
     "adaptive": (
         "High scales, fixed and adaptive",
