@@ -121,6 +121,7 @@ def test_the_report_has_a_part_for_what_is_there_and_none_for_what_is_missing(tm
         [pushes | {"method": "asag", "block": block, "step": step} for block in ("auto", "in.1") for step in (0, 1)],
     )
     (folder / "drifting.md").write_text("# Drifting\n")
+    (folder / "findings.md").write_text("## What was found\n\nLittle.\n")
     bench = tmp_path / "bench" / "results"
     bench.mkdir(parents=True)
     ratios = {"full-pass": 1.5, "asag": 1.3, "pag": 1.29, "seg": 1.28}
@@ -137,6 +138,7 @@ def test_the_report_has_a_part_for_what_is_there_and_none_for_what_is_missing(tm
     assert "- unconditional, the same settings, equal push, ASAG against PAG: better: FD (4σ)" in text
     assert "| M = QKᵀ (ASAG) | 4.0 | 6.0 | 8.0 | ≈ 2 |" in text
     assert "| ASAG | in.1 | 0.01 | 1.00 | 0.25 | 0.75 |" in text
+    assert text.index("Little.") < text.index("The embedded UNet")
     assert "(drifting.md)" in text
     assert "adaptive-toy.md" not in text
     assert "The small MMDiT" not in text

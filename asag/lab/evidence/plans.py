@@ -23,6 +23,7 @@ HIGH = (3.0, 5.0, 7.0, 10.0)  # where ASAG may burn, and what may keep it from t
 RESTRAINED: dict[str, dict[str, Any]] = {
     "adaptive": {"adaptive": True},
     "adaptive bell": {"adaptive": True, "schedule": "bell"},
+    "no contrast": {"contrast": 0.0},
 }
 BLOCKS = {"unet": ("in.1", "in.3", "mid", "out.0", "out.1"), "mmdit": tuple(f"joint.{i}" for i in range(LAYERS))}
 
@@ -189,8 +190,8 @@ def confirm_plan(model: str, scales: Scales) -> Plan:
 
 
 def adaptive_plan(model: str, scales: Scales) -> Plan:
-    """High scales, fixed and adaptive, the latter also along a bell; `calibrate-high` finds the scales of equal push.
-    Differences to the fixed scale that pushes as far are told, too."""
+    """High scales, fixed, adaptive, adaptive along a bell, and fixed without contrast; `calibrate-high` finds scales of
+    equal push. Differences to the fixed scale that pushes as far are told, too."""
     cells = []
     for conditional in (False, True):
         base = baseline(model, conditional)

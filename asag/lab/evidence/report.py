@@ -15,9 +15,9 @@ from asag.lab.evidence.tables import number
 _INTRODUCTION = """# Evidence
 
 Made by `python -m asag report` from the JSON lines in this folder; nothing here is written by hand but the words
-around the figures. `python -m asag evaluate PLAN --model MODEL` measures the lines (it goes on where it was stopped),
-`python -m asag.lab.evidence.along --model MODEL` those on the plans along sampling, `….directions` those on where the
-methods push.
+around the figures, and what was found, which is findings.md. `python -m asag evaluate PLAN --model MODEL` measures the
+lines (it goes on where it was stopped), `python -m asag.lab.evidence.along --model MODEL` those on the plans along
+sampling, `python -m asag.lab.evidence.directions --model MODEL` those on where the methods push.
 
 **What is measured on what.** Models small enough to lie in this repository, trained from scratch on drawings of one or
 two coloured shapes (asag/lab/scenes.py): the embedded UNet, of Stable Diffusion's architecture, and a
@@ -59,6 +59,9 @@ _TITLES = {"unet": "The embedded UNet", "mmdit": "The small MMDiT"}
 def sections(folder: Path) -> Iterator[str]:
     """The report's parts in order; a part whose lines are missing is left out. Draws the figures into `images`."""
     yield _INTRODUCTION
+    findings = folder / "findings.md"
+    if findings.exists():
+        yield findings.read_text()
     yield from training(folder)
     for model, title in _TITLES.items():
         found = list(of_model(folder, model))
@@ -183,9 +186,9 @@ _SWEEPS = {
     "contrast": ("Contrast", "How much of what is mere contrast in the push stays, in each block."),
     "window": ("Window", "Fractions of the steps that are guided."),
     "adaptive": (
-        "High scales, fixed and adaptive",
-        "Does `adaptive` keep ASAG from burning? Its scales push as far as the fixed one above them, and [..σ] is the "
-        "paired difference to that one.",
+        "High scales, fixed, adaptive and without contrast",
+        "Does `adaptive` keep ASAG from burning, or `contrast` 0? Their scales push as far as the fixed one above "
+        "them, and [..σ] is the paired difference to that one.",
     ),
 }
 

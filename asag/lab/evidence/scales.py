@@ -63,14 +63,22 @@ def calibrate(sampler: Sampler, model: str, scales: Scales, steps: int | None = 
 
 
 def calibrate_high(sampler: Sampler, model: str, scales: Scales, steps: int | None = None) -> None:
-    """Find the scales of adaptive guidance whose pushes are those of ASAG at high fixed scales."""
+    """Find the scales of adaptive guidance, and of guidance without contrast, whose pushes are those of ASAG at high
+    fixed scales. What was found before stays."""
     for conditional in (False, True):
         base = baseline(model, conditional, steps=steps)
         for high in HIGH:
+            protocol = f"push of {high:g}"
+            found = dict(scales.get(model, base.condition, protocol))
+            missing = [name for name in RESTRAINED if name not in found]
+            if not missing:
+                continue
             aim = push(sampler, guided(base, {"scale": high}))
-            # An adaptive scale is about the push itself.
-            found = {name: matched(sampler, base, way, aim, three_digits(aim)) for name, way in RESTRAINED.items()}
-            scales.put(model, base.condition, f"push of {high:g}", found)
+            for name in missing:
+                # An adaptive scale is about the push itself.
+                start = three_digits(aim) if RESTRAINED[name].get("adaptive") else high
+                found[name] = matched(sampler, base, RESTRAINED[name], aim, start)
+            scales.put(model, base.condition, protocol, found)
             print(model, base.condition, high, found, flush=True)
 
 
