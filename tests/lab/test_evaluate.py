@@ -218,6 +218,17 @@ def test_every_plans_blocks_are_in_its_model(name, tmp_path):
             assert choose_layers(network, family_of(network, FAMILIES), blocks)
 
 
+def test_a_push_without_contrast_stands_beside_the_whole_one(tmp_path):
+    cells = plans.PLANS["contrast"]("mmdit", Scales(tmp_path / "scales.json")).cells
+    beside = [cell for cell in cells if cell.rival]
+    assert len(beside) == len(cells) - 2  # all but the baselines
+    for cell in beside:
+        settings = dict(cell.run.settings)
+        assert settings.pop("contrast") < 1
+        assert dict(cell.rival.settings) == settings
+        assert cell.rival.condition == cell.condition
+
+
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """A plan of two cells, and the command's options for few pictures in two parts."""

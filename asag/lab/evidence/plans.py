@@ -136,7 +136,11 @@ def _sweep(name: str, variations: Callable[[str], list[dict[str, Any]]]) -> Call
         for conditional in (False, True):
             base = baseline(model, conditional)
             cells.append(Cell(name, "search", "cfg" if conditional else "vanilla", base, base))
-            cells += [Cell(name, "search", "asag", guided(base, each), base) for each in variations(model)]
+            for each in variations(model):
+                # Beside a push without its contrast stands the whole one.
+                whole = {key: value for key, value in each.items() if key != "contrast"}
+                rival = guided(base, whole) if whole != each else None
+                cells.append(Cell(name, "search", "asag", guided(base, each), base, rival))
         return Plan(tuple(cells), **_SEARCH)
 
     return plan

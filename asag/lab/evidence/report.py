@@ -183,7 +183,11 @@ _SWEEPS = {
     "strength": ("Strength λ", "The factor on the paper's λ; 0 is the uniform map."),
     "iterations": ("Iterations", ""),
     "rescale": ("Rescale", "How far contrast is brought back to that of the unguided prediction."),
-    "contrast": ("Contrast", "How much of what is mere contrast in the push stays, in each block."),
+    "contrast": (
+        "Contrast",
+        "How much of what is mere contrast in the push stays, in each block; [..σ] is the paired difference to the "
+        "whole push.",
+    ),
     "window": ("Window", "Fractions of the steps that are guided."),
     "adaptive": (
         "High scales, fixed, adaptive and without contrast",
