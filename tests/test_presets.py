@@ -22,7 +22,7 @@ MINE = AsagSettings(scale=2.25, blocks="mid, out.3", iterations=3, adaptive=True
 
 
 def test_the_built_in_ones_can_be_read_and_told_apart(presets):
-    assert presets.names() == ["Paper", "Gentle", "Strong", "Fast"]
+    assert presets.names() == ["Paper", "Gentle", "Strong", "Clean", "Fast"]
     for name in PRESETS:
         assert presets.name_of(presets.get(name)) == name
     paper = presets.get("Paper")
@@ -42,10 +42,10 @@ def test_save_rename_delete(presets):
     assert again.names()[-1] == "my own"
     assert again.get("my own") == MINE
     assert again.rename("my own", "Überholt 🎨") == "Überholt 🎨"
-    assert presets.names()[4:] == ["Überholt 🎨"]
+    assert presets.names()[5:] == ["Überholt 🎨"]
     presets.save("second", AsagSettings())
     presets.delete("Überholt 🎨")
-    assert presets.names()[4:] == ["second"]
+    assert presets.names()[5:] == ["second"]
     assert [path.name for path in presets.path.parent.iterdir()] == ["presets.json"]
 
 
@@ -60,7 +60,7 @@ def test_save_rename_delete(presets):
         (lambda p: p.rename("kept", "Fast"), "comes with ASAG"),
         (lambda p: p.rename("kept", "kept 2"), "is taken"),
         (lambda p: p.delete("other"), "preset: 'other'; allowed: your own: kept, kept 2"),
-        (lambda p: p.get("other"), "allowed: Paper, Gentle, Strong, Fast, kept, kept 2"),
+        (lambda p: p.get("other"), "allowed: Paper, Gentle, Strong, Clean, Fast, kept, kept 2"),
     ],
 )
 def test_what_cannot_be_done_is_told_and_loses_nothing(presets, act, message):
