@@ -95,8 +95,9 @@ def test_the_report_has_a_part_for_what_is_there_and_none_for_what_is_missing(tm
     search = [plain, *(made_up("asag", protocol="search", settings={"method": "asag", "scale": s}) for s in (1, 2))]
     write_lines(folder / "search-unet.jsonl", search)
     blocks = [made_up("asag", settings={"blocks": name, "scale": 1.5}) for name in ("mid", "in.1")]
-    write_lines(folder / "blocks-unet.jsonl", [plain, *blocks])
-    write_lines(folder / "strength-unet.jsonl", [plain, made_up("asag", settings={"strength": 2.0})])
+    cfg = made_up("cfg", condition="conditional", protocol="search")  # of what follows nothing is measured yet
+    write_lines(folder / "blocks-unet.jsonl", [plain, *blocks, cfg])
+    write_lines(folder / "strength-unet.jsonl", [plain, made_up("asag", settings={"strength": 2.0}), cfg])
     chosen = {"method": "asag", "blocks": "in.1", "scale": 0.5}
     rival = made_up("pag", protocol="chosen", to_asag=4.0)
     vanilla = made_up("vanilla", protocol="none")

@@ -80,7 +80,7 @@ def scales(lines: Sequence[Line], title: str, path: Path) -> None:
 
 def blocks(lines: Sequence[Line], title: str, path: Path) -> None:
     """All blocks by scales: the change of each metric against no guidance, coloured by its paired standard errors."""
-    conditions = conditions_of(lines)
+    conditions = conditions_of([line for line in lines if line["settings"]])
     figure, axes = _panels(conditions, _SHOWN[:3], title)
     for row, condition in enumerate(conditions):
         here = {

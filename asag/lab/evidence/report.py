@@ -202,7 +202,8 @@ def sweeps(folder: Path, model: str) -> Iterator[str]:
     for plan, (title, words) in _SWEEPS.items():
         lines = read_lines(folder / f"{plan}-{model}.jsonl")
         if lines:
-            parts = [tables.sweep(lines, condition, names) for condition in tables.conditions_of(lines)]
+            guided = [line for line in lines if line["settings"]]
+            parts = [tables.sweep(lines, condition, names) for condition in tables.conditions_of(guided)]
             yield "\n\n".join([f"### {title}", f"{words} {sampled(lines)} {_SEARCHED}".strip(), *parts])
     if lines := read_lines(folder / f"steps-{model}.jsonl"):
         yield f"### CFG scale and number of steps\n\nFD; objects right. {sampled(lines)}\n\n{tables.steps_table(lines)}"

@@ -26,7 +26,7 @@ from asag.lab.evidence.runs import Run, Sampler, captions
 _PICTURES = 48
 _SEED = 102
 _CLOSE = 0.01
-_ROUNDS = 8  # of the fixed point, which converges since the size of δ changes slowly with the scale
+_ROUNDS = 16  # of the fixed point, which converges slowly where the size of δ follows the scale
 
 
 def push(sampler: Sampler, run: Run) -> float:
