@@ -102,7 +102,7 @@ def blocks(lines: Sequence[Line], title: str, path: Path) -> None:
             axis.imshow(sigmas, cmap="coolwarm", vmin=-12, vmax=12, aspect="auto")
             axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
             axis.set_yticks(range(len(names)), names)
-    axes[-1][0].set_xlabel("guidance scale s; colour: change in paired standard errors, -12 to 12")
+    figure.supxlabel("guidance scale s; colour: change in paired standard errors, -12 to 12", fontsize=9)
     save(figure, path)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from asag.lab.evidence import figures, tables
 from asag.lab.evidence.lines import OUT, Line, markdown, read_lines
-from asag.lab.evidence.plans import MAIN_CAPTIONS, MAIN_SEEDS, Scales, main_plan
+from asag.lab.evidence.plans import MAIN_CAPTIONS, MAIN_SEEDS, Scales, confirm_plan, main_plan
 from asag.lab.evidence.runs import MODELS, trained
 from asag.lab.evidence.tables import number
 
@@ -111,7 +111,7 @@ def of_model(folder: Path, model: str) -> Iterator[str]:
         yield f"### Which block\n\n{sampled(lines)} {_SEARCHED}\n\n![Blocks and scales]({path})"
     yield from sweeps(folder, model)
     if lines := read_lines(folder / f"confirm-{model}.jsonl"):
-        yield from confirm_part(lines)
+        yield from confirm_part(lines, len(confirm_plan(model, Scales(folder / "scales.json")).cells))
 
 
 def sampled(lines: list[Line]) -> str:
@@ -120,14 +120,17 @@ def sampled(lines: list[Line]) -> str:
     return " ".join(f"{samples} pictures a cell, of {seeds} seed{'s'[: seeds > 1]}." for samples, seeds in found)
 
 
+def missing(lines: list[Line], cells: int) -> str:
+    """Says that not all cells of a plan have been measured, where it is so."""
+    return f" **Incomplete**: {cells - len(lines)} of {cells} rows are missing." if len(lines) < cells else ""
+
+
 def main_part(lines: list[Line], drawings: list[Line], cells: int) -> Iterator[str]:
     """The tables of the main plan, which has `cells` cells."""
     head = f"### All methods (the paper's Table 1, and Table 3's maps)\n\n{sampled(lines)}"
     if lines[0]["samples"] < PLANNED:
         head += f" **Preliminary**: {PLANNED} a cell are planned."
-    if len(lines) < cells:
-        head += f" **Incomplete**: {cells - len(lines)} of {cells} rows are missing."
-    yield head
+    yield head + missing(lines, cells)
     for condition in tables.conditions_of(lines):
         yield f"**{condition.capitalize()}**\n\n{tables.comparison(lines, condition)}"
     for line in drawings:
@@ -143,12 +146,12 @@ def main_part(lines: list[Line], drawings: list[Line], cells: int) -> Iterator[s
         yield "**ASAG against the others**, by paired differences of at least 3 standard errors:\n\n" + "\n".join(told)
 
 
-def confirm_part(lines: list[Line]) -> Iterator[str]:
-    """What did best in the searches, measured again."""
+def confirm_part(lines: list[Line], cells: int) -> Iterator[str]:
+    """What did best in the searches, measured again; the plan has `cells` cells."""
     yield (
         f"### The best of the searches, measured again\n\n{sampled(lines)} Captions and noise are the main tables', "
         "which no search has seen. The settings are those of ASAG with the lowest FD of all searches above; the other "
-        "methods have the same block, window and rescale, and push as far."
+        f"methods have the same block, window and rescale, and push as far.{missing(lines, cells)}"
     )
     for condition in tables.conditions_of(lines):
         found = next(line for line in lines if (line["condition"], line["method"]) == (condition, "asag"))
