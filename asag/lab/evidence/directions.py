@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from asag.hosts.diffusers import FAMILIES
-from asag.hosts.diffusers_call import argument, scene_of
+from asag.hosts.diffusers_call import picture_of, scene_of, velocity_of_grey
 from asag.lab.embedded import start_noise
 from asag.lab.evidence.lines import OUT, Line, write_lines
 from asag.lab.evidence.plans import BLOCKS, METHODS, baseline
 from asag.lab.evidence.runs import Sampler, captions, trained
 from asag.models.base import family_of
+from asag.models.diffusers_unet import DiffusersUnet
 from asag.operators import make_operator
 from asag.perturb import choose_layers, perturbed
 
@@ -29,19 +30,11 @@ _PICTURES, _SEED = 48, 102
 Pushes = dict[tuple[str, str], Tensor]  # by method and block
 
 
-def denoised(scheduler: Any, sample: Tensor, timestep: Tensor, velocity: Tensor) -> Tensor:
-    """The picture that a velocity stands for: √ᾱ x - √(1-ᾱ) v where noise has a schedule of variances, and x - σ v on
-    straight paths. sample, velocity (images, …), timestep a scalar."""
-    if scheduler.config.prediction_type == "flow_prediction":
-        return sample - timestep / scheduler.config.num_train_timesteps * velocity
-    kept = scheduler.alphas_cumprod[int(timestep)]
-    return kept.sqrt() * sample - (1 - kept).sqrt() * velocity
-
-
 @contextmanager
 def watched(pipeline: Any, model: nn.Module, pairs: list[tuple[str, str]]) -> Iterator[list[tuple[Tensor, Pushes]]]:
-    """While open, each call adds the picture that it predicts and, for each method and block of `pairs`, δ in pictures'
-    direction: a velocity points away from the picture, so it's the weakened one minus the normal one."""
+    """While open, each call adds the picture that it predicts, up to its size, and, for each method and block of
+    `pairs`, δ in pictures' direction: a velocity points away from the picture, so it's the weakened one minus the
+    normal one."""
     family = family_of(model, FAMILIES)
     seen: list[tuple[Tensor, Pushes]] = []
 
@@ -50,9 +43,11 @@ def watched(pipeline: Any, model: nn.Module, pairs: list[tuple[str, str]]) -> It
         for method, block in pairs:
             with perturbed(choose_layers(model, family, block), family, make_operator(method), scene):
                 pushes[method, block] = model.forward(*args, **kwargs)[0] - output[0]
-        sample = argument(args, kwargs, 0, "sample", "hidden_states")
-        timestep = pipeline.scheduler.timesteps[len(seen)]
-        seen.append((denoised(pipeline.scheduler, sample, timestep, output[0]), pushes))
+        if isinstance(family, DiffusersUnet):
+            picture = picture_of(pipeline.scheduler, args, kwargs, output[0])
+        else:
+            picture = velocity_of_grey(args, kwargs, output[0], 1000) - output[0]
+        seen.append((picture, pushes))
 
     handle = model.register_forward_hook(look, with_kwargs=True)
     try:

@@ -29,6 +29,13 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
+def _save_over_steps(figure: Figure, path: Path) -> None:
+    for axis in figure.axes:
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    save(figure, path)
+
+
 def _panels(conditions: Sequence[str], names: Sequence[str], title: str) -> tuple[Figure, Any]:
     figure = Figure(figsize=(3.2 * len(names) + 0.4, 2.5 * len(conditions) + 0.3), layout="constrained")
     axes = figure.subplots(len(conditions), len(names), squeeze=False)
@@ -126,10 +133,7 @@ def along(lines: Sequence[Line], title: str, path: Path) -> None:
     entropy.legend(handles=entropy.lines[:1], fontsize=7)
     columns.legend(fontsize=6)
     needed.legend(fontsize=7)
-    for axis in (entropy, columns, needed):
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
-    save(figure, path)
+    _save_over_steps(figure, path)
 
 
 def directions(lines: Sequence[Line], title: str, path: Path) -> None:
@@ -153,10 +157,7 @@ def directions(lines: Sequence[Line], title: str, path: Path) -> None:
     blocks.set_title("cosine to contrast, ASAG by block", fontsize=9)
     alike.legend(fontsize=7)
     blocks.legend(fontsize=7)
-    for axis in (alike, contrast, blocks):
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
-    save(figure, path)
+    _save_over_steps(figure, path)
 
 
 def losses(curves: dict[str, Sequence[Line]], path: Path) -> None:

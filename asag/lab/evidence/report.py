@@ -151,7 +151,7 @@ def confirm_part(lines: list[Line], cells: int) -> Iterator[str]:
     yield (
         f"### The best of the searches, measured again\n\n{sampled(lines)} Captions and noise are the main tables', "
         "which no search has seen. The settings are those of ASAG with the lowest FD of all searches above; the other "
-        f"methods have the same block, window and rescale, and push as far.{missing(lines, cells)}"
+        f"methods have the same block, window, rescale and contrast, and push as far.{missing(lines, cells)}"
     )
     for condition in tables.conditions_of(lines):
         found = next(line for line in lines if (line["condition"], line["method"]) == (condition, "asag"))
