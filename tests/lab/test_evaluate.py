@@ -17,7 +17,7 @@ from asag.lab.evidence.lines import write_lines
 from asag.lab.evidence.plans import METHODS, Scales, main_plan
 from asag.lab.evidence.records import Store, describe, spectrum
 from asag.lab.evidence.runs import Part, Run, Sampler, captions
-from asag.lab.evidence.scales import calibrate, calibrate_chosen, calibrate_high, choose_best, push
+from asag.lab.evidence.scales import calibrate, calibrate_chosen, calibrate_high, calibrate_rivals, choose_best, push
 from asag.lab.mmdit import new_transformer
 from asag.models.base import family_of
 from asag.perturb import choose_layers
@@ -383,6 +383,39 @@ def test_adaptive_scales_are_found_that_push_as_far(tmp_path, monkeypatch):
     assert fixed == {("conditional", 3.0), ("unconditional", 3.0), ("unconditional", 7.0)}
 
 
+def test_rivals_push_as_far_as_asag_does_at_its_best_in_the_same_block(tmp_path, monkeypatch):
+    monkeypatch.setattr("asag.lab.evidence.scales._PICTURES", 2)
+
+    def told(settings, fd):
+        line = {"condition": "unconditional", "method": "asag", "settings": settings}
+        return line | {"metrics": {"fd": {"value": fd}}}
+
+    def without(block, scale, fd):
+        return told({"blocks": block, "scale": scale, "contrast": 0.0}, fd)
+
+    others = [told({"blocks": "mid", "scale": 9.0}, 0.5), told({"scale": 8.0, "contrast": 0.5}, 0.5)]
+    mids = [without("mid", 1.0, 3.0), without("mid", 2.0, 2.0)]
+    write_lines(tmp_path / "contrast-unet.jsonl", [*others, *mids, without("out.0", 1.0, 4.0)])
+    scales, sampler = Scales(tmp_path / "scales.json"), Sampler()
+    calibrate_rivals(sampler, "unet", scales, steps=4)
+    plan = plans.rivals_plan("unet", scales)
+    found = [(cell.method, dict(cell.run.settings)) for cell in plan.cells if cell.run.settings]
+    methods = [name for name in METHODS if name != "asag"]
+    in_block = {
+        block: [method for method, settings in found if settings["blocks"] == block] for block in ("mid", "out.0")
+    }
+    assert in_block == {"mid": ["asag", *methods, *["asag"] * 5], "out.0": ["asag", *methods]}
+    assert found[0][1]["scale"] == 2.0
+    base = plans.baseline("unet", False, steps=4)
+    for cell in [cell for cell in plan.cells if cell.rival]:
+        settings, rival = dict(cell.run.settings), dict(cell.rival.settings)
+        assert {settings["contrast"], rival["contrast"]} == {0.0}
+        assert settings["blocks"] == rival["blocks"]
+        sizes = [push(sampler, plans.guided(base, each)) for each in (settings, rival)]
+        assert sizes[0] == pytest.approx(sizes[1], rel=0.011)
+    assert plan.captions_seed == plans.search_plan("unet", scales).captions_seed
+
+
 def test_the_best_settings_of_all_searches_are_measured_again_beside_others_that_push_as_far(tmp_path, monkeypatch):
     monkeypatch.setattr("asag.lab.evidence.scales._PICTURES", 2)
 
@@ -406,10 +439,12 @@ def test_the_best_settings_of_all_searches_are_measured_again_beside_others_that
     aim = push(sampler, plans.guided(base, best))
     main, confirm = main_plan("unet", scales), plans.confirm_plan("unet", scales)
     assert (confirm.captions, confirm.seeds, confirm.captions_seed) == (main.captions, main.seeds, main.captions_seed)
-    assert [cell.method for cell in confirm.cells] == ["vanilla", *METHODS]
+    others = [name for name in METHODS if name != "asag"]
+    assert [cell.method for cell in confirm.cells] == ["vanilla", *others, "paper plan", "asag"]
     for cell in confirm.cells[1:-1]:
         settings = dict(cell.run.settings)
         assert settings.keys() == {"method", "end", "scale"}
+        assert settings["method"] == {"paper plan": "asag"}.get(cell.method, cell.method)
         assert settings["end"] == 0.5
         assert push(sampler, plans.guided(base, settings)) == pytest.approx(aim, rel=0.011)
         assert dict(cell.rival.settings) == best

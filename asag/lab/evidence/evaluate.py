@@ -34,11 +34,16 @@ from asag.lab.evidence.runs import (
     trained,
     weights,
 )
-from asag.lab.evidence.scales import calibrate, calibrate_chosen, calibrate_high, choose_best
+from asag.lab.evidence.scales import calibrate, calibrate_chosen, calibrate_high, calibrate_rivals, choose_best
 
 _REFERENCE = 20_000  # drawings that pictures are compared with
 _REFERENCE_SEED = 30_000
-_CALIBRATIONS = {"calibrate": calibrate, "calibrate-high": calibrate_high, "calibrate-chosen": calibrate_chosen}
+_CALIBRATIONS = {
+    "calibrate": calibrate,
+    "calibrate-high": calibrate_high,
+    "calibrate-rivals": calibrate_rivals,
+    "calibrate-chosen": calibrate_chosen,
+}
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,12 @@ RESTRAINED: dict[str, dict[str, Any]] = {
     "adaptive bell": {"adaptive": True, "schedule": "bell"},
     "no contrast": {"contrast": 0.0},
 }
+# The other methods, and ASAG's plan with other strengths and more iterations.
+WAYS: dict[str, dict[str, Any]] = {
+    **{name: {"method": name} for name in METHODS if name != "asag"},
+    **{f"strength {value:g}": {"method": "asag", "strength": value} for value in (0.25, 0.5, 2.0, 4.0)},
+    "iterations 5": {"method": "asag", "iterations": 5},
+}
 BLOCKS = {"unet": ("in.1", "in.3", "mid", "out.0", "out.1"), "mmdit": tuple(f"joint.{i}" for i in range(LAYERS))}
 
 
@@ -175,9 +181,27 @@ def shared(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in _OWN}
 
 
+def rivals_plan(model: str, scales: Scales) -> Plan:
+    """In each block, without contrast: ASAG at its best scale of the sweep of contrast, and as far a push by the other
+    methods; in its best block by other strengths and iterations, too. Needs `calibrate-rivals`."""
+    cells = []
+    for conditional in (False, True):
+        base = baseline(model, conditional)
+        cells.append(Cell("rivals", "search", "cfg" if conditional else "vanilla", base, base))
+        for block, found in scales.get(model, base.condition, "rivals").items():
+            place = {"blocks": block, "contrast": 0.0}
+            asag = guided(base, {**place, "scale": found["asag"]})
+            cells.append(Cell("rivals", "search", "asag", asag, base))
+            for name in [name for name in WAYS if name in found]:
+                way = {**place, **WAYS[name], "scale": found[name]}
+                cells.append(Cell("rivals", "search", str(way["method"]), guided(base, way), base, asag))
+    return Plan(tuple(cells), **_SEARCH)
+
+
 def confirm_plan(model: str, scales: Scales) -> Plan:
     """The settings of ASAG that did best in the searches, on the main plan's captions and noise; beside it the other
-    methods at the same settings with equal push. Needs `calibrate-chosen`."""
+    methods, and the paper's plan where another one did best, at the same settings with equal push. Needs
+    `calibrate-chosen`."""
     cells = []
     for conditional in (False, True):
         base = baseline(model, conditional)
@@ -188,7 +212,7 @@ def confirm_plan(model: str, scales: Scales) -> Plan:
         cells.append(Cell("confirm", "none", "cfg" if conditional else "vanilla", base, base, asag))
         for name, scale in scales.get(model, base.condition, "chosen norm").items():
             run = guided(base, {**shared(chosen), "method": name, "scale": scale})
-            cells.append(Cell("confirm", "chosen", name, run, base, asag))
+            cells.append(Cell("confirm", "chosen", "paper plan" if name == "asag" else name, run, base, asag))
         cells.append(Cell("confirm", "chosen", "asag", asag, base))
     return Plan(tuple(cells), MAIN_CAPTIONS, MAIN_SEEDS)
 
@@ -220,7 +244,7 @@ def steps_plan(model: str, scales: Scales) -> Plan:
     return Plan(tuple(cells), **_SEARCH)
 
 
-SEARCHES = ("search", "blocks", "strength", "iterations", "window", "rescale", "contrast")
+SEARCHES = ("search", "blocks", "strength", "iterations", "window", "rescale", "contrast", "rivals")
 PLANS: dict[str, Callable[[str, Scales], Plan]] = {
     "main": main_plan,
     "search": search_plan,
@@ -230,6 +254,7 @@ PLANS: dict[str, Callable[[str, Scales], Plan]] = {
     "window": _sweep("window", _windows),
     "rescale": _sweep("rescale", _rescaled),
     "contrast": _sweep("contrast", _contrasts),
+    "rivals": rivals_plan,
     "confirm": confirm_plan,
     "adaptive": adaptive_plan,
     "steps": steps_plan,

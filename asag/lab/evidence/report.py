@@ -191,6 +191,11 @@ _SWEEPS = {
         "How much of what is mere contrast in the push stays, in each block; [..σ] is the paired difference to the "
         "whole push.",
     ),
+    "rivals": (
+        "ASAG and the others in each block, without contrast",
+        "ASAG at its best scale there, the others pushing as far; in its best block also other strengths and more "
+        "iterations. [..σ] is the paired difference to ASAG in the same block.",
+    ),
     "window": ("Window", "Fractions of the steps that are guided."),
     "adaptive": (
         "High scales, fixed, adaptive and without contrast",
@@ -201,7 +206,7 @@ _SWEEPS = {
 
 
 def sweeps(folder: Path, model: str) -> Iterator[str]:
-    names = ("fd", "fd_layout", "is_like", "right", "contrast", "clipped")
+    names = ("fd", "kid", "fd_layout", "fd_spectrum", "is_like", "right", "contrast", "clipped")
     for plan, (title, words) in _SWEEPS.items():
         lines = read_lines(folder / f"{plan}-{model}.jsonl")
         if lines:

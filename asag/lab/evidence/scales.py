@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from asag.lab import embedded, papers
-from asag.lab.evidence.lines import read_lines
+from asag.lab.evidence.lines import Line, read_lines
 from asag.lab.evidence.plans import (
     HIGH,
     METHODS,
     RESTRAINED,
     SEARCHED,
     SEARCHES,
+    WAYS,
     Scales,
     baseline,
     guided,
@@ -82,24 +84,63 @@ def calibrate_high(sampler: Sampler, model: str, scales: Scales, steps: int | No
             print(model, base.condition, high, found, flush=True)
 
 
+def calibrate_rivals(sampler: Sampler, model: str, scales: Scales, steps: int | None = None) -> None:
+    """Find for each block that was swept without contrast the scales at which the other methods, and in the best block
+    ASAG with other strengths and iterations, push as far as ASAG at its best scale there."""
+    for conditional in (False, True):
+        base = baseline(model, conditional, steps=steps)
+        swept = [line for line in _searched(scales, model, base.condition, ("contrast",)) if _in_one_block(line)]
+        best: dict[str, Line] = {}
+        for line in sorted(swept, key=_distance):
+            best.setdefault(line["settings"]["blocks"], line)
+        rivals: dict[str, dict[str, float]] = {}
+        for block, line in best.items():
+            start = line["settings"]["scale"]
+            aim = push(sampler, guided(base, line["settings"]))
+            # The lines are in the order of their distance.
+            ways = {name: way for name, way in WAYS.items() if way["method"] != "asag" or not rivals}
+            place = {"blocks": block, "contrast": 0.0}
+            found = {name: matched(sampler, base, {**place, **way}, aim, start) for name, way in ways.items()}
+            rivals[block] = {"asag": start, **found}
+            print(model, base.condition, block, rivals[block], flush=True)
+        if rivals:
+            scales.put(model, base.condition, "rivals", rivals)
+
+
+def _searched(scales: Scales, model: str, condition: str, names: Iterable[str]) -> list[Line]:
+    """The lines of ASAG in the searches `names`, which lie beside the scales."""
+    lines = [line for name in names for line in read_lines(scales.path.parent / f"{name}-{model}.jsonl")]
+    return [line for line in lines if (line["condition"], line["method"]) == (condition, "asag")]
+
+
+def _distance(line: Line) -> float:
+    return line["metrics"]["fd"]["value"]
+
+
+def _in_one_block(line: Line) -> bool:
+    """Whether a line of the sweep of contrast is of one block and kept none."""
+    return "blocks" in line["settings"] and line["settings"].get("contrast") == 0.0
+
+
 def calibrate_chosen(sampler: Sampler, model: str, scales: Scales, steps: int | None = None) -> None:
     """Choose ASAG's settings with the lowest FD of all searches, and find the scales at which the other methods, in
     the same place and time, push as far."""
     for conditional in (False, True):
         base = baseline(model, conditional, steps=steps)
-        searched = [
-            line
-            for plan in SEARCHES
-            for line in read_lines(scales.path.parent / f"{plan}-{model}.jsonl")
-            if (line["condition"], line["method"]) == (base.condition, "asag")
-        ]
+        searched = _searched(scales, model, base.condition, SEARCHES)
         if not searched:
             continue
-        best = min(searched, key=lambda line: line["metrics"]["fd"]["value"])["settings"]
+        best = min(searched, key=_distance)["settings"]
         chosen = {"scale": papers.SCALES["asag"], **best, "method": "asag"}
         aim = push(sampler, guided(base, chosen))
-        ways = {name: {**shared(chosen), "method": name} for name in METHODS if name != "asag"}
-        found = {name: matched(sampler, base, way, aim, chosen["scale"]) for name, way in ways.items()}
+        # The paper's plan is a rival where another strength or number of iterations did best.
+        names = [name for name in METHODS if name != "asag" or {*chosen} & {"strength", "iterations"}]
+        # From what was found before, so that pictures which were sampled with it are kept where it still fits.
+        known = scales.get(model, base.condition, "chosen norm")
+        found = {
+            name: matched(sampler, base, {**shared(chosen), "method": name}, aim, known.get(name, chosen["scale"]))
+            for name in names
+        }
         scales.put(model, base.condition, "chosen", chosen)
         scales.put(model, base.condition, "chosen norm", found)
         print(model, base.condition, chosen, found, flush=True)

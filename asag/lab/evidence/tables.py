@@ -29,6 +29,7 @@ NAMES = {
     "uniform": "uniform map",
     "similarity": "M = 1 − QKᵀ",
     "asag": "ASAG",
+    "paper plan": "ASAG with the paper's plan",
 }
 PROTOCOLS = {
     "none": "",
@@ -146,14 +147,14 @@ def verdicts(lines: Sequence[Line]) -> list[str]:
 
 
 def sweep(lines: Sequence[Line], condition: str, names: Sequence[str]) -> str:
-    """A row per setting of a sweep of ASAG: what was set, and the metrics `names`."""
+    """A row per setting of a sweep: what was set, with the method where it isn't ASAG, and the metrics `names`."""
     rows = []
     for line in lines:
         if line["condition"] != condition:
             continue
         given = [f"{name} {value}" for name, value in line["settings"].items() if name != "method"]
-        plain = NAMES[line["method"]] if line["method"] != "asag" else ""
-        rows.append([", ".join(given) or plain, *(figure_of(line, name) + to_rival(line, name) for name in names)])
+        told = [NAMES[line["method"]]] if line["method"] != "asag" else []
+        rows.append([", ".join([*told, *given]), *(figure_of(line, name) + to_rival(line, name) for name in names)])
     return markdown([condition, *(METRICS[name] for name in names)], rows)
 
 
