@@ -17,7 +17,7 @@ from typing import Any
 from asag.settings import AsagSettings, options
 
 # Fast: three fifths of the steps, the early ones, which decide the picture's structure; and a block after the middle.
-# Clean: ASAG's best on the small MMDiT, better than PAG and SEG there on captions and noise that its search hadn't
+# Clean: ASAG's best on the small MMDiT, better than PAG and SEG there without captions, on noise that its search hadn't
 # seen (docs/evidence).
 PRESETS: dict[str, dict[str, Any]] = {
     "Paper": {"scale": 1.5},
