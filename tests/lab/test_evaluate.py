@@ -185,7 +185,7 @@ def test_a_part_with_fewer_pictures_is_not_taken_for_a_whole_one():
 
 def test_searches_have_captions_and_noise_of_their_own():
     main = main_plan("unet", Scales(plans.Path("none")))
-    for name in plans.PLANS.keys() - {"main", "confirm"}:
+    for name in plans.PLANS.keys() - {"main", "confirm", "plain"}:
         plan = plans.PLANS[name]("unet", Scales(plans.Path("none")))
         assert plan.captions_seed != main.captions_seed
         assert not set(plan.seeds) & set(main.seeds)
@@ -448,6 +448,9 @@ def test_the_best_settings_of_all_searches_are_measured_again_beside_others_that
         assert settings["end"] == 0.5
         assert push(sampler, plans.guided(base, settings)) == pytest.approx(aim, rel=0.011)
         assert dict(cell.rival.settings) == best
+    plain = plans.plain_plan("unet", scales)
+    assert [cell.run.settings for cell in plain.cells] == [cell.run.settings for cell in confirm.cells]
+    assert {(cell.run.conditional, cell.run.guidance_scale) for cell in plain.cells} == {(True, 1.0)}
 
 
 @pytest.mark.parametrize(("options", "told"), [([], "--captions"), (["--pipeline", "x"], "--prompts")])

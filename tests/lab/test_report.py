@@ -102,6 +102,11 @@ def test_the_report_has_a_part_for_what_is_there_and_none_for_what_is_missing(tm
     rival = made_up("pag", protocol="chosen", to_asag=4.0)
     vanilla = made_up("vanilla", protocol="none")
     write_lines(folder / "confirm-unet.jsonl", [vanilla, rival, made_up("asag", protocol="chosen", settings=chosen)])
+    plain = [
+        made_up(name, condition="conditional", protocol=where, samples=1500)
+        for name, where in zip(("vanilla", "asag"), ("none", "chosen"), strict=True)
+    ]
+    write_lines(folder / "plain-unet.jsonl", plain)
     steps = [
         made_up(method, condition="conditional", steps=steps, guidance_scale=2.0)
         for method in ("cfg", "asag")
@@ -137,6 +142,7 @@ def test_the_report_has_a_part_for_what_is_there_and_none_for_what_is_missing(tm
     assert "| strength 2.0 |" in text
     assert "**Unconditional**: blocks in.1, scale 0.5" in text
     assert "- unconditional, the same settings, equal push, ASAG against PAG: better: FD (4σ)" in text
+    assert "### Captions without CFG\n\n1500 pictures a cell, of 3 seeds. **Preliminary**: 6000 a cell" in text
     assert "| M = QKᵀ (ASAG) | 4.0 | 6.0 | 8.0 | ≈ 2 |" in text
     assert "| ASAG | in.1 | 0.01 | 1.00 | 0.25 | 0.75 |" in text
     assert text.index("Little.") < text.index("The embedded UNet")

@@ -208,12 +208,26 @@ def confirm_plan(model: str, scales: Scales) -> Plan:
         chosen = scales.get(model, base.condition, "chosen")
         if not chosen:
             continue
-        asag = guided(base, chosen)
-        cells.append(Cell("confirm", "none", "cfg" if conditional else "vanilla", base, base, asag))
-        for name, scale in scales.get(model, base.condition, "chosen norm").items():
-            run = guided(base, {**shared(chosen), "method": name, "scale": scale})
-            cells.append(Cell("confirm", "chosen", "paper plan" if name == "asag" else name, run, base, asag))
-        cells.append(Cell("confirm", "chosen", "asag", asag, base))
+        cells += _beside("confirm", base, chosen, scales.get(model, base.condition, "chosen norm"))
+    return Plan(tuple(cells), MAIN_CAPTIONS, MAIN_SEEDS)
+
+
+def _beside(plan: str, base: Run, chosen: Mapping[str, Any], scales: Mapping[str, float]) -> list[Cell]:
+    """`base`, ASAG as `chosen`, and the others at their scales in the same place."""
+    asag = guided(base, dict(chosen))
+    plain = "vanilla" if base.guidance_scale == 1.0 else "cfg"
+    cells = [Cell(plan, "none", plain, base, base, asag)]
+    for name, scale in scales.items():
+        run = guided(base, {**shared(chosen), "method": name, "scale": scale})
+        cells.append(Cell(plan, "chosen", "paper plan" if name == "asag" else name, run, base, asag))
+    return [*cells, Cell(plan, "chosen", "asag", asag, base)]
+
+
+def plain_plan(model: str, scales: Scales) -> Plan:
+    """Captions without CFG: what did best in the searches without captions, on the main plan's captions and noise, and
+    the other methods at the scales that pushed as far there. Needs `calibrate-chosen`."""
+    chosen, norm = (scales.get(model, "unconditional", name) for name in ("chosen", "chosen norm"))
+    cells = _beside("plain", baseline(model, True, guidance_scale=1.0), chosen, norm) if chosen else []
     return Plan(tuple(cells), MAIN_CAPTIONS, MAIN_SEEDS)
 
 
@@ -256,6 +270,7 @@ PLANS: dict[str, Callable[[str, Scales], Plan]] = {
     "contrast": _sweep("contrast", _contrasts),
     "rivals": rivals_plan,
     "confirm": confirm_plan,
+    "plain": plain_plan,
     "adaptive": adaptive_plan,
     "steps": steps_plan,
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from asag.lab.evidence import figures, tables
 from asag.lab.evidence.lines import OUT, Line, markdown, read_lines
-from asag.lab.evidence.plans import MAIN_CAPTIONS, MAIN_SEEDS, Scales, confirm_plan, main_plan
+from asag.lab.evidence.plans import MAIN_CAPTIONS, MAIN_SEEDS, Scales, confirm_plan, main_plan, plain_plan
 from asag.lab.evidence.runs import MODELS, trained
 from asag.lab.evidence.tables import number
 
@@ -112,6 +112,8 @@ def of_model(folder: Path, model: str) -> Iterator[str]:
     yield from sweeps(folder, model)
     if lines := read_lines(folder / f"confirm-{model}.jsonl"):
         yield from confirm_part(lines, len(confirm_plan(model, Scales(folder / "scales.json")).cells))
+    if lines := read_lines(folder / f"plain-{model}.jsonl"):
+        yield from plain_part(lines, len(plain_plan(model, Scales(folder / "scales.json")).cells))
 
 
 def sampled(lines: list[Line]) -> str:
@@ -125,12 +127,15 @@ def missing(lines: list[Line], cells: int) -> str:
     return f" **Incomplete**: {cells - len(lines)} of {cells} rows are missing." if len(lines) < cells else ""
 
 
+def preliminary(lines: list[Line]) -> str:
+    """Says that cells have fewer pictures than planned, where it is so."""
+    return f" **Preliminary**: {PLANNED} a cell are planned." if lines[0]["samples"] < PLANNED else ""
+
+
 def main_part(lines: list[Line], drawings: list[Line], cells: int) -> Iterator[str]:
     """The tables of the main plan, which has `cells` cells."""
     head = f"### All methods (the paper's Table 1, and Table 3's maps)\n\n{sampled(lines)}"
-    if lines[0]["samples"] < PLANNED:
-        head += f" **Preliminary**: {PLANNED} a cell are planned."
-    yield head + missing(lines, cells)
+    yield head + preliminary(lines) + missing(lines, cells)
     for condition in tables.conditions_of(lines):
         yield f"**{condition.capitalize()}**\n\n{tables.comparison(lines, condition)}"
     for line in drawings:
@@ -157,6 +162,17 @@ def confirm_part(lines: list[Line], cells: int) -> Iterator[str]:
         found = next(line for line in lines if (line["condition"], line["method"]) == (condition, "asag"))
         told = ", ".join(f"{name} {value}" for name, value in found["settings"].items() if name != "method")
         yield f"**{condition.capitalize()}**: {told}\n\n{tables.comparison(lines, condition)}"
+    yield "\n".join(tables.verdicts(lines))
+
+
+def plain_part(lines: list[Line], cells: int) -> Iterator[str]:
+    """Captions without CFG; the plan has `cells` cells."""
+    yield (
+        f"### Captions without CFG\n\n{sampled(lines)}{preliminary(lines)} As models made to run without CFG are "
+        "used. The settings are those that did best in the searches without captions, the other methods' scales those "
+        f"that pushed as far there.{missing(lines, cells)}"
+    )
+    yield tables.comparison(lines, "conditional")
     yield "\n".join(tables.verdicts(lines))
 
 
