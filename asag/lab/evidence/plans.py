@@ -101,6 +101,11 @@ def guided(base: Run, settings: dict[str, Any]) -> Run:
     return Run.of(base.model, base.conditional, settings, guidance_scale=base.guidance_scale, steps=base.steps)
 
 
+def _unguided(plan: str, base: Run, protocol: str = "search", rival: Run | None = None) -> Cell:
+    """The cell that guidance is added to."""
+    return Cell(plan, protocol, "vanilla" if base.guidance_scale == 1.0 else "cfg", base, base, rival)
+
+
 def main_plan(model: str, scales: Scales) -> Plan:
     """The paper's Table 1 (and Table 3's maps) in three protocols: its scales, equal norms, each method's best."""
     cells = []
@@ -125,7 +130,7 @@ def search_plan(model: str, scales: Scales) -> Plan:
     cells = []
     for conditional in (False, True):
         base = baseline(model, conditional)
-        cells.append(Cell("search", "search", "cfg" if conditional else "vanilla", base, base))
+        cells.append(_unguided("search", base))
         equal = scales.get(model, base.condition, "norm")
         for times in SEARCHED:
             for name, scale in equal.items():
@@ -141,7 +146,7 @@ def _sweep(name: str, variations: Callable[[str], list[dict[str, Any]]]) -> Call
         cells = []
         for conditional in (False, True):
             base = baseline(model, conditional)
-            cells.append(Cell(name, "search", "cfg" if conditional else "vanilla", base, base))
+            cells.append(_unguided(name, base))
             for each in variations(model):
                 # Beside a push without its contrast stands the whole one.
                 whole = {key: value for key, value in each.items() if key != "contrast"}
@@ -181,15 +186,20 @@ def shared(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in _OWN}
 
 
+def without_contrast(block: str) -> dict[str, Any]:
+    """Where and how all methods guide in the plan of rivals."""
+    return {"blocks": block, "contrast": 0.0}
+
+
 def rivals_plan(model: str, scales: Scales) -> Plan:
     """In each block, without contrast: ASAG at its best scale of the sweep of contrast, and as far a push by the other
     methods; in its best block by other strengths and iterations, too. Needs `calibrate-rivals`."""
     cells = []
     for conditional in (False, True):
         base = baseline(model, conditional)
-        cells.append(Cell("rivals", "search", "cfg" if conditional else "vanilla", base, base))
+        cells.append(_unguided("rivals", base))
         for block, found in scales.get(model, base.condition, "rivals").items():
-            place = {"blocks": block, "contrast": 0.0}
+            place = without_contrast(block)
             asag = guided(base, {**place, "scale": found["asag"]})
             cells.append(Cell("rivals", "search", "asag", asag, base))
             for name in [name for name in WAYS if name in found]:
@@ -215,8 +225,7 @@ def confirm_plan(model: str, scales: Scales) -> Plan:
 def _beside(plan: str, base: Run, chosen: Mapping[str, Any], scales: Mapping[str, float]) -> list[Cell]:
     """`base`, ASAG as `chosen`, and the others at their scales in the same place."""
     asag = guided(base, dict(chosen))
-    plain = "vanilla" if base.guidance_scale == 1.0 else "cfg"
-    cells = [Cell(plan, "none", plain, base, base, asag)]
+    cells = [_unguided(plan, base, "none", asag)]
     for name, scale in scales.items():
         run = guided(base, {**shared(chosen), "method": name, "scale": scale})
         cells.append(Cell(plan, "chosen", "paper plan" if name == "asag" else name, run, base, asag))
@@ -237,7 +246,7 @@ def adaptive_plan(model: str, scales: Scales) -> Plan:
     cells = []
     for conditional in (False, True):
         base = baseline(model, conditional)
-        cells.append(Cell("adaptive", "search", "cfg" if conditional else "vanilla", base, base))
+        cells.append(_unguided("adaptive", base))
         for scale in HIGH:
             fixed = guided(base, {"scale": scale})
             cells.append(Cell("adaptive", "search", "asag", fixed, base))

@@ -84,9 +84,10 @@ def training(folder: Path) -> Iterator[str]:
 
 
 def of_model(folder: Path, model: str) -> Iterator[str]:
+    scales = Scales(folder / "scales.json")
     main = read_lines(folder / f"main-{model}.jsonl")
     if main:
-        planned = len(main_plan(model, Scales(folder / "scales.json")).cells)
+        planned = len(main_plan(model, scales).cells)
         yield from main_part(main, read_lines(folder / f"drawings-{model}.jsonl"), planned)
     search = read_lines(folder / f"search-{model}.jsonl")
     if search:
@@ -111,9 +112,9 @@ def of_model(folder: Path, model: str) -> Iterator[str]:
         yield f"### Which block\n\n{sampled(lines)} {_SEARCHED}\n\n![Blocks and scales]({path})"
     yield from sweeps(folder, model)
     if lines := read_lines(folder / f"confirm-{model}.jsonl"):
-        yield from confirm_part(lines, len(confirm_plan(model, Scales(folder / "scales.json")).cells))
+        yield from confirm_part(lines, len(confirm_plan(model, scales).cells))
     if lines := read_lines(folder / f"plain-{model}.jsonl"):
-        yield from plain_part(lines, len(plain_plan(model, Scales(folder / "scales.json")).cells))
+        yield from plain_part(lines, len(plain_plan(model, scales).cells))
 
 
 def sampled(lines: list[Line]) -> str:

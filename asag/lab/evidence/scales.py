@@ -22,6 +22,7 @@ from asag.lab.evidence.plans import (
     guided,
     shared,
     three_digits,
+    without_contrast,
 )
 from asag.lab.evidence.runs import Run, Sampler, captions
 
@@ -99,7 +100,7 @@ def calibrate_rivals(sampler: Sampler, model: str, scales: Scales, steps: int | 
             aim = push(sampler, guided(base, line["settings"]))
             # The lines are in the order of their distance.
             ways = {name: way for name, way in WAYS.items() if way["method"] != "asag" or not rivals}
-            place = {"blocks": block, "contrast": 0.0}
+            place = without_contrast(block)
             found = {name: matched(sampler, base, {**place, **way}, aim, start) for name, way in ways.items()}
             rivals[block] = {"asag": start, **found}
             print(model, base.condition, block, rivals[block], flush=True)
@@ -134,7 +135,9 @@ def calibrate_chosen(sampler: Sampler, model: str, scales: Scales, steps: int | 
         chosen = {"scale": papers.SCALES["asag"], **best, "method": "asag"}
         aim = push(sampler, guided(base, chosen))
         # The paper's plan is a rival where another strength or number of iterations did best.
-        names = [name for name in METHODS if name != "asag" or {*chosen} & {"strength", "iterations"}]
+        paper = {**shared(chosen), "method": "asag", "scale": chosen["scale"]}
+        another = guided(base, paper).key != guided(base, chosen).key
+        names = [name for name in METHODS if name != "asag" or another]
         # From what was found before, so that pictures which were sampled with it are kept where it still fits.
         known = scales.get(model, base.condition, "chosen norm")
         found = {
