@@ -108,9 +108,10 @@ def test_the_report_has_a_part_for_what_is_there_and_none_for_what_is_missing(tm
     ]
     write_lines(folder / "plain-unet.jsonl", plain)
     steps = [
-        made_up(method, condition="conditional", steps=steps, guidance_scale=2.0)
-        for method in ("cfg", "asag")
+        made_up(method, condition="conditional", protocol=protocol, steps=steps, guidance_scale=2.0)
+        for method, protocol in (("cfg", "none"), ("asag", "paper"), ("asag", "chosen"))
         for steps in (8, 25)
+        if (protocol, steps) != ("chosen", 8)
     ]
     write_lines(folder / "steps-unet.jsonl", steps)
     cost = {
@@ -138,7 +139,9 @@ def test_the_report_has_a_part_for_what_is_there_and_none_for_what_is_missing(tm
     assert "| the papers' scales | ASAG | 1.5 | **100** (-7σ) |" in text
     assert "| here: sd15-mid, a whole extra pass | 1 | 1.50 | 1.50 | 1.50 |" in text
     assert "| here: sd15-mid, sharing work | 1 | 1.29 | 1.28 | 1.30 |" in text
-    assert "| 8 | 100; 50.0 % | 100; 50.0 % |" in text
+    assert "|  | 8 steps | 25 steps |" in text
+    assert "| CFG 2 + ASAG | 100; 50.0 % | 100; 50.0 % |" in text
+    assert "| CFG 2 + ASAG as chosen | – | 100; 50.0 % |" in text
     assert "| strength 2.0 |" in text
     assert "**Unconditional**: blocks in.1, scale 0.5" in text
     assert "- unconditional, the same settings, equal push, ASAG against PAG: better: FD (4σ)" in text

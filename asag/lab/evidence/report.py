@@ -161,8 +161,8 @@ def confirm_part(lines: list[Line], cells: int) -> Iterator[str]:
     )
     for condition in tables.conditions_of(lines):
         found = next(line for line in lines if (line["condition"], line["method"]) == (condition, "asag"))
-        told = ", ".join(f"{name} {value}" for name, value in found["settings"].items() if name != "method")
-        yield f"**{condition.capitalize()}**: {told}\n\n{tables.comparison(lines, condition)}"
+        words = tables.in_words(found["settings"])
+        yield f"**{condition.capitalize()}**: {words}\n\n{tables.comparison(lines, condition)}"
     yield "\n".join(tables.verdicts(lines))
 
 
@@ -231,7 +231,15 @@ def sweeps(folder: Path, model: str) -> Iterator[str]:
             parts = [tables.sweep(lines, condition, names) for condition in tables.conditions_of(guided)]
             yield "\n\n".join([f"### {title}", f"{words} {sampled(lines)} {_SEARCHED}".strip(), *parts])
     if lines := read_lines(folder / f"steps-{model}.jsonl"):
-        yield f"### CFG scale and number of steps\n\nFD; objects right. {sampled(lines)}\n\n{tables.steps_table(lines)}"
+        yield from steps_part(lines)
+
+
+def steps_part(lines: list[Line]) -> Iterator[str]:
+    chosen = next((line["settings"] for line in lines if line["protocol"] == "chosen"), None)
+    words = f" *As chosen*: what did best without captions, {tables.in_words(chosen)}." if chosen else ""
+    yield f"### CFG scale and number of steps\n\n{sampled(lines)} FD; objects right."
+    yield f"ASAG at the paper's settings.{words} Differences are to the same CFG scale with as many steps."
+    yield tables.steps_table(lines)
 
 
 def cost(results: Path) -> str:

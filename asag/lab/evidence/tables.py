@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from asag.lab.evidence.lines import Line, markdown
 
@@ -98,6 +99,11 @@ def scale_of(line: Line) -> str:
     return f"{scale:g}" if scale is not None else "–"
 
 
+def in_words(settings: Mapping[str, Any]) -> str:
+    """Settings in words, without the method."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items() if name != "method")
+
+
 def comparison(lines: Sequence[Line], condition: str) -> str:
     """Table 1's rows of a condition: protocol by protocol, method by method, with the paper's figures beside."""
     names = list(METRICS)
@@ -152,23 +158,24 @@ def sweep(lines: Sequence[Line], condition: str, names: Sequence[str]) -> str:
     for line in lines:
         if line["condition"] != condition:
             continue
-        given = [f"{name} {value}" for name, value in line["settings"].items() if name != "method"]
-        told = [NAMES[line["method"]]] if line["method"] != "asag" else []
-        rows.append([", ".join([*told, *given]), *(figure_of(line, name) + to_rival(line, name) for name in names)])
+        method = [NAMES[line["method"]]] if line["method"] != "asag" else []
+        row = ", ".join([*method, in_words(line["settings"])])
+        rows.append([row, *(figure_of(line, name) + to_rival(line, name) for name in names)])
     return markdown([condition, *(METRICS[name] for name in names)], rows)
 
 
 def steps_table(lines: Sequence[Line]) -> str:
-    """CFG scale and number of steps, with ASAG and without: FD and objects right."""
-    found = {(line["steps"], line["guidance_scale"], line["method"]): line for line in lines}
-    scales = sorted({key[1] for key in found})
-    head = ["steps", *(f"CFG {scale:g}{more}" for scale in scales for more in ("", " + ASAG"))]
+    """CFG scale and number of steps, without ASAG and with each of its settings: FD and objects right."""
+    found = {(line["steps"], line["guidance_scale"], line["protocol"]): line for line in lines}
+    steps, scales, protocols = (list(dict.fromkeys(key[i] for key in found)) for i in range(3))
     rows = []
-    for steps in sorted({key[0] for key in found}):
-        cells = [found.get((steps, scale, method)) for scale in scales for method in ("cfg", "asag")]
-        shown = [f"{figure_of(cell, 'fd')}; {figure_of(cell, 'right')}" if cell else "–" for cell in cells]
-        rows.append([str(steps), *shown])
-    return markdown(head, rows)
+    for scale in scales:
+        for protocol in protocols:
+            more = {"none": "", "paper": " + ASAG", "chosen": " + ASAG as chosen"}[protocol]
+            cells = [found.get((each, scale, protocol)) for each in steps]
+            shown = [f"{figure_of(cell, 'fd')}; {figure_of(cell, 'right')}" if cell else "–" for cell in cells]
+            rows.append([f"CFG {scale:g}{more}", *shown])
+    return markdown(["", *(f"{each} steps" for each in steps)], rows)
 
 
 def directions(lines: Sequence[Line]) -> str:
