@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +14,20 @@ from asag.hosts.diffusers import FAMILIES, asag_guidance
 from asag.lab import embedded, scenes
 from asag.lab.architecture import new_unet
 from asag.lab.evidence import evaluate, metrics, plans, runs
+from asag.lab.evidence.found import Scales
 from asag.lab.evidence.lines import write_lines
-from asag.lab.evidence.plans import METHODS, Scales, main_plan
+from asag.lab.evidence.plans import METHODS, main_plan
 from asag.lab.evidence.records import Store, describe, spectrum
 from asag.lab.evidence.runs import Part, Run, Sampler, captions
-from asag.lab.evidence.scales import calibrate, calibrate_chosen, calibrate_high, calibrate_rivals, choose_best, push
+from asag.lab.evidence.scales import (
+    calibrate,
+    calibrate_chosen,
+    calibrate_high,
+    calibrate_rivals,
+    choose_best,
+    choose_plain,
+    push,
+)
 from asag.lab.mmdit import new_transformer
 from asag.models.base import family_of
 from asag.perturb import choose_layers
@@ -153,7 +163,7 @@ def test_pictures_that_are_not_finite_are_refused_and_named(monkeypatch):
 
 
 def test_keys_tell_runs_apart_and_are_the_same_on_every_machine():
-    every = [cell.run for cell in main_plan("unet", Scales(plans.Path("none"))).cells]
+    every = [cell.run for cell in main_plan("unet", Scales(Path("none"))).cells]
     assert len({run.key for run in every}) == len(set(every)) == 13
     one, other = ({"scale": 2, "blocks": "mid"}, {"blocks": "mid", "scale": 2.0, "iterations": 2})
     assert Run.of("unet", True, one).key == Run.of("unet", True, other).key
@@ -176,7 +186,7 @@ def test_a_part_with_fewer_pictures_is_not_taken_for_a_whole_one():
     short, long = (evaluate.Size(count, (1,)).parts() for count in (300, 500))
     assert [part.count for part in short] == [250, 50]
     assert [part.count for part in long] == [250, 250]
-    store = Store(plans.Path("store"))
+    store = Store(Path("store"))
     run = Run.of("unet", False)
     assert store.path(run, short[0]) == store.path(run, long[0])
     assert store.path(run, short[1]) != store.path(run, long[1])
@@ -184,9 +194,9 @@ def test_a_part_with_fewer_pictures_is_not_taken_for_a_whole_one():
 
 
 def test_searches_have_captions_and_noise_of_their_own():
-    main = main_plan("unet", Scales(plans.Path("none")))
+    main = main_plan("unet", Scales(Path("none")))
     for name in plans.PLANS.keys() - {"main", "confirm", "plain"}:
-        plan = plans.PLANS[name]("unet", Scales(plans.Path("none")))
+        plan = plans.PLANS[name]("unet", Scales(Path("none")))
         assert plan.captions_seed != main.captions_seed
         assert not set(plan.seeds) & set(main.seeds)
 
@@ -451,6 +461,30 @@ def test_the_best_settings_of_all_searches_are_measured_again_beside_others_that
     plain = plans.plain_plan("unet", scales)
     assert [cell.run.settings for cell in plain.cells] == [cell.run.settings for cell in confirm.cells]
     assert {(cell.run.conditional, cell.run.guidance_scale) for cell in plain.cells} == {(True, 1.0)}
+
+
+def test_each_method_is_measured_at_its_best_without_cfg_once_all_were_searched(tmp_path):
+    scales, path = Scales(tmp_path / "scales.json"), tmp_path / "plain-search-unet.jsonl"
+    searched = plans.plain_search_plan("unet", scales).cells
+    # The higher the number the lower FD; the last PAG keeps its contrast, the last ASAG is the weaker one.
+    lines = [
+        {"method": cell.method, "settings": dict(cell.run.settings), "metrics": {"fd": {"value": -float(i)}}}
+        for i, cell in enumerate(searched)
+    ]
+    write_lines(path, lines[:-1])
+    choose_plain(path, "unet", scales)
+    assert not plans.plain_plan("unet", scales).cells
+    write_lines(path, lines)
+    choose_plain(path, "unet", scales)
+    cells = plans.plain_plan("unet", scales).cells
+    assert {cell.method: dict(cell.run.settings) for cell in cells} == {
+        "pag": {"method": "pag", "blocks": "out.1", "scale": 4.0},
+        "seg": {"method": "seg", "blocks": "out.1", "scale": 4.0, "contrast": 0.0},
+        "uniform": {"method": "uniform", "blocks": "out.1", "scale": 4.0, "contrast": 0.0},
+        "asag": {"method": "asag", "blocks": "out.1", "scale": 4.0, "contrast": 0.0, "strength": 0.25},
+    }
+    assert {cell.rival.key for cell in cells} == {cell.run.key for cell in cells if cell.method == "asag"}
+    assert {(cell.run.conditional, cell.run.guidance_scale) for cell in [*cells, *searched]} == {(True, 1.0)}
 
 
 @pytest.mark.parametrize(("options", "told"), [([], "--captions"), (["--pipeline", "x"], "--prompts")])

@@ -18,9 +18,10 @@ import torch
 from tqdm import tqdm
 
 from asag.lab import embedded, scenes
+from asag.lab.evidence.found import Scales
 from asag.lab.evidence.lines import OUT, write_lines
 from asag.lab.evidence.metrics import BLOCKS, Estimate, Metrics
-from asag.lab.evidence.plans import PLANS, Cell, Plan, Scales
+from asag.lab.evidence.plans import PLANS, Cell, Plan
 from asag.lab.evidence.records import Store, describe
 from asag.lab.evidence.runs import (
     CAPTIONS_SEED,
@@ -34,7 +35,14 @@ from asag.lab.evidence.runs import (
     trained,
     weights,
 )
-from asag.lab.evidence.scales import calibrate, calibrate_chosen, calibrate_high, calibrate_rivals, choose_best
+from asag.lab.evidence.scales import (
+    calibrate,
+    calibrate_chosen,
+    calibrate_high,
+    calibrate_rivals,
+    choose_best,
+    choose_plain,
+)
 
 _REFERENCE = 20_000  # drawings that pictures are compared with
 _REFERENCE_SEED = 30_000
@@ -44,6 +52,8 @@ _CALIBRATIONS = {
     "calibrate-rivals": calibrate_rivals,
     "calibrate-chosen": calibrate_chosen,
 }
+# What is chosen of a search's lines once it has run.
+_CHOICES = {"search": choose_best, "plain-search": choose_plain}
 
 
 @dataclass(frozen=True)
@@ -230,6 +240,6 @@ def main(argv: list[str] | None = None) -> int:
             _CALIBRATIONS[name](evaluation.sampler, args.model, scales)
             continue
         run_plan(evaluation, name, PLANS[name](args.model, scales), args)
-        if name == "search":
-            choose_best(args.out / f"search-{args.model}.jsonl", args.model, scales)
+        if name in _CHOICES:
+            _CHOICES[name](args.out / f"{name}-{args.model}.jsonl", args.model, scales)
     return 0

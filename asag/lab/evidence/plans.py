@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from asag.lab import papers
+from asag.lab.evidence.found import Scales, three_digits
 from asag.lab.evidence.runs import CAPTIONS_SEED, Run
 from asag.lab.mmdit import LAYERS
 
@@ -59,37 +58,6 @@ class Plan:
     captions: int
     seeds: tuple[int, ...]
     captions_seed: int = CAPTIONS_SEED
-
-
-class Scales:
-    """Scales found by `calibrate` (of equal perturbation norm) and `search` (each method's best), by model,
-    condition, protocol and method, and the settings that did best in the searches, under the protocol "chosen"; a
-    JSON file, which several processes may add to."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.found = self._read()
-
-    def _read(self) -> dict[str, Any]:
-        return json.loads(self.path.read_text()) if self.path.exists() else {}
-
-    def get(self, model: str, condition: str, protocol: str) -> dict[str, Any]:
-        """By method (by setting, for "chosen"); those that haven't been found yet are missing."""
-        if protocol == "paper":
-            return papers.SCALES
-        return self.found.get(model, {}).get(condition, {}).get(protocol, {})
-
-    def put(self, model: str, condition: str, protocol: str, scales: dict[str, Any]) -> None:
-        self.found = self._read()
-        self.found.setdefault(model, {}).setdefault(condition, {})[protocol] = scales
-        written = self.path.with_suffix(".part")
-        written.write_text(json.dumps(self.found, indent=2) + "\n")
-        written.replace(self.path)
-
-
-def three_digits(scale: float) -> float:
-    """To three digits, as scales are found and written."""
-    return float(f"{scale:.3g}")
 
 
 def baseline(model: str, conditional: bool, **rest: Any) -> Run:
@@ -232,11 +200,32 @@ def _beside(plan: str, base: Run, chosen: Mapping[str, Any], scales: Mapping[str
     return [*cells, Cell(plan, "chosen", "asag", asag, base)]
 
 
+# In each block and at each scale. PAG is also tried as its paper has it, with its contrast.
+_PLAIN: tuple[dict[str, Any], ...] = (
+    *({"method": name, "contrast": 0.0} for name in ("pag", "seg", "uniform", "asag")),
+    {"method": "asag", "strength": 0.25, "contrast": 0.0},
+    {"method": "pag"},
+)
+
+
+def plain_search_plan(model: str, scales: Scales) -> Plan:
+    """Captions without CFG, as models made to run without it are used: ASAG and the others, block by block."""
+    base = baseline(model, True, guidance_scale=1.0)
+    settings = [{**each, **way} for each in _blocks(model) for way in _PLAIN]
+    cells = [Cell("plain-search", "search", each["method"], guided(base, each), base) for each in settings]
+    return Plan((_unguided("plain-search", base), *cells), **_SEARCH)
+
+
 def plain_plan(model: str, scales: Scales) -> Plan:
-    """Captions without CFG: what did best in the searches without captions, on the main plan's captions and noise, and
-    the other methods at the scales that pushed as far there. Needs `calibrate-chosen`."""
+    """Captions without CFG, on the main plan's captions and noise: what did best in the searches without captions and
+    the other methods at the scales that pushed as far there, then each method at its best of `plain-search`. Needs
+    `calibrate-chosen` and `plain-search`."""
+    base = baseline(model, True, guidance_scale=1.0)
     chosen, norm = (scales.get(model, "unconditional", name) for name in ("chosen", "chosen norm"))
-    cells = _beside("plain", baseline(model, True, guidance_scale=1.0), chosen, norm) if chosen else []
+    cells = _beside("plain", base, chosen, norm) if chosen else []
+    best = scales.get(model, "conditional", "plain")
+    asag = guided(base, best["asag"]) if best else None
+    cells += [Cell("plain", "best", name, guided(base, given), base, asag) for name, given in best.items()]
     return Plan(tuple(cells), MAIN_CAPTIONS, MAIN_SEEDS)
 
 
@@ -281,6 +270,7 @@ PLANS: dict[str, Callable[[str, Scales], Plan]] = {
     "contrast": _sweep("contrast", _contrasts),
     "rivals": rivals_plan,
     "confirm": confirm_plan,
+    "plain-search": plain_search_plan,
     "plain": plain_plan,
     "adaptive": adaptive_plan,
     "steps": steps_plan,

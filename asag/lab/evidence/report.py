@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from asag.lab.evidence import figures, tables
+from asag.lab.evidence.found import Scales
 from asag.lab.evidence.lines import OUT, Line, markdown, read_lines
-from asag.lab.evidence.plans import MAIN_CAPTIONS, MAIN_SEEDS, Scales, confirm_plan, main_plan, plain_plan
+from asag.lab.evidence.plans import MAIN_CAPTIONS, MAIN_SEEDS, confirm_plan, main_plan, plain_plan
 from asag.lab.evidence.runs import MODELS, trained
 from asag.lab.evidence.tables import number
 
@@ -171,8 +172,15 @@ def plain_part(lines: list[Line], cells: int) -> Iterator[str]:
     yield (
         f"### Captions without CFG\n\n{sampled(lines)}{preliminary(lines)} As models made to run without CFG are "
         "used. The settings are those that did best in the searches without captions, the other methods' scales those "
-        f"that pushed as far there.{missing(lines, cells)}"
+        f"that pushed as far there; then each method's best of the search above.{missing(lines, cells)}"
     )
+    best = [
+        f"{tables.NAMES[line['method']]}: {tables.in_words(line['settings'])}"
+        for line in lines
+        if line["protocol"] == "best"
+    ]
+    if best:
+        yield f"**Each at its best**: {'; '.join(best)}."
     yield tables.comparison(lines, "conditional")
     yield "\n".join(tables.verdicts(lines))
 
@@ -212,6 +220,10 @@ _SWEEPS = {
         "ASAG and the others in each block, without contrast",
         "ASAG at its best scale there, the others pushing as far; in its best block also other strengths and more "
         "iterations. [..σ] is the paired difference to ASAG in the same block.",
+    ),
+    "plain-search": (
+        "Captions without CFG, in each block",
+        "All methods without contrast, PAG also with it, as in its paper; ASAG with its paper's plan and a weaker one.",
     ),
     "window": ("Window", "Fractions of the steps that are guided."),
     "adaptive": (

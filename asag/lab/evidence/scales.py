@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from asag.lab import embedded, papers
+from asag.lab.evidence.found import Scales, three_digits
 from asag.lab.evidence.lines import Line, read_lines
 from asag.lab.evidence.plans import (
     HIGH,
@@ -17,11 +18,10 @@ from asag.lab.evidence.plans import (
     SEARCHED,
     SEARCHES,
     WAYS,
-    Scales,
     baseline,
     guided,
+    plain_search_plan,
     shared,
-    three_digits,
     without_contrast,
 )
 from asag.lab.evidence.runs import Run, Sampler, captions
@@ -160,3 +160,15 @@ def choose_best(path: Path, model: str, scales: Scales) -> None:
                 best[method] = min(searched, key=lambda line: line["metrics"]["fd"]["value"])["settings"]["scale"]
         if best:
             scales.put(model, condition, "best", best)
+
+
+def choose_plain(path: Path, model: str, scales: Scales) -> None:
+    """Of the lines of the search of captions without CFG: each method's settings with the lowest FD. None are chosen
+    before all cells are there, as some methods could have been searched further than others."""
+    lines = read_lines(path)
+    if len(lines) < len(plain_search_plan(model, scales).cells):
+        return
+    best: dict[str, Any] = {}
+    for line in sorted((line for line in lines if line["settings"]), key=_distance):
+        best.setdefault(line["method"], line["settings"])
+    scales.put(model, "conditional", "plain", best)

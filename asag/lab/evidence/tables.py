@@ -36,7 +36,7 @@ PROTOCOLS = {
     "none": "",
     "paper": "the papers' scales",
     "norm": "equal push",
-    "best": "each at its best scale",
+    "best": "each at its best",
     "chosen": "the same settings, equal push",
 }
 # Table 1 of the ASAG paper. Unconditional: FID, KID, IS; conditional: FID, CLIPScore, ImageReward.
