@@ -1,6 +1,5 @@
 """The evaluation: metrics against libraries, paired errors against what is known, runs that stop and go on."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from asag.lab import embedded, scenes
 from asag.lab.architecture import new_unet
 from asag.lab.evidence import evaluate, metrics, plans, runs
 from asag.lab.evidence.found import Scales
-from asag.lab.evidence.lines import write_lines
+from asag.lab.evidence.lines import read_lines, write_lines
 from asag.lab.evidence.plans import METHODS, main_plan
 from asag.lab.evidence.records import Store, describe, spectrum
 from asag.lab.evidence.runs import Part, Run, Sampler, captions
@@ -259,7 +258,7 @@ def small(monkeypatch, tmp_path):
 
 def test_the_command_writes_a_line_a_cell_and_goes_on_where_it_was_stopped(small, tmp_path, monkeypatch, capsys):
     evaluate.main(small)
-    lines = [json.loads(text) for text in (tmp_path / "out/small-unet.jsonl").read_text().splitlines()]
+    lines = read_lines(tmp_path / "out/small-unet.jsonl")
     assert [each["method"] for each in lines] == ["cfg", "asag"]
     assert (lines[1]["samples"], lines[1]["seeds"], lines[1]["settings"]) == (80, [1, 2], {"scale": 1.5})
     assert lines[0]["metrics"]["fd"]["to_baseline"] == 0
@@ -276,13 +275,59 @@ def test_the_command_writes_a_line_a_cell_and_goes_on_where_it_was_stopped(small
     sampled = []
     original = Sampler.sample
     monkeypatch.setattr(Sampler, "sample", lambda *given: sampled.append(given[1:3]) or original(*given))
+    (tmp_path / "out/small-unet.jsonl").unlink()
     evaluate.main([*small, "--report"])
     assert not sampled
     assert "1 of 2 cells complete" in capsys.readouterr().out
     evaluate.main(small)
     assert len(sampled) == 1
-    again = [json.loads(text) for text in (tmp_path / "out/small-unet.jsonl").read_text().splitlines()]
-    assert again == lines
+    assert read_lines(tmp_path / "out/small-unet.jsonl") == lines
+
+
+def test_what_has_a_line_stays_measured_when_its_pictures_are_gone(small, tmp_path, capsys):
+    path = tmp_path / "out/small-unet.jsonl"
+    evaluate.main(small)
+    lines = read_lines(path)
+    shutil.rmtree(tmp_path / "store")
+    evaluate.main(small)
+    assert not (tmp_path / "store").exists()
+    assert read_lines(path) == lines
+    write_lines(path, [lines[0] | {"run": "of other weights"}, lines[1]])
+    evaluate.main([*small, "--report"])
+    assert "1 of 2 cells complete" in capsys.readouterr().out
+    evaluate.main([*small, "--captions", "60", "--only", "cfg"])
+    assert [(line["method"], line["samples"]) for line in read_lines(path)] == [("cfg", 120), ("asag", 80)]
+    evaluate.main(small)
+    assert [line["samples"] for line in read_lines(path)] == [120, 80]
+
+
+def test_a_cell_is_written_as_soon_as_it_is_complete(small, tmp_path, monkeypatch):
+    original = Sampler.sample
+
+    def sample(self, run, part, labels):
+        if run.settings:
+            raise KeyboardInterrupt
+        return original(self, run, part, labels)
+
+    monkeypatch.setattr(Sampler, "sample", sample)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main(small)
+    assert [line["method"] for line in read_lines(tmp_path / "out/small-unet.jsonl")] == ["cfg"]
+
+
+def test_there_are_as_many_drawings_as_pictures_of_each_number(small, tmp_path):
+    evaluation, path = evaluate.Evaluation(Store(tmp_path)), tmp_path / "drawings.jsonl"
+    line = {"seeds": [1, 2], "captions_seed": runs.CAPTIONS_SEED}
+    lines = [
+        line | {"condition": condition, "samples": samples}
+        for condition, samples in (("unconditional", 80), ("conditional", 80), ("conditional", 120))
+    ]
+    evaluate.add_drawings(evaluation, lines[:2], path)
+    first = read_lines(path)
+    evaluate.add_drawings(evaluation, lines, path)
+    found = {(each["condition"], each["samples"]): each for each in read_lines(path)}
+    assert found.keys() == {("unconditional", 80), ("conditional", 80), ("conditional", 120)}
+    assert [found[each["condition"], each["samples"]] for each in first] == first
 
 
 def test_shares_sample_every_part_once(small, tmp_path):

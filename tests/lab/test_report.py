@@ -53,6 +53,15 @@ def test_the_baseline_itself_has_no_difference():
     assert tables.figure_of(line, "fd") == "100"
 
 
+def test_the_number_of_pictures_is_told_where_it_differs():
+    lines = [made_up("vanilla", protocol="none"), made_up("asag", samples=750)]
+    assert "| the papers' scales | ASAG | 1.5 | 750 | 100 |" in tables.comparison(lines, "unconditional")
+    assert "pictures" not in tables.comparison(lines[:1], "unconditional")
+    assert "rows compare by their errors alone" in report.preliminary(lines)
+    assert "compare" not in report.preliminary(lines[1:])
+    assert not report.preliminary(lines[:1])
+
+
 @pytest.mark.parametrize(
     ("to_asag", "told"), [(5.0, "better: FD (5σ)"), (-5.0, "worse: FD (5σ)"), (2.0, "not told apart: FD, FD layout")]
 )

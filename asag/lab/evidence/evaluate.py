@@ -2,14 +2,15 @@
 
 Sampled pictures are kept as descriptions, in parts, in a folder outside version control: a run that was stopped goes
 on, several processes share one (`--share 0/2`, `--share 1/2`), and what a plan has in common with another is sampled
-once. A cell whose parts are all there becomes a JSON line in `--out`.
+once. A cell whose parts are all there becomes a JSON line in `--out`; a cell with a line of as many samples isn't
+measured again.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from tqdm import tqdm
 
 from asag.lab import embedded, scenes
 from asag.lab.evidence.found import Scales
-from asag.lab.evidence.lines import OUT, write_lines
+from asag.lab.evidence.lines import OUT, Line, read_lines, write_lines
+from asag.lab.evidence.measured import Measured
 from asag.lab.evidence.metrics import BLOCKS, Estimate, Metrics
 from asag.lab.evidence.plans import PLANS, Cell, Plan
 from asag.lab.evidence.records import Store, describe
@@ -64,6 +66,10 @@ class Size:
     seeds: tuple[int, ...]
     captions_seed: int = CAPTIONS_SEED
 
+    @property
+    def samples(self) -> int:
+        return self.captions * len(self.seeds)
+
     def parts(self) -> list[Part]:
         starts = range(0, self.captions, PART)
         counts = [min(PART, self.captions - start) for start in starts]
@@ -80,10 +86,10 @@ class Evaluation:
         self.estimates: dict[tuple[Run, Size], dict[str, Estimate]] = {}
         self.measure: Metrics | None = None
 
-    def missing(self, cells: list[Cell], size: Size) -> list[tuple[Run, Part]]:
-        """Baselines first, then in the order of the cells."""
-        runs = list(dict.fromkeys([*(cell.baseline for cell in cells), *(cell.run for cell in cells)]))
-        return [(run, part) for run in runs for part in size.parts() if not self.store.has(run, part)]
+    def missing(self, cells: Iterable[Cell], size: Size) -> list[tuple[Run, Part]]:
+        """What the lines of `cells` need and isn't there, in the order of the cells; of each first its baseline."""
+        needed = [run for cell in cells for run in (cell.baseline, cell.run, cell.rival) if run]
+        return [(run, part) for run in dict.fromkeys(needed) for part in size.parts() if not self.store.has(run, part)]
 
     def sample(self, run: Run, part: Part) -> None:
         labels = part.labels()
@@ -123,18 +129,16 @@ class Evaluation:
             yield {
                 "plan": "drawings",
                 "condition": condition,
-                "samples": size.captions * len(size.seeds),
+                "samples": size.samples,
                 "seeds": list(size.seeds),
                 "metrics": metrics,
             }
 
-    def lines(self, cells: list[Cell], size: Size) -> Iterator[dict[str, Any]]:
+    def lines(self, cells: Iterable[Cell], size: Size) -> Iterator[dict[str, Any]]:
         """A line for each cell that is complete."""
         for cell in cells:
             if not self.missing([cell], size):
-                others = {"baseline": cell.baseline}
-                if cell.rival and not self.missing([replace(cell, run=cell.rival)], size):
-                    others["asag"] = cell.rival
+                others = {"baseline": cell.baseline} | ({"asag": cell.rival} if cell.rival else {})
                 compared = {name: self.estimate(run, size) for name, run in others.items()}
                 yield line(cell, size, self.estimate(cell.run, size), compared)
 
@@ -164,7 +168,7 @@ def line(
         "solver": SOLVER,
         "steps": cell.run.steps,
         "settings": dict(cell.run.settings),
-        "samples": size.captions * len(size.seeds),
+        "samples": size.samples,
         "seeds": list(size.seeds),
         "captions_seed": size.captions_seed,
         "metrics": metrics,
@@ -201,27 +205,49 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run_plan(evaluation: Evaluation, name: str, plan: Plan, args: argparse.Namespace) -> None:
-    """Sample this process's share of a plan and write the lines of all of its cells that are complete."""
+    """Sample this process's share of what a plan lacks; write a cell's line as soon as it is complete."""
     size = Size(args.captions or plan.captions, tuple(args.seeds or plan.seeds), plan.captions_seed)
-    cells = [
-        cell
-        for cell in plan.cells
-        if (not args.only or {cell.method, cell.protocol} & {*args.only, "none"})
-        and args.condition in (None, cell.condition)
-    ]
+    measured = Measured(args.out / f"{name}-{args.model}.jsonl", plan)
     number, of = args.share
+    # Of all parts, not of the missing ones: those change while other processes work.
+    mine = set(size.parts()[number::of])
+
+    def todo(cells: Iterable[Cell]) -> list[tuple[Run, Part]]:
+        return [(run, part) for run, part in evaluation.missing(cells, size) if part in mine]
+
     if not args.report:
-        # Of all parts, not of the missing ones: those change while other processes work.
-        order = {part: i for i, part in enumerate(size.parts())}
-        todo = [(run, part) for run, part in evaluation.missing(cells, size) if order[part] % of == number]
-        for run, part in tqdm(todo, unit="part", desc=f"{name} {args.model}"):
-            evaluation.sample(run, part)
-    lines = list(evaluation.lines(list(plan.cells), size))
-    if lines:
-        write_lines(args.out / f"{name}-{args.model}.jsonl", lines)
-        if name == "main":
-            write_lines(args.out / f"drawings-{args.model}.jsonl", evaluation.drawings(size))
-    print(f"{name} {args.model}: {len(lines)} of {len(plan.cells)} cells complete", flush=True)
+        wanted = [
+            cell
+            for cell in plan.cells
+            if (not args.only or {cell.method, cell.protocol} & {*args.only, "none"})
+            and args.condition in (None, cell.condition)
+        ]
+        lacking = measured.lacks(wanted, size.samples)
+        with tqdm(total=len(todo(lacking)), unit="part", desc=f"{name} {args.model}") as progress:
+            for cell in lacking:
+                for run, part in todo([cell]):
+                    evaluation.sample(run, part)
+                    progress.update()
+                measured.add(evaluation.lines([cell], size))
+    measured.add(evaluation.lines(measured.lacks(plan.cells, size.samples), size))
+    if name == "main":
+        add_drawings(evaluation, measured.lines(), args.out / f"drawings-{args.model}.jsonl")
+    complete = len(plan.cells) - len(measured.lacks(plan.cells, size.samples))
+    print(f"{name} {args.model}: {complete} of {len(plan.cells)} cells complete", flush=True)
+
+
+def add_drawings(evaluation: Evaluation, lines: list[Line], path: Path) -> None:
+    """Write lines of as many drawings as each of `lines` has pictures; those that are there stay."""
+    sizes = {
+        (each["condition"], each["samples"]): Size(
+            each["samples"] // len(each["seeds"]), tuple(each["seeds"]), each["captions_seed"]
+        )
+        for each in lines
+    }
+    there = {(each["condition"], each["samples"]): each for each in read_lines(path)}
+    for size in {size for key, size in sizes.items() if key not in there}:
+        there |= {(each["condition"], each["samples"]): each for each in evaluation.drawings(size)}
+    write_lines(path, [there[key] for key in sorted(sizes, reverse=True)])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -131,7 +131,11 @@ def missing(lines: list[Line], cells: int) -> str:
 
 def preliminary(lines: list[Line]) -> str:
     """Says that cells have fewer pictures than planned, where it is so."""
-    return f" **Preliminary**: {PLANNED} a cell are planned." if lines[0]["samples"] < PLANNED else ""
+    fewer = sum(line["samples"] < PLANNED for line in lines)
+    if not fewer:
+        return ""
+    some = " FD falls with the number of pictures: rows compare by their errors alone where that differs."
+    return f" **Preliminary**: {PLANNED} a cell are planned.{some if fewer < len(lines) else ''}"
 
 
 def main_part(lines: list[Line], drawings: list[Line], cells: int) -> Iterator[str]:
@@ -147,7 +151,7 @@ def main_part(lines: list[Line], drawings: list[Line], cells: int) -> Iterator[s
             if name in line["metrics"]
         )
         design = "with the objects that are asked for" if line["condition"] == "conditional" else "of anything"
-        yield f"As many fresh drawings {design}, than which no model can be expected to do better: {shown}."
+        yield f"{line['samples']} fresh drawings {design}, than which no model can be expected to do better: {shown}."
     told = tables.verdicts(lines)
     if told:
         yield "**ASAG against the others**, by paired differences of at least 3 standard errors:\n\n" + "\n".join(told)

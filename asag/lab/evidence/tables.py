@@ -105,17 +105,26 @@ def in_words(settings: Mapping[str, Any]) -> str:
 
 
 def comparison(lines: Sequence[Line], condition: str) -> str:
-    """Table 1's rows of a condition: protocol by protocol, method by method, with the paper's figures beside."""
+    """Table 1's rows of a condition: protocol by protocol, method by method, with the paper's figures beside. Where rows
+    have different numbers of pictures, they are told."""
+    lines = [line for line in lines if line["condition"] == condition]
+    counted = len({line["samples"] for line in lines}) > 1
     names = list(METRICS)
     measured = "FID / KID / IS" if condition == "unconditional" else "FID / CLIP / IR"
     model = PAPER_MODELS[lines[0]["model"]]
-    head = ["", "method", "scale", *(METRICS[name] for name in names), f"paper, {model}: {measured}"]
+    head = [
+        "",
+        "method",
+        "scale",
+        *["pictures"] * counted,
+        *(METRICS[name] for name in names),
+        f"paper, {model}: {measured}",
+    ]
     rows = []
     for line in lines:
-        if line["condition"] != condition:
-            continue
         method = line["method"]
-        row = [PROTOCOLS[line["protocol"]], NAMES[method], scale_of(line), *(figure_of(line, name) for name in names)]
+        row = [PROTOCOLS[line["protocol"]], NAMES[method], scale_of(line), *[str(line["samples"])] * counted]
+        row += [figure_of(line, name) for name in names]
         told = line["protocol"] in ("none", "paper")
         rows.append([*row, PAPER_TABLE_1.get((line["model"], condition, method), "") if told else ""])
     return markdown(head, rows)
