@@ -105,8 +105,8 @@ def in_words(settings: Mapping[str, Any]) -> str:
 
 
 def comparison(lines: Sequence[Line], condition: str) -> str:
-    """Table 1's rows of a condition: protocol by protocol, method by method, with the paper's figures beside. Where rows
-    have different numbers of pictures, they are told."""
+    """Table 1's rows of a condition: protocol by protocol, method by method, with the paper's figures beside. Where
+    rows have different numbers of pictures, those are told."""
     lines = [line for line in lines if line["condition"] == condition]
     counted = len({line["samples"] for line in lines}) > 1
     names = list(METRICS)
