@@ -508,6 +508,17 @@ def test_the_best_settings_of_all_searches_are_measured_again_beside_others_that
     assert {(cell.run.conditional, cell.run.guidance_scale) for cell in plain.cells} == {(True, 1.0)}
 
 
+def test_the_papers_plan_is_no_rival_of_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr("asag.lab.evidence.scales._PICTURES", 2)
+    line = {"condition": "unconditional", "method": "asag", "metrics": {"fd": {"value": 1.0}}}
+    settings = {"end": 0.5, "scale": 1.0, "strength": 1.0}  # the paper's strength, said in so many words
+    write_lines(tmp_path / "strength-unet.jsonl", [line | {"settings": settings}])
+    scales = Scales(tmp_path / "scales.json")
+    calibrate_chosen(Sampler(), "unet", scales, steps=4)
+    assert scales.get("unet", "unconditional", "chosen norm").keys() == {*METHODS} - {"asag"}
+    assert "paper plan" not in {cell.method for cell in plans.confirm_plan("unet", scales).cells}
+
+
 def test_each_method_is_measured_at_its_best_without_cfg_once_all_were_searched(tmp_path):
     scales, path = Scales(tmp_path / "scales.json"), tmp_path / "plain-search-unet.jsonl"
     searched = plans.plain_search_plan("unet", scales).cells
