@@ -56,6 +56,7 @@ def test_the_baseline_itself_has_no_difference():
 def test_the_number_of_pictures_is_told_where_it_differs():
     lines = [made_up("vanilla", protocol="none"), made_up("asag", samples=750)]
     assert "| the papers' scales | ASAG | 1.5 | 750 | 100 |" in tables.comparison(lines, "unconditional")
+    assert report.sampled(lines) == "750 or 6000 pictures a cell, of 3 seeds."
     assert "pictures" not in tables.comparison(lines[:1], "unconditional")
     assert "rows compare by their errors alone" in report.preliminary(lines)
     assert "compare" not in report.preliminary(lines[1:])

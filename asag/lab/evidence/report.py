@@ -120,8 +120,11 @@ def of_model(folder: Path, model: str) -> Iterator[str]:
 
 def sampled(lines: list[Line]) -> str:
     """How many pictures a cell has, in words."""
-    found = sorted({(line["samples"], len(line["seeds"])) for line in lines})
-    return " ".join(f"{samples} pictures a cell, of {seeds} seed{'s'[: seeds > 1]}." for samples, seeds in found)
+    found: dict[int, list[int]] = {}
+    for samples, seeds in sorted({(line["samples"], len(line["seeds"])) for line in lines}):
+        found.setdefault(seeds, []).append(samples)
+    told = [(" or ".join(map(str, numbers)), seeds) for seeds, numbers in found.items()]
+    return " ".join(f"{numbers} pictures a cell, of {seeds} seed{'s'[: seeds > 1]}." for numbers, seeds in told)
 
 
 def missing(lines: list[Line], cells: int) -> str:
