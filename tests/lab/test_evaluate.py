@@ -1,6 +1,7 @@
 """The evaluation: metrics against libraries, paired errors against what is known, runs that stop and go on."""
 
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from asag.lab.architecture import new_unet
 from asag.lab.evidence import evaluate, metrics, plans, runs
 from asag.lab.evidence.found import Scales
 from asag.lab.evidence.lines import read_lines, write_lines
+from asag.lab.evidence.measured import Measured
 from asag.lab.evidence.plans import METHODS, main_plan
 from asag.lab.evidence.records import Store, describe, spectrum
 from asag.lab.evidence.runs import Part, Run, Sampler, captions
@@ -27,6 +29,7 @@ from asag.lab.evidence.scales import (
     choose_plain,
     push,
 )
+from asag.lab.evidence.size import Size
 from asag.lab.mmdit import new_transformer
 from asag.models.base import family_of
 from asag.perturb import choose_layers
@@ -182,7 +185,7 @@ def test_other_weights_make_other_keys(tmp_path, monkeypatch):
 
 
 def test_a_part_with_fewer_pictures_is_not_taken_for_a_whole_one():
-    short, long = (evaluate.Size(count, (1,)).parts() for count in (300, 500))
+    short, long = (Size(count, (1,)).parts() for count in (300, 500))
     assert [part.count for part in short] == [250, 50]
     assert [part.count for part in long] == [250, 250]
     store = Store(Path("store"))
@@ -241,7 +244,6 @@ def test_a_push_without_contrast_stands_beside_the_whole_one(tmp_path):
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """A plan of two cells, and the command's options for few pictures in two parts."""
-    monkeypatch.setattr(evaluate, "PART", 20)
     monkeypatch.setattr(runs, "PART", 20)
     monkeypatch.setattr(evaluate, "_REFERENCE", 300)
 
@@ -292,13 +294,59 @@ def test_what_has_a_line_stays_measured_when_its_pictures_are_gone(small, tmp_pa
     evaluate.main(small)
     assert not (tmp_path / "store").exists()
     assert read_lines(path) == lines
-    write_lines(path, [lines[0] | {"run": "of other weights"}, lines[1]])
+    stale = lines[0] | {"run": "of other weights"}
+    write_lines(path, [stale, lines[1]])
     evaluate.main([*small, "--report"])
     assert "1 of 2 cells complete" in capsys.readouterr().out
     evaluate.main([*small, "--captions", "60", "--only", "cfg"])
-    assert [(line["method"], line["samples"]) for line in read_lines(path)] == [("cfg", 120), ("asag", 80)]
+    assert [(line["method"], line["samples"]) for line in read_lines(path)] == [("cfg", 120), ("asag", 80), ("cfg", 80)]
     evaluate.main(small)
+    assert [line["samples"] for line in read_lines(path)] == [120, 80, 80]
+    assert stale in read_lines(path)
+    evaluate.main([*small, "--report", "--prune"])
+    assert "1 lines dropped" in capsys.readouterr().out
     assert [line["samples"] for line in read_lines(path)] == [120, 80]
+
+
+def test_a_line_stands_for_its_own_pictures_and_its_own_rival_only(tmp_path):
+    base = Run.of("unet", False, steps=1)
+    run, first, second = (plans.guided(base, {"scale": scale}) for scale in (1.0, 2.0, 3.0))
+    cell = plans.Cell("small", "paper", "pag", run, base, first)
+    size = Size(40, (1, 2))
+    measured = Measured(tmp_path / "small.jsonl", plans.Plan((cell,), 40, (1, 2)))
+    line = evaluate.line(cell, size, {}, {})
+    measured.add([line])
+    assert not measured.lacks([cell], size)
+    for smaller in (Size(40, (2,)), Size(30, (1, 2))):
+        assert not measured.lacks([cell], smaller)
+    for other in (Size(41, (1, 2)), Size(40, (1, 3)), Size(40, (1, 2, 3)), Size(40, (1, 2), 5)):
+        assert measured.lacks([cell], other) == [cell]
+    changed = plans.Cell("small", "paper", "pag", run, base, second)
+    assert measured.lacks([changed], size) == [changed]
+    measured.add([evaluate.line(changed, Size(30, (1, 2)), {}, {})])
+    assert read_lines(measured.path) == [line]  # which has more pictures
+    measured.add([evaluate.line(changed, size, {}, {})])
+    assert not measured.lacks([changed], size)
+    assert len(read_lines(measured.path)) == 1
+
+
+def test_processes_that_add_at_the_same_time_lose_nothing(tmp_path):
+    base = Run.of("unet", False, steps=1)
+    runs_ = [plans.guided(base, {"scale": float(i)}) for i in range(1, 41)]
+    cells = [plans.Cell("small", "paper", "asag", run, base) for run in runs_]
+    path = tmp_path / "small.jsonl"
+
+    def add(part):
+        measured = Measured(path, plans.Plan(tuple(cells), 40, (1,)))
+        for cell in part:
+            measured.add([evaluate.line(cell, Size(40, (1,)), {}, {})])
+
+    threads = [threading.Thread(target=add, args=[cells[i::4]]) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [line["settings"]["scale"] for line in read_lines(path)] == [float(i) for i in range(1, 41)]
 
 
 def test_a_cell_is_written_as_soon_as_it_is_complete(small, tmp_path, monkeypatch):
@@ -322,12 +370,14 @@ def test_there_are_as_many_drawings_as_pictures_of_each_number(small, tmp_path):
         line | {"condition": condition, "samples": samples}
         for condition, samples in (("unconditional", 80), ("conditional", 80), ("conditional", 120))
     ]
-    evaluate.add_drawings(evaluation, lines[:2], path)
-    first = read_lines(path)
-    evaluate.add_drawings(evaluation, lines, path)
-    found = {(each["condition"], each["samples"]): each for each in read_lines(path)}
-    assert found.keys() == {("unconditional", 80), ("conditional", 80), ("conditional", 120)}
-    assert [found[each["condition"], each["samples"]] for each in first] == first
+    evaluate.add_drawings(evaluation, "unet", lines[:2], path)
+    write_lines(path, [each | {"seen": True} for each in read_lines(path)])
+    evaluate.add_drawings(evaluation, "unet", lines, path)
+    found = {(each["condition"], each["samples"]): "seen" in each for each in read_lines(path)}
+    assert found == {("unconditional", 80): True, ("conditional", 80): True, ("conditional", 120): False}
+    write_lines(path, [each | {"weights": "of another classifier", "seen": True} for each in read_lines(path)])
+    evaluate.add_drawings(evaluation, "unet", lines, path)
+    assert not any("seen" in each for each in read_lines(path))
 
 
 def test_shares_sample_every_part_once(small, tmp_path):
@@ -403,6 +453,7 @@ def test_the_best_scale_is_the_one_with_the_lowest_distance_once_all_are_searche
             "condition": "conditional",
             "method": method,
             "settings": {"method": method, "scale": scale},
+            "samples": 500,
             "metrics": {"fd": {"value": fd}},
         }
 
@@ -442,7 +493,7 @@ def test_rivals_push_as_far_as_asag_does_at_its_best_in_the_same_block(tmp_path,
     monkeypatch.setattr("asag.lab.evidence.scales._PICTURES", 2)
 
     def told(settings, fd):
-        line = {"condition": "unconditional", "method": "asag", "settings": settings}
+        line = {"condition": "unconditional", "method": "asag", "settings": settings, "samples": 500}
         return line | {"metrics": {"fd": {"value": fd}}}
 
     def without(block, scale, fd):
@@ -479,6 +530,7 @@ def test_the_best_settings_of_all_searches_are_measured_again_beside_others_that
             "condition": "unconditional",
             "method": method,
             "settings": settings,
+            "samples": 500,
             "metrics": {"fd": {"value": fd}},
         }
 
@@ -510,7 +562,7 @@ def test_the_best_settings_of_all_searches_are_measured_again_beside_others_that
 
 def test_the_papers_plan_is_no_rival_of_itself(tmp_path, monkeypatch):
     monkeypatch.setattr("asag.lab.evidence.scales._PICTURES", 2)
-    line = {"condition": "unconditional", "method": "asag", "metrics": {"fd": {"value": 1.0}}}
+    line = {"condition": "unconditional", "method": "asag", "samples": 500, "metrics": {"fd": {"value": 1.0}}}
     settings = {"end": 0.5, "scale": 1.0, "strength": 1.0}  # the paper's strength, said in so many words
     write_lines(tmp_path / "strength-unet.jsonl", [line | {"settings": settings}])
     scales = Scales(tmp_path / "scales.json")
@@ -524,10 +576,15 @@ def test_each_method_is_measured_at_its_best_without_cfg_once_all_were_searched(
     searched = plans.plain_search_plan("unet", scales).cells
     # The higher the number the lower FD; the last PAG keeps its contrast, the last ASAG is the weaker one.
     lines = [
-        {"method": cell.method, "settings": dict(cell.run.settings), "metrics": {"fd": {"value": -float(i)}}}
+        {
+            "method": cell.method,
+            "settings": dict(cell.run.settings),
+            "samples": 500,
+            "metrics": {"fd": {"value": -float(i)}},
+        }
         for i, cell in enumerate(searched)
     ]
-    write_lines(path, lines[:-1])
+    write_lines(path, [*lines[:-1], lines[-1] | {"samples": 750}])
     choose_plain(path, "unet", scales)
     assert not plans.plain_plan("unet", scales).cells
     write_lines(path, lines)

@@ -101,7 +101,7 @@ def test_the_report_has_a_part_for_what_is_there_and_none_for_what_is_missing(tm
     report.main(["--folder", str(folder)])
     assert "The embedded UNet" not in (folder / "README.md").read_text()
     write_lines(folder / "main-unet.jsonl", [made_up("vanilla", protocol="none"), made_up("asag", sigmas=-7.0)])
-    plain = made_up("vanilla", protocol="search")
+    plain_search = plain = made_up("vanilla", protocol="search")
     search = [plain, *(made_up("asag", protocol="search", settings={"method": "asag", "scale": s}) for s in (1, 2))]
     write_lines(folder / "search-unet.jsonl", search)
     blocks = [made_up("asag", settings={"blocks": name, "scale": 1.5}) for name in ("mid", "in.1")]
@@ -153,6 +153,7 @@ def test_the_report_has_a_part_for_what_is_there_and_none_for_what_is_missing(tm
     assert "| CFG 2 + ASAG | 100; 50.0 % | 100; 50.0 % |" in text
     assert "| CFG 2 + ASAG as chosen | – | 100; 50.0 % |" in text
     assert "| strength 2.0 |" in text
+    assert "| vanilla |" in tables.sweep([plain_search], "unconditional", ["fd"])
     assert "**Unconditional**: blocks in.1, scale 0.5" in text
     assert "- unconditional, the same settings, equal push, ASAG against PAG: better: FD (4σ)" in text
     assert "### Captions without CFG\n\n1500 pictures a cell, of 3 seeds. **Preliminary**: 6000 a cell" in text

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,7 @@ from asag.lab.evidence.metrics import BLOCKS, Estimate, Metrics
 from asag.lab.evidence.plans import PLANS, Cell, Plan
 from asag.lab.evidence.records import Store, describe
 from asag.lab.evidence.runs import (
-    CAPTIONS_SEED,
     MODELS,
-    PART,
     SOLVER,
     Part,
     Run,
@@ -45,6 +42,7 @@ from asag.lab.evidence.scales import (
     choose_best,
     choose_plain,
 )
+from asag.lab.evidence.size import Size
 
 _REFERENCE = 20_000  # drawings that pictures are compared with
 _REFERENCE_SEED = 30_000
@@ -56,24 +54,6 @@ _CALIBRATIONS = {
 }
 # What is chosen of a search's lines once it has run.
 _CHOICES = {"search": choose_best, "plain-search": choose_plain}
-
-
-@dataclass(frozen=True)
-class Size:
-    """How many captions, which seeds of noise, and the captions' own seed."""
-
-    captions: int
-    seeds: tuple[int, ...]
-    captions_seed: int = CAPTIONS_SEED
-
-    @property
-    def samples(self) -> int:
-        return self.captions * len(self.seeds)
-
-    def parts(self) -> list[Part]:
-        starts = range(0, self.captions, PART)
-        counts = [min(PART, self.captions - start) for start in starts]
-        return [Part(seed, i, count, self.captions_seed) for seed in self.seeds for i, count in enumerate(counts)]
 
 
 class Evaluation:
@@ -129,8 +109,7 @@ class Evaluation:
             yield {
                 "plan": "drawings",
                 "condition": condition,
-                "samples": size.samples,
-                "seeds": list(size.seeds),
+                **size.told(),
                 "metrics": metrics,
             }
 
@@ -168,13 +147,12 @@ def line(
         "solver": SOLVER,
         "steps": cell.run.steps,
         "settings": dict(cell.run.settings),
-        "samples": size.samples,
-        "seeds": list(size.seeds),
-        "captions_seed": size.captions_seed,
+        **size.told(),
         "metrics": metrics,
         "weights": weights(cell.run.model),
         "run": cell.run.key,
         "baseline": cell.baseline.key,
+        "rival": cell.rival and cell.rival.key,
         "date": date.today().isoformat(),
     }
 
@@ -198,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--condition", choices=("unconditional", "conditional"), help="only this one; the other waits")
     parser.add_argument("--share", type=_share, default=(0, 1), help="I/N: this process takes every N-th part")
     parser.add_argument("--report", action="store_true", help="sample nothing; write the lines of complete cells")
+    parser.add_argument("--prune", action="store_true", help="drop lines that the plan doesn't have any more")
     parser.add_argument("--store", type=Path, default=Path("evidence"), help="where descriptions are kept")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--threads", type=int, default=1)
@@ -222,32 +201,32 @@ def run_plan(evaluation: Evaluation, name: str, plan: Plan, args: argparse.Names
             if (not args.only or {cell.method, cell.protocol} & {*args.only, "none"})
             and args.condition in (None, cell.condition)
         ]
-        lacking = measured.lacks(wanted, size.samples)
+        lacking = measured.lacks(wanted, size)
         with tqdm(total=len(todo(lacking)), unit="part", desc=f"{name} {args.model}") as progress:
             for cell in lacking:
                 for run, part in todo([cell]):
                     evaluation.sample(run, part)
                     progress.update()
                 measured.add(evaluation.lines([cell], size))
-    measured.add(evaluation.lines(measured.lacks(plan.cells, size.samples), size))
+    measured.add(evaluation.lines(measured.lacks(plan.cells, size), size))
+    if args.prune:
+        print(f"{name} {args.model}: {measured.prune()} lines dropped that the plan doesn't have", flush=True)
     if name == "main":
-        add_drawings(evaluation, measured.lines(), args.out / f"drawings-{args.model}.jsonl")
-    complete = len(plan.cells) - len(measured.lacks(plan.cells, size.samples))
+        add_drawings(evaluation, args.model, measured.lines(), args.out / f"drawings-{args.model}.jsonl")
+    complete = len(plan.cells) - len(measured.lacks(plan.cells, size))
     print(f"{name} {args.model}: {complete} of {len(plan.cells)} cells complete", flush=True)
 
 
-def add_drawings(evaluation: Evaluation, lines: list[Line], path: Path) -> None:
-    """Write lines of as many drawings as each of `lines` has pictures; those that are there stay."""
-    sizes = {
-        (each["condition"], each["samples"]): Size(
-            each["samples"] // len(each["seeds"]), tuple(each["seeds"]), each["captions_seed"]
-        )
-        for each in lines
-    }
-    there = {(each["condition"], each["samples"]): each for each in read_lines(path)}
-    for size in {size for key, size in sizes.items() if key not in there}:
-        there |= {(each["condition"], each["samples"]): each for each in evaluation.drawings(size)}
-    write_lines(path, [there[key] for key in sorted(sizes, reverse=True)])
+def add_drawings(evaluation: Evaluation, model: str, lines: list[Line], path: Path) -> None:
+    """Write lines of as many drawings as each of `lines` has pictures; those that are there stay, but for those that
+    another classifier has judged."""
+    of = weights(model)
+    wanted = {(line["condition"], Size.of(line)) for line in lines}
+    there = {(line["condition"], Size.of(line)): line for line in read_lines(path) if line.get("weights") == of}
+    for size in {size for condition, size in wanted if (condition, size) not in there}:
+        there |= {(line["condition"], size): line | {"weights": of} for line in evaluation.drawings(size)}
+    kept = [line for key, line in there.items() if key in wanted]
+    write_lines(path, sorted(kept, key=lambda line: (line["condition"], line["samples"]), reverse=True))
 
 
 def main(argv: list[str] | None = None) -> int:

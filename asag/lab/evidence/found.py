@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from asag.lab import papers
+from asag.lab.evidence.lines import lock, replace_text
 
 
 class Scales:
@@ -28,11 +29,10 @@ class Scales:
         return self.found.get(model, {}).get(condition, {}).get(protocol, {})
 
     def put(self, model: str, condition: str, protocol: str, scales: dict[str, Any]) -> None:
-        self.found = self._read()
-        self.found.setdefault(model, {}).setdefault(condition, {})[protocol] = scales
-        written = self.path.with_suffix(".part")
-        written.write_text(json.dumps(self.found, indent=2) + "\n")
-        written.replace(self.path)
+        with lock(self.path):
+            self.found = self._read()
+            self.found.setdefault(model, {}).setdefault(condition, {})[protocol] = scales
+            replace_text(self.path, json.dumps(self.found, indent=2) + "\n")
 
 
 def three_digits(scale: float) -> float:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 Line = dict[str, Any]
 
@@ -19,8 +22,18 @@ def read_lines(path: Path) -> list[Line]:
 
 def write_lines(path: Path, lines: Iterable[Line]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.with_suffix(".part")
-    written.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    replace_text(path, "".join(json.dumps(each) + "\n" for each in lines))
+
+
+def lock(path: Path) -> FileLock:
+    """For reading a file, changing it and writing it again, while other processes do the same."""
+    return FileLock(path.with_suffix(".lock"))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, whichever other processes write it, too."""
+    written = path.with_suffix(f".{os.getpid()}")
+    written.write_text(text)
     written.replace(path)
 
 

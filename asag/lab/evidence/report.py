@@ -179,7 +179,7 @@ def plain_part(lines: list[Line], cells: int) -> Iterator[str]:
     yield (
         f"### Captions without CFG\n\n{sampled(lines)}{preliminary(lines)} As models made to run without CFG are "
         "used. The settings are those that did best in the searches without captions, the other methods' scales those "
-        f"that pushed as far there; then each method's best of the search above.{missing(lines, cells)}"
+        f"that pushed as far there.{missing(lines, cells)}"
     )
     best = [
         f"{tables.NAMES[line['method']]}: {tables.in_words(line['settings'])}"
@@ -187,7 +187,7 @@ def plain_part(lines: list[Line], cells: int) -> Iterator[str]:
         if line["protocol"] == "best"
     ]
     if best:
-        yield f"**Each at its best**: {'; '.join(best)}."
+        yield f"**Each at its best** of the search above: {'; '.join(best)}."
     yield tables.comparison(lines, "conditional")
     yield "\n".join(tables.verdicts(lines))
 

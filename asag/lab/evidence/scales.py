@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,13 @@ def calibrate_rivals(sampler: Sampler, model: str, scales: Scales, steps: int | 
 def _searched(scales: Scales, model: str, condition: str, names: Iterable[str]) -> list[Line]:
     """The lines of ASAG in the searches `names`, which lie beside the scales."""
     lines = [line for name in names for line in read_lines(scales.path.parent / f"{name}-{model}.jsonl")]
-    return [line for line in lines if (line["condition"], line["method"]) == (condition, "asag")]
+    return _of_one_size([line for line in lines if (line["condition"], line["method"]) == (condition, "asag")])
+
+
+def _of_one_size(lines: list[Line]) -> list[Line]:
+    """The lines with the number of pictures that most have: FD falls with it, so no others can be chosen between."""
+    counts = Counter(line["samples"] for line in lines)
+    return [line for line in lines if line["samples"] == counts.most_common(1)[0][0]]
 
 
 def _distance(line: Line) -> float:
@@ -151,7 +158,7 @@ def calibrate_chosen(sampler: Sampler, model: str, scales: Scales, steps: int | 
 
 def choose_best(path: Path, model: str, scales: Scales) -> None:
     """Of the lines of the search: the scale with the lowest FD, for each method that was searched at all scales."""
-    lines = read_lines(path)
+    lines = _of_one_size(read_lines(path))
     for condition in ("unconditional", "conditional"):
         best = {}
         for method in METHODS:
@@ -165,7 +172,7 @@ def choose_best(path: Path, model: str, scales: Scales) -> None:
 def choose_plain(path: Path, model: str, scales: Scales) -> None:
     """Of the lines of the search of captions without CFG: each method's settings with the lowest FD. None are chosen
     before all cells are there, as some methods could have been searched further than others."""
-    lines = read_lines(path)
+    lines = _of_one_size(read_lines(path))
     if len(lines) < len(plain_search_plan(model, scales).cells):
         return
     best: dict[str, Any] = {}

@@ -104,11 +104,16 @@ def in_words(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items() if name != "method")
 
 
+def differ(lines: Sequence[Line]) -> bool:
+    """Whether lines have different numbers of pictures."""
+    return len({line["samples"] for line in lines}) > 1
+
+
 def comparison(lines: Sequence[Line], condition: str) -> str:
     """Table 1's rows of a condition: protocol by protocol, method by method, with the paper's figures beside. Where
     rows have different numbers of pictures, those are told."""
     lines = [line for line in lines if line["condition"] == condition]
-    counted = len({line["samples"] for line in lines}) > 1
+    counted = differ(lines)
     names = list(METRICS)
     measured = "FID / KID / IS" if condition == "unconditional" else "FID / CLIP / IR"
     model = PAPER_MODELS[lines[0]["model"]]
@@ -133,8 +138,10 @@ def comparison(lines: Sequence[Line], condition: str) -> str:
 def verdicts(lines: Sequence[Line]) -> list[str]:
     """A sentence for each condition and protocol: which methods ASAG is surely better and worse than, by which metric.
 
-    Of differences to ASAG, paired; the metrics are those that have a better end.
+    Of differences to ASAG, paired; the metrics are those that have a better end. Beside what has no protocol the scale
+    of ASAG is told.
     """
+    scales = {line.get("run"): scale_of(line) for line in lines if line["method"] == "asag"}
     told = []
     for condition in ("unconditional", "conditional"):
         for protocol, title in PROTOCOLS.items():
@@ -157,18 +164,23 @@ def verdicts(lines: Sequence[Line]) -> list[str]:
                 found = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in parts.items() if names)
                 if found:
                     at = f", {title}" if title else ""
-                    told.append(f"- {condition}{at}, ASAG against {NAMES[line['method']]}: {found}.")
+                    if differ(lines):
+                        at += f", {line['samples']} pictures"
+                    scale = scales.get(line.get("rival"))
+                    own = f" at scale {scale}" if scale and not title else ""
+                    told.append(f"- {condition}{at}, ASAG{own} against {NAMES[line['method']]}: {found}.")
     return told
 
 
 def sweep(lines: Sequence[Line], condition: str, names: Sequence[str]) -> str:
     """A row per setting of a sweep: what was set, with the method where it isn't ASAG, and the metrics `names`."""
+    lines = [line for line in lines if line["condition"] == condition]
+    counted = differ(lines)
     rows = []
     for line in lines:
-        if line["condition"] != condition:
-            continue
-        method = [NAMES[line["method"]]] if line["method"] != "asag" else []
-        row = ", ".join([*method, in_words(line["settings"])])
+        method = NAMES[line["method"]] if line["method"] != "asag" else ""
+        pictures = f"{line['samples']} pictures" if counted else ""
+        row = ", ".join(filter(None, [method, in_words(line["settings"]), pictures]))
         rows.append([row, *(figure_of(line, name) + to_rival(line, name) for name in names)])
     return markdown([condition, *(METRICS[name] for name in names)], rows)
 
