@@ -1,7 +1,20 @@
 """What holds for every test."""
 
+from collections.abc import Iterator
+
+import pytest
+import torch
 from hypothesis import settings
 
 # A busy machine is no fault of what is tested; pytest's own time limit ends what hangs.
 settings.register_profile("asag", deadline=None)
 settings.load_profile("asag")
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Tensors and models are float64: a deep network with random weights makes much of rounding, which differs from
+    processor to processor and with the batch."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
