@@ -330,10 +330,10 @@ def test_a_line_stands_for_its_own_pictures_and_its_own_rival_only(tmp_path):
     assert len(read_lines(measured.path)) == 1
 
 
-def test_processes_that_add_at_the_same_time_lose_nothing(tmp_path):
+def test_writers_that_add_at_the_same_time_lose_nothing(tmp_path):
     base = Run.of("unet", False, steps=1)
-    runs_ = [plans.guided(base, {"scale": float(i)}) for i in range(1, 41)]
-    cells = [plans.Cell("small", "paper", "asag", run, base) for run in runs_]
+    guided = [plans.guided(base, {"scale": float(i)}) for i in range(1, 41)]
+    cells = [plans.Cell("small", "paper", "asag", run, base) for run in guided]
     path = tmp_path / "small.jsonl"
 
     def add(part):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from asag.lab.evidence import report, tables
+from asag.lab.evidence import report, sampled, tables
 from asag.lab.evidence.lines import write_lines
 
 METRICS = tuple(tables.METRICS)
@@ -56,11 +56,11 @@ def test_the_baseline_itself_has_no_difference():
 def test_the_number_of_pictures_is_told_where_it_differs():
     lines = [made_up("vanilla", protocol="none"), made_up("asag", samples=750)]
     assert "| the papers' scales | ASAG | 1.5 | 750 | 100 |" in tables.comparison(lines, "unconditional")
-    assert report.sampled(lines) == "750 or 6000 pictures a cell, of 3 seeds."
+    assert sampled.sampled(lines) == "750 or 6000 pictures a cell, of 3 seeds."
     assert "pictures" not in tables.comparison(lines[:1], "unconditional")
-    assert "rows compare by their errors alone" in report.preliminary(lines)
-    assert "compare" not in report.preliminary(lines[1:])
-    assert not report.preliminary(lines[:1])
+    assert "rows compare by their errors alone" in sampled.preliminary(lines)
+    assert "compare" not in sampled.preliminary(lines[1:])
+    assert not sampled.preliminary(lines[:1])
 
 
 @pytest.mark.parametrize(

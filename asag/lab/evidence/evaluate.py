@@ -211,8 +211,8 @@ def run_plan(evaluation: Evaluation, name: str, plan: Plan, args: argparse.Names
     measured.add(evaluation.lines(measured.lacks(plan.cells, size), size))
     if args.prune:
         print(f"{name} {args.model}: {measured.prune()} lines dropped that the plan doesn't have", flush=True)
-    if name == "main":
-        add_drawings(evaluation, args.model, measured.lines(), args.out / f"drawings-{args.model}.jsonl")
+    if name == "main" and (lines := measured.lines()):
+        add_drawings(evaluation, args.model, lines, args.out / f"drawings-{args.model}.jsonl")
     complete = len(plan.cells) - len(measured.lacks(plan.cells, size))
     print(f"{name} {args.model}: {complete} of {len(plan.cells)} cells complete", flush=True)
 

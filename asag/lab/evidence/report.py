@@ -9,8 +9,9 @@ from pathlib import Path
 from asag.lab.evidence import figures, tables
 from asag.lab.evidence.found import Scales
 from asag.lab.evidence.lines import OUT, Line, markdown, read_lines
-from asag.lab.evidence.plans import MAIN_CAPTIONS, MAIN_SEEDS, confirm_plan, main_plan, plain_plan
+from asag.lab.evidence.plans import confirm_plan, main_plan, plain_plan
 from asag.lab.evidence.runs import MODELS, trained
+from asag.lab.evidence.sampled import missing, preliminary, sampled
 from asag.lab.evidence.tables import number
 
 _INTRODUCTION = """# Evidence
@@ -49,7 +50,6 @@ one and two times the scale of equal push), searched with other captions, other 
 reported.
 """
 
-PLANNED = MAIN_CAPTIONS * len(MAIN_SEEDS)
 _SEARCHED = (
     "Searched with captions and noise of their own: the best of so many settings is partly luck until it is measured "
     "again on fresh ones."
@@ -116,29 +116,6 @@ def of_model(folder: Path, model: str) -> Iterator[str]:
         yield from confirm_part(lines, len(confirm_plan(model, scales).cells))
     if lines := read_lines(folder / f"plain-{model}.jsonl"):
         yield from plain_part(lines, len(plain_plan(model, scales).cells))
-
-
-def sampled(lines: list[Line]) -> str:
-    """How many pictures a cell has, in words."""
-    found: dict[int, list[int]] = {}
-    for samples, seeds in sorted({(line["samples"], len(line["seeds"])) for line in lines}):
-        found.setdefault(seeds, []).append(samples)
-    told = [(" or ".join(map(str, numbers)), seeds) for seeds, numbers in found.items()]
-    return " ".join(f"{numbers} pictures a cell, of {seeds} seed{'s'[: seeds > 1]}." for numbers, seeds in told)
-
-
-def missing(lines: list[Line], cells: int) -> str:
-    """Says that not all cells of a plan have been measured, where it is so."""
-    return f" **Incomplete**: {cells - len(lines)} of {cells} rows are missing." if len(lines) < cells else ""
-
-
-def preliminary(lines: list[Line]) -> str:
-    """Says that cells have fewer pictures than planned, where it is so."""
-    fewer = sum(line["samples"] < PLANNED for line in lines)
-    if not fewer:
-        return ""
-    some = " FD falls with the number of pictures: rows compare by their errors alone where that differs."
-    return f" **Preliminary**: {PLANNED} a cell are planned.{some if fewer < len(lines) else ''}"
 
 
 def main_part(lines: list[Line], drawings: list[Line], cells: int) -> Iterator[str]:
