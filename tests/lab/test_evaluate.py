@@ -591,10 +591,10 @@ def test_each_method_is_measured_at_its_best_without_cfg_once_all_were_searched(
     choose_plain(path, "unet", scales)
     cells = plans.plain_plan("unet", scales).cells
     assert {cell.method: dict(cell.run.settings) for cell in cells} == {
-        "pag": {"method": "pag", "blocks": "out.1", "scale": 4.0},
-        "seg": {"method": "seg", "blocks": "out.1", "scale": 4.0, "contrast": 0.0},
-        "uniform": {"method": "uniform", "blocks": "out.1", "scale": 4.0, "contrast": 0.0},
-        "asag": {"method": "asag", "blocks": "out.1", "scale": 4.0, "contrast": 0.0, "strength": 0.25},
+        "pag": {"method": "pag", "blocks": "out.1", "scale": 1.5},
+        "seg": {"method": "seg", "blocks": "out.1", "scale": 1.5, "contrast": 0.0},
+        "uniform": {"method": "uniform", "blocks": "out.1", "scale": 1.5, "contrast": 0.0},
+        "asag": {"method": "asag", "blocks": "out.1", "scale": 1.5, "contrast": 0.0, "strength": 0.25},
     }
     assert {cell.rival.key for cell in cells} == {cell.run.key for cell in cells if cell.method == "asag"}
     assert {(cell.run.conditional, cell.run.guidance_scale) for cell in [*cells, *searched]} == {(True, 1.0)}
