@@ -41,9 +41,7 @@ class Measured:
                 old = merged.get(_place(line))
                 if old is None or old["samples"] <= line["samples"]:
                     merged[_place(line)] = line
-            write_lines(
-                self.path, sorted(merged.values(), key=lambda line: self.order.get(_place(line), len(self.order)))
-            )
+            write_lines(self.path, self._sorted(merged.values()))
 
     def prune(self) -> int:
         """Drop the lines that the plan doesn't have; how many they were."""
