@@ -288,6 +288,8 @@ def test_the_command_writes_a_line_a_cell_and_goes_on_where_it_was_stopped(small
 
 def test_what_has_a_line_stays_measured_when_its_pictures_are_gone(small, tmp_path, capsys):
     path = tmp_path / "out/small-unet.jsonl"
+    evaluate.main([*small, "--report", "--prune"])
+    assert not path.exists()
     evaluate.main(small)
     lines = read_lines(path)
     shutil.rmtree(tmp_path / "store")

@@ -45,6 +45,8 @@ class Measured:
 
     def prune(self) -> int:
         """Drop the lines that the plan doesn't have; how many they were."""
+        if not self.path.exists():
+            return 0
         with lock(self.path):
             lines = self.lines()
             kept = [line for line in lines if _place(line) in self.order]
