@@ -460,7 +460,7 @@ def test_the_best_scale_is_the_one_with_the_lowest_distance_once_all_are_searche
         }
 
     path = tmp_path / "search-unet.jsonl"
-    searched = [told("pag", scale, fd) for scale, fd in enumerate((5.0, 4.0, 6.0, 7.0, 8.0), 1)]
+    searched = [told("pag", scale, fd) for scale, fd in enumerate((5.0, 4.0, 6.0, 7.0, 8.0, 9.0), 1)]
     write_lines(path, [*searched, told("asag", 3.0, 9.0)])
     choose_best(path, "unet", Scales(tmp_path / "scales.json"))
     assert Scales(tmp_path / "scales.json").get("unet", "conditional", "best") == {"pag": 2.0}

@@ -15,7 +15,8 @@ METHODS = tuple(papers.SCALES)  # ASAG last, as in the tables of its paper
 MAIN_CAPTIONS, MAIN_SEEDS = 2000, (1, 2, 3)
 # Searches have captions and noise that the main plan doesn't use.
 _SEARCH = {"captions": 500, "seeds": (101,), "captions_seed": 21_000}
-SEARCHED = (0.1, 0.25, 0.5, 1.0, 2.0)  # times the scale of equal perturbation norm, since methods' sizes differ widely
+# Times the scale of equal perturbation norm, since methods' sizes differ widely.
+SEARCHED = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 CFG = 2.0
 _OWN = ("method", "scale", "strength", "iterations")  # the others' plans have no strength and need no iterations
 HIGH = (3.0, 5.0, 7.0, 10.0)  # where ASAG may burn, and what may keep it from that

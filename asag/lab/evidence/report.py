@@ -46,8 +46,8 @@ diversity when not lost.
 
 **Three protocols.** The papers' scales (PAG and SEG 3, ASAG and the maps of its Table 3 1.5); scales that push equally
 far (mean RMS of s·δ along sampling as ASAG's at 1.5); each method's best scale (lowest FD of a tenth, a quarter, half,
-one and two times the scale of equal push), searched with other captions, other noise and fewer pictures than those
-reported.
+one, two and five times the scale of equal push), searched with other captions, other noise and fewer pictures than
+those reported.
 """
 
 _SEARCHED = (
