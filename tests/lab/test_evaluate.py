@@ -11,7 +11,7 @@ import torch
 
 from asag.__main__ import main as command
 from asag.hosts.diffusers import FAMILIES, asag_guidance
-from asag.lab import embedded, scenes
+from asag.lab import embedded, papers, scenes
 from asag.lab.architecture import new_unet
 from asag.lab.evidence import evaluate, metrics, plans, runs
 from asag.lab.evidence.found import Scales
@@ -197,7 +197,7 @@ def test_a_part_with_fewer_pictures_is_not_taken_for_a_whole_one():
 
 def test_searches_have_captions_and_noise_of_their_own():
     main = main_plan("unet", Scales(Path("none")))
-    for name in plans.PLANS.keys() - {"main", "confirm", "plain"}:
+    for name in plans.PLANS.keys() - {"main", "confirm", "plain", "strong"}:
         plan = plans.PLANS[name]("unet", Scales(Path("none")))
         assert plan.captions_seed != main.captions_seed
         assert not set(plan.seeds) & set(main.seeds)
@@ -220,6 +220,19 @@ def test_the_main_plan_has_every_method_in_every_protocol_that_has_scales(tmp_pa
     assert dict(rivals["conditional", "norm", "pag"].settings) == {"method": "asag", "scale": 1.5}
     assert dict(rivals["conditional", "best", "pag"].settings) == {"method": "asag", "scale": 1.25}
     assert main_plan("mmdit", scales).cells[0].run.model == "mmdit"
+
+
+def test_beside_a_stronger_cfg_every_method_is_compared_with_asag_on_the_main_plans_pictures(tmp_path):
+    scales = Scales(tmp_path / "scales.json")
+    scales.put("unet", "conditional", "norm", {"pag": 0.8, "asag": 1.5})
+    plan, main = plans.strong_plan("unet", scales), main_plan("unet", scales)
+    assert (plan.captions, plan.seeds, plan.captions_seed) == (main.captions, main.seeds, main.captions_seed)
+    assert {(cell.run.conditional, cell.run.guidance_scale) for cell in plan.cells} == {(True, 4.0)}
+    assert {dict(cell.rival.settings)["scale"] for cell in plan.cells} == {1.5}
+    found = [(cell.protocol, cell.method, dict(cell.run.settings).get("scale")) for cell in plan.cells]
+    assert found[:3] == [("none", "cfg", None), ("paper", "asag", 1.5), ("norm", "pag", 0.8)]
+    others = {name: scale for name, scale in papers.SCALES.items() if name != "asag"}
+    assert found[3:] == [("paper", name, scale) for name, scale in others.items()]
 
 
 @pytest.mark.parametrize("name", plans.PLANS)

@@ -18,6 +18,7 @@ _SEARCH = {"captions": 500, "seeds": (101,), "captions_seed": 21_000}
 # Times the scale of equal perturbation norm, since methods' sizes differ widely.
 SEARCHED = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 CFG = 2.0
+STRONG_CFG = 4.0
 _OWN = ("method", "scale", "strength", "iterations")  # the others' plans have no strength and need no iterations
 HIGH = (3.0, 5.0, 7.0, 10.0)  # where ASAG may burn, and what may keep it from that
 RESTRAINED: dict[str, dict[str, Any]] = {
@@ -230,6 +231,20 @@ def plain_plan(model: str, scales: Scales) -> Plan:
     return Plan(tuple(cells), MAIN_CAPTIONS, MAIN_SEEDS)
 
 
+def strong_plan(model: str, scales: Scales) -> Plan:
+    """Beside a stronger CFG, on the main plan's captions and noise: the papers' scales, and those that push as far as
+    ASAG's beside the main plan's CFG. Needs `calibrate`."""
+    base = baseline(model, True, guidance_scale=STRONG_CFG)
+    asag = guided(base, {"method": "asag", "scale": papers.SCALES["asag"]})
+    cells = [_unguided("strong", base, "none", asag), Cell("strong", "paper", "asag", asag, base, asag)]
+    for protocol in ("norm", "paper"):
+        for name, scale in scales.get(model, base.condition, protocol).items():
+            if name != "asag":
+                run = guided(base, {"method": name, "scale": scale})
+                cells.append(Cell("strong", protocol, name, run, base, asag))
+    return Plan(tuple(cells), MAIN_CAPTIONS, MAIN_SEEDS)
+
+
 def adaptive_plan(model: str, scales: Scales) -> Plan:
     """High scales, fixed, adaptive, adaptive along a bell, and fixed without contrast; `calibrate-high` finds scales of
     equal push. Differences to the fixed scale that pushes as far are told, too."""
@@ -273,6 +288,7 @@ PLANS: dict[str, Callable[[str, Scales], Plan]] = {
     "confirm": confirm_plan,
     "plain-search": plain_search_plan,
     "plain": plain_plan,
+    "strong": strong_plan,
     "adaptive": adaptive_plan,
     "steps": steps_plan,
 }

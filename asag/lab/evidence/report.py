@@ -9,7 +9,7 @@ from pathlib import Path
 from asag.lab.evidence import figures, tables
 from asag.lab.evidence.found import Scales
 from asag.lab.evidence.lines import OUT, Line, markdown, read_lines
-from asag.lab.evidence.plans import confirm_plan, main_plan, plain_plan
+from asag.lab.evidence.plans import confirm_plan, main_plan, plain_plan, strong_plan
 from asag.lab.evidence.runs import MODELS, trained
 from asag.lab.evidence.sampled import missing, preliminary, sampled
 from asag.lab.evidence.tables import number
@@ -116,6 +116,8 @@ def of_model(folder: Path, model: str) -> Iterator[str]:
         yield from confirm_part(lines, len(confirm_plan(model, scales).cells))
     if lines := read_lines(folder / f"plain-{model}.jsonl"):
         yield from plain_part(lines, len(plain_plan(model, scales).cells))
+    if lines := read_lines(folder / f"strong-{model}.jsonl"):
+        yield from strong_part(lines, len(strong_plan(model, scales).cells))
 
 
 def main_part(lines: list[Line], drawings: list[Line], cells: int) -> Iterator[str]:
@@ -165,6 +167,16 @@ def plain_part(lines: list[Line], cells: int) -> Iterator[str]:
     ]
     if best:
         yield f"**Each at its best** of the search above: {'; '.join(best)}."
+    yield tables.comparison(lines, "conditional")
+    yield "\n".join(tables.verdicts(lines))
+
+
+def strong_part(lines: list[Line], cells: int) -> Iterator[str]:
+    """Beside a stronger CFG; the plan has `cells` cells."""
+    yield (
+        f"### Beside CFG {lines[0]['guidance_scale']:g}\n\n{sampled(lines)}{preliminary(lines)} Captions and noise are "
+        f"the main tables'. Equal push is what pushed as far beside their CFG.{missing(lines, cells)}"
+    )
     yield tables.comparison(lines, "conditional")
     yield "\n".join(tables.verdicts(lines))
 

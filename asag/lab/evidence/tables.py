@@ -130,7 +130,7 @@ def comparison(lines: Sequence[Line], condition: str) -> str:
         method = line["method"]
         row = [PROTOCOLS[line["protocol"]], NAMES[method], scale_of(line), *[str(line["samples"])] * counted]
         row += [figure_of(line, name) for name in names]
-        told = line["protocol"] in ("none", "paper")
+        told = line["plan"] == "main" and line["protocol"] in ("none", "paper")
         rows.append([*row, PAPER_TABLE_1.get((line["model"], condition, method), "") if told else ""])
     return markdown(head, rows)
 
