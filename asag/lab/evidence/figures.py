@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from asag.lab.evidence.lines import Line
 from asag.lab.evidence.tables import METRICS, NAMES, conditions_of, number
@@ -77,6 +78,10 @@ def scales(lines: Sequence[Line], title: str, path: Path) -> None:
                     at, values, errors = zip(*points, strict=True)
                     style = {"color": COLOURS[method], "marker": mark, "markersize": 4, "label": NAMES[method]}
                     axis.errorbar(at, values, yerr=errors, **style)
+            if name == "fd":  # which ranges over two orders of magnitude
+                axis.set_yscale("log")
+                axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
+                axis.yaxis.set_major_formatter(ScalarFormatter())
             axis.set_xscale("log")
             axis.set_xticks([0.5, 1, 2, 4, 8, 16], ["0.5", "1", "2", "4", "8", "16"])
             axis.minorticks_off()

@@ -110,29 +110,27 @@ def differ(lines: Sequence[Line]) -> bool:
 
 
 def comparison(lines: Sequence[Line], condition: str) -> str:
-    """Table 1's rows of a condition: protocol by protocol, method by method, with the paper's figures beside. Where
-    rows have different numbers of pictures, those are told."""
+    """Table 1's rows of a condition: protocol by protocol, method by method, with the paper's figures beside where
+    it has any. Where rows have different numbers of pictures, those are told."""
     lines = [line for line in lines if line["condition"] == condition]
     counted = differ(lines)
     names = list(METRICS)
     measured = "FID / KID / IS" if condition == "unconditional" else "FID / CLIP / IR"
-    model = PAPER_MODELS[lines[0]["model"]]
-    head = [
-        "",
-        "method",
-        "scale",
-        *["pictures"] * counted,
-        *(METRICS[name] for name in names),
-        f"paper, {model}: {measured}",
-    ]
+    papers = [_of_the_paper(line) for line in lines]
+    beside = any(papers)
+    head = ["", "method", "scale", *["pictures"] * counted, *(METRICS[name] for name in names)]
+    head += [f"paper, {PAPER_MODELS[lines[0]['model']]}: {measured}"] * beside
     rows = []
-    for line in lines:
-        method = line["method"]
-        row = [PROTOCOLS[line["protocol"]], NAMES[method], scale_of(line), *[str(line["samples"])] * counted]
-        row += [figure_of(line, name) for name in names]
-        told = line["plan"] == "main" and line["protocol"] in ("none", "paper")
-        rows.append([*row, PAPER_TABLE_1.get((line["model"], condition, method), "") if told else ""])
+    for line, paper in zip(lines, papers, strict=True):
+        row = [PROTOCOLS[line["protocol"]], NAMES[line["method"]], scale_of(line), *[str(line["samples"])] * counted]
+        rows.append([*row, *(figure_of(line, name) for name in names), *[paper] * beside])
     return markdown(head, rows)
+
+
+def _of_the_paper(line: Line) -> str:
+    """The paper's figures for a cell that is one of its own, or nothing."""
+    own = line["plan"] == "main" and line["protocol"] in ("none", "paper")
+    return PAPER_TABLE_1.get((line["model"], line["condition"], line["method"]), "") if own else ""
 
 
 def verdicts(lines: Sequence[Line]) -> list[str]:
