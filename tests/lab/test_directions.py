@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from asag.lab.evidence.cells import METHODS
 from asag.lab.evidence.directions import compare, measure
-from asag.lab.evidence.plans import BLOCKS, METHODS
 from asag.lab.evidence.runs import Sampler
+from asag.lab.evidence.sweeps import BLOCKS
 from tests.support import snapshot
 
 

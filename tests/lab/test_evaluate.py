@@ -14,10 +14,11 @@ from asag.hosts.diffusers import FAMILIES, asag_guidance
 from asag.lab import embedded, papers, scenes
 from asag.lab.architecture import new_unet
 from asag.lab.evidence import evaluate, metrics, plans, runs
+from asag.lab.evidence.cells import METHODS, Cell, Plan, baseline, guided
 from asag.lab.evidence.found import Scales
 from asag.lab.evidence.lines import read_lines, write_lines
 from asag.lab.evidence.measured import Measured
-from asag.lab.evidence.plans import METHODS, main_plan
+from asag.lab.evidence.plans import main_plan
 from asag.lab.evidence.records import Store, describe, spectrum
 from asag.lab.evidence.runs import Part, Run, Sampler, captions
 from asag.lab.evidence.scales import (
@@ -27,6 +28,7 @@ from asag.lab.evidence.scales import (
     calibrate_rivals,
     choose_best,
     choose_plain,
+    choose_strong,
     push,
 )
 from asag.lab.evidence.size import Size
@@ -230,9 +232,34 @@ def test_beside_a_stronger_cfg_every_method_is_compared_with_asag_on_the_main_pl
     assert {(cell.run.conditional, cell.run.guidance_scale) for cell in plan.cells} == {(True, 4.0)}
     assert {dict(cell.rival.settings)["scale"] for cell in plan.cells} == {1.5}
     found = [(cell.protocol, cell.method, dict(cell.run.settings).get("scale")) for cell in plan.cells]
-    assert found[:3] == [("none", "cfg", None), ("paper", "asag", 1.5), ("norm", "pag", 0.8)]
-    others = {name: scale for name, scale in papers.SCALES.items() if name != "asag"}
-    assert found[3:] == [("paper", name, scale) for name, scale in others.items()]
+    paper = [("paper", name, scale) for name, scale in papers.SCALES.items()]
+    assert found == [("none", "cfg", None), *paper, ("norm", "pag", 0.8)]
+
+
+def test_beside_a_stronger_cfg_each_method_is_measured_at_its_best_of_a_search(tmp_path):
+    scales, path = Scales(tmp_path / "scales.json"), tmp_path / "strong-search-unet.jsonl"
+    scales.put("unet", "conditional", "norm", {"pag": 0.8, "asag": 1.5})
+    searched = plans.strong_search_plan("unet", scales).cells
+    assert {(cell.run.conditional, cell.run.guidance_scale) for cell in searched} == {(True, 4.0)}
+    lines = [
+        {
+            "condition": "conditional",
+            "method": cell.method,
+            "settings": dict(cell.run.settings),
+            "samples": 500,
+            "metrics": {"fd": {"value": abs(dict(cell.run.settings).get("scale", 0) - 3.0)}},
+        }
+        for cell in searched
+    ]
+    write_lines(path, lines[:-1])  # without ASAG's last
+    choose_strong(path, "unet", scales)
+    assert scales.get("unet", "conditional", "strong") == {"pag": 3.2}
+    write_lines(path, lines)
+    choose_strong(path, "unet", scales)
+    assert scales.get("unet", "conditional", "strong") == {"pag": 3.2, "asag": 3.0}
+    best = [cell for cell in plans.strong_plan("unet", scales).cells if cell.protocol == "best"]
+    assert [(cell.method, dict(cell.run.settings)["scale"]) for cell in best] == [("pag", 3.2), ("asag", 3.0)]
+    assert {dict(cell.rival.settings)["scale"] for cell in best} == {3.0}
 
 
 @pytest.mark.parametrize("name", plans.PLANS)
@@ -262,10 +289,10 @@ def small(monkeypatch, tmp_path):
 
     def plan(model, scales):
         base = Run.of(model, True, guidance_scale=2.0, steps=1)
-        cells = [plans.Cell("small", "none", "cfg", base, base)]
-        asag = plans.guided(base, {"scale": 1.5})
-        cells.append(plans.Cell("small", "paper", "asag", asag, base, asag))
-        return plans.Plan(tuple(cells), 40, (1, 2))
+        cells = [Cell("small", "none", "cfg", base, base)]
+        asag = guided(base, {"scale": 1.5})
+        cells.append(Cell("small", "paper", "asag", asag, base, asag))
+        return Plan(tuple(cells), 40, (1, 2))
 
     monkeypatch.setitem(evaluate.PLANS, "small", plan)
     return ["small", "--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
@@ -325,10 +352,10 @@ def test_what_has_a_line_stays_measured_when_its_pictures_are_gone(small, tmp_pa
 
 def test_a_line_stands_for_its_own_pictures_and_its_own_rival_only(tmp_path):
     base = Run.of("unet", False, steps=1)
-    run, first, second = (plans.guided(base, {"scale": scale}) for scale in (1.0, 2.0, 3.0))
-    cell = plans.Cell("small", "paper", "pag", run, base, first)
+    run, first, second = (guided(base, {"scale": scale}) for scale in (1.0, 2.0, 3.0))
+    cell = Cell("small", "paper", "pag", run, base, first)
     size = Size(40, (1, 2))
-    measured = Measured(tmp_path / "small.jsonl", plans.Plan((cell,), 40, (1, 2)))
+    measured = Measured(tmp_path / "small.jsonl", Plan((cell,), 40, (1, 2)))
     line = evaluate.line(cell, size, {}, {})
     measured.add([line])
     assert not measured.lacks([cell], size)
@@ -336,7 +363,7 @@ def test_a_line_stands_for_its_own_pictures_and_its_own_rival_only(tmp_path):
         assert not measured.lacks([cell], smaller)
     for other in (Size(41, (1, 2)), Size(40, (1, 3)), Size(40, (1, 2, 3)), Size(40, (1, 2), 5)):
         assert measured.lacks([cell], other) == [cell]
-    changed = plans.Cell("small", "paper", "pag", run, base, second)
+    changed = Cell("small", "paper", "pag", run, base, second)
     assert measured.lacks([changed], size) == [changed]
     measured.add([evaluate.line(changed, Size(30, (1, 2)), {}, {})])
     assert read_lines(measured.path) == [line]  # which has more pictures
@@ -347,12 +374,12 @@ def test_a_line_stands_for_its_own_pictures_and_its_own_rival_only(tmp_path):
 
 def test_writers_that_add_at_the_same_time_lose_nothing(tmp_path):
     base = Run.of("unet", False, steps=1)
-    guided = [plans.guided(base, {"scale": float(i)}) for i in range(1, 41)]
-    cells = [plans.Cell("small", "paper", "asag", run, base) for run in guided]
+    each = [guided(base, {"scale": float(i)}) for i in range(1, 41)]
+    cells = [Cell("small", "paper", "asag", run, base) for run in each]
     path = tmp_path / "small.jsonl"
 
     def add(part):
-        measured = Measured(path, plans.Plan(tuple(cells), 40, (1,)))
+        measured = Measured(path, Plan(tuple(cells), 40, (1,)))
         for cell in part:
             measured.add([evaluate.line(cell, Size(40, (1,)), {}, {})])
 
@@ -453,12 +480,12 @@ def test_the_push_is_how_far_a_step_moves_the_prediction(monkeypatch):
 def test_calibration_makes_pushes_equal(tmp_path, monkeypatch):
     monkeypatch.setattr("asag.lab.evidence.scales._PICTURES", 2)
     monkeypatch.setattr("asag.lab.evidence.scales.METHODS", ("pag", "asag"))
-    monkeypatch.setattr("asag.lab.evidence.plans.CFG", 1.0)
+    monkeypatch.setattr("asag.lab.evidence.cells.CFG", 1.0)
     scales, sampler = Scales(tmp_path / "scales.json"), Sampler()
     calibrate(sampler, "unet", scales, steps=5)
     found = scales.get("unet", "unconditional", "norm")["pag"]
-    base = plans.baseline("unet", False, steps=5)
-    sizes = [push(sampler, plans.guided(base, s)) for s in ({"method": "pag", "scale": found}, {"scale": 1.5})]
+    base = baseline("unet", False, steps=5)
+    sizes = [push(sampler, guided(base, s)) for s in ({"method": "pag", "scale": found}, {"scale": 1.5})]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.03)
 
 
@@ -490,13 +517,13 @@ def test_two_processes_add_to_the_scales(tmp_path):
 def test_adaptive_scales_are_found_that_push_as_far(tmp_path, monkeypatch):
     monkeypatch.setattr("asag.lab.evidence.scales._PICTURES", 2)
     monkeypatch.setattr("asag.lab.evidence.scales.HIGH", (3.0,))
-    monkeypatch.setattr("asag.lab.evidence.plans.CFG", 1.0)
+    monkeypatch.setattr("asag.lab.evidence.cells.CFG", 1.0)
     scales, sampler = Scales(tmp_path / "scales.json"), Sampler()
     calibrate_high(sampler, "unet", scales, steps=4)
-    base = plans.baseline("unet", True, steps=4)
-    aim = push(sampler, plans.guided(base, {"scale": 3.0}))
+    base = baseline("unet", True, steps=4)
+    aim = push(sampler, guided(base, {"scale": 3.0}))
     for name, scale in scales.get("unet", "conditional", "push of 3").items():
-        found = push(sampler, plans.guided(base, {**plans.RESTRAINED[name], "scale": scale}))
+        found = push(sampler, guided(base, {**plans.RESTRAINED[name], "scale": scale}))
         assert found == pytest.approx(aim, rel=0.011)
     scales.put("unet", "unconditional", "push of 7", {"adaptive": 0.5})
     adaptive = [cell for cell in plans.adaptive_plan("unet", scales).cells if cell.rival]
@@ -527,12 +554,12 @@ def test_rivals_push_as_far_as_asag_does_at_its_best_in_the_same_block(tmp_path,
     }
     assert in_block == {"mid": ["asag", *methods, *["asag"] * 5], "out.0": ["asag", *methods]}
     assert found[0][1]["scale"] == 2.0
-    base = plans.baseline("unet", False, steps=4)
+    base = baseline("unet", False, steps=4)
     for cell in [cell for cell in plan.cells if cell.rival]:
         settings, rival = dict(cell.run.settings), dict(cell.rival.settings)
         assert {settings["contrast"], rival["contrast"]} == {0.0}
         assert settings["blocks"] == rival["blocks"]
-        sizes = [push(sampler, plans.guided(base, each)) for each in (settings, rival)]
+        sizes = [push(sampler, guided(base, each)) for each in (settings, rival)]
         assert sizes[0] == pytest.approx(sizes[1], rel=0.011)
     assert plan.captions_seed == plans.search_plan("unet", scales).captions_seed
 
@@ -557,8 +584,8 @@ def test_the_best_settings_of_all_searches_are_measured_again_beside_others_that
     best = {"method": "asag", "end": 0.5, "strength": 0.5, "scale": 1.0}
     assert scales.get("unet", "unconditional", "chosen") == best
     assert not scales.get("unet", "conditional", "chosen")
-    base = plans.baseline("unet", False, steps=4)
-    aim = push(sampler, plans.guided(base, best))
+    base = baseline("unet", False, steps=4)
+    aim = push(sampler, guided(base, best))
     main, confirm = main_plan("unet", scales), plans.confirm_plan("unet", scales)
     assert (confirm.captions, confirm.seeds, confirm.captions_seed) == (main.captions, main.seeds, main.captions_seed)
     others = [name for name in METHODS if name != "asag"]
@@ -568,7 +595,7 @@ def test_the_best_settings_of_all_searches_are_measured_again_beside_others_that
         assert settings.keys() == {"method", "end", "scale"}
         assert settings["method"] == {"paper plan": "asag"}.get(cell.method, cell.method)
         assert settings["end"] == 0.5
-        assert push(sampler, plans.guided(base, settings)) == pytest.approx(aim, rel=0.011)
+        assert push(sampler, guided(base, settings)) == pytest.approx(aim, rel=0.011)
         assert dict(cell.rival.settings) == best
     plain = plans.plain_plan("unet", scales)
     assert [cell.run.settings for cell in plain.cells] == [cell.run.settings for cell in confirm.cells]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from asag.lab.evidence import report, sampled, tables
+from asag.lab.evidence import report, report_tables, sampled, tables
 from asag.lab.evidence.lines import write_lines
 
 METRICS = tuple(tables.METRICS)
@@ -85,7 +85,7 @@ def test_the_papers_figures_stand_beside_its_own_protocol_alone():
 
 @pytest.mark.parametrize(("samples", "cells"), [(750, 1), (6000, 1), (6000, 3)])
 def test_too_few_pictures_are_called_preliminary_and_missing_rows_are_told(samples, cells):
-    head = next(report.main_part([made_up("asag", samples=samples)], [], cells))
+    head = next(report_tables.main_part([made_up("asag", samples=samples)], [], cells))
     assert f"{samples} pictures a cell, of 3 seeds." in head
     assert ("Preliminary" in head) == (samples == 750)
     assert ("2 of 3 rows are missing" in head) == (cells == 3)
@@ -119,6 +119,11 @@ def test_the_report_has_a_part_for_what_is_there_and_none_for_what_is_missing(tm
         for name, where in zip(("vanilla", "asag"), ("none", "chosen"), strict=True)
     ]
     write_lines(folder / "plain-unet.jsonl", plain)
+    beside = {"condition": "conditional", "guidance_scale": 4.0}
+    strong = [made_up("cfg", protocol="none", **beside), made_up("pag", protocol="best", to_asag=4.0, **beside)]
+    write_lines(folder / "strong-unet.jsonl", [*strong, made_up("asag", protocol="best", **beside)])
+    searched = made_up("pag", protocol="search", settings={"method": "pag", "scale": 0.5}, **beside)
+    write_lines(folder / "strong-search-unet.jsonl", [strong[0], searched])
     steps = [
         made_up(method, condition="conditional", protocol=protocol, steps=steps, guidance_scale=2.0)
         for method, protocol in (("cfg", "none"), ("asag", "paper"), ("asag", "chosen"))
@@ -159,6 +164,9 @@ def test_the_report_has_a_part_for_what_is_there_and_none_for_what_is_missing(tm
     assert "**Unconditional**: blocks in.1, scale 0.5" in text
     assert "- unconditional, the same settings, equal push, ASAG against PAG: better: FD (4σ)" in text
     assert "### Captions without CFG\n\n1500 pictures a cell, of 3 seeds. **Preliminary**: 6000 a cell" in text
+    assert "### Beside CFG 4\n\n6000 pictures a cell, of 3 seeds. Captions and noise" in text
+    assert "- conditional, each at its best, ASAG against PAG: better: FD (4σ)" in text
+    assert "| PAG, scale 0.5 |" in text[text.index("### Beside CFG 4, over scales") :]
     assert "| M = QKᵀ (ASAG) | 4.0 | 6.0 | 8.0 | ≈ 2 |" in text
     assert "| ASAG | in.1 | 0.01 | 1.00 | 0.25 | 0.75 |" in text
     assert text.index("Little.") < text.index("The embedded UNet")

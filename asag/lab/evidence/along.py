@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from asag.attention import signed_scale, softmax_rows
 from asag.lab.embedded import start_noise
+from asag.lab.evidence.cells import baseline
 from asag.lab.evidence.lines import OUT, write_lines
-from asag.lab.evidence.plans import baseline
 from asag.lab.evidence.runs import Sampler, captions, trained
 from asag.sinkhorn import DenseScores
 from asag.trace import entropy

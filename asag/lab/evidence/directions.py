@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from asag.hosts.diffusers import FAMILIES
 from asag.hosts.diffusers_call import picture_of, scene_of, velocity_of_grey
 from asag.lab.embedded import start_noise
+from asag.lab.evidence.cells import METHODS, baseline
 from asag.lab.evidence.lines import OUT, Line, write_lines
-from asag.lab.evidence.plans import BLOCKS, METHODS, baseline
 from asag.lab.evidence.runs import Sampler, captions, trained
+from asag.lab.evidence.sweeps import BLOCKS
 from asag.models.base import family_of
 from asag.models.diffusers_unet import DiffusersUnet
 from asag.operators import make_operator

@@ -18,11 +18,12 @@ import torch
 from tqdm import tqdm
 
 from asag.lab import embedded, scenes
+from asag.lab.evidence.cells import Cell, Plan
 from asag.lab.evidence.found import Scales
 from asag.lab.evidence.lines import OUT, Line, read_lines, write_lines
 from asag.lab.evidence.measured import Measured
 from asag.lab.evidence.metrics import BLOCKS, Estimate, Metrics
-from asag.lab.evidence.plans import PLANS, Cell, Plan
+from asag.lab.evidence.plans import PLANS
 from asag.lab.evidence.records import Store, describe
 from asag.lab.evidence.runs import (
     MODELS,
@@ -41,6 +42,7 @@ from asag.lab.evidence.scales import (
     calibrate_rivals,
     choose_best,
     choose_plain,
+    choose_strong,
 )
 from asag.lab.evidence.size import Size
 
@@ -53,7 +55,7 @@ _CALIBRATIONS = {
     "calibrate-chosen": calibrate_chosen,
 }
 # What is chosen of a search's lines once it has run.
-_CHOICES = {"search": choose_best, "plain-search": choose_plain}
+_CHOICES = {"search": choose_best, "plain-search": choose_plain, "strong-search": choose_strong}
 
 
 class Evaluation:

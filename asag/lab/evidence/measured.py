@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from asag.lab.evidence.cells import Cell, Plan
 from asag.lab.evidence.lines import Line, lock, read_lines, write_lines
-from asag.lab.evidence.plans import Cell, Plan
 from asag.lab.evidence.size import Size
 
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from asag.lab import papers
+from asag.lab.evidence.cells import METHODS, Cell, Plan, baseline, guided, unguided
 from asag.lab.evidence.found import Scales, three_digits
-from asag.lab.evidence.runs import CAPTIONS_SEED, Run
-from asag.lab.mmdit import LAYERS
+from asag.lab.evidence.runs import Run
+from asag.lab.evidence.sweeps import SWEEPS, over_blocks
 
-METHODS = tuple(papers.SCALES)  # ASAG last, as in the tables of its paper
-MAIN_CAPTIONS, MAIN_SEEDS = 2000, (1, 2, 3)
-# Searches have captions and noise that the main plan doesn't use.
-_SEARCH = {"captions": 500, "seeds": (101,), "captions_seed": 21_000}
 # Times the scale of equal perturbation norm, since methods' sizes differ widely.
 SEARCHED = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
-CFG = 2.0
 STRONG_CFG = 4.0
+STRONG_SEARCHED = (0.25, 1.0, 2.0, 4.0, 8.0)  # beside CFG 2 the highest of those did best
 _OWN = ("method", "scale", "strength", "iterations")  # the others' plans have no strength and need no iterations
 HIGH = (3.0, 5.0, 7.0, 10.0)  # where ASAG may burn, and what may keep it from that
 RESTRAINED: dict[str, dict[str, Any]] = {
@@ -32,48 +28,6 @@ WAYS: dict[str, dict[str, Any]] = {
     **{f"strength {value:g}": {"method": "asag", "strength": value} for value in (0.25, 0.5, 2.0, 4.0)},
     "iterations 5": {"method": "asag", "iterations": 5},
 }
-BLOCKS = {"unet": ("in.1", "in.3", "mid", "out.0", "out.1"), "mmdit": tuple(f"joint.{i}" for i in range(LAYERS))}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A run and its place in the tables. Differences are taken to `baseline`, and to `rival`, where there is one:
-    ASAG in the same protocol."""
-
-    plan: str
-    protocol: str
-    method: str
-    run: Run
-    baseline: Run
-    rival: Run | None = None
-
-    @property
-    def condition(self) -> str:
-        return self.run.condition
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Cells, and what they are sampled with unless the command says otherwise."""
-
-    cells: tuple[Cell, ...]
-    captions: int
-    seeds: tuple[int, ...]
-    captions_seed: int = CAPTIONS_SEED
-
-
-def baseline(model: str, conditional: bool, **rest: Any) -> Run:
-    """What guidance is added to: no guidance without captions, CFG with them."""
-    return Run.of(model, conditional, **{"guidance_scale": CFG if conditional else 1.0, **rest})
-
-
-def guided(base: Run, settings: dict[str, Any]) -> Run:
-    return Run.of(base.model, base.conditional, settings, guidance_scale=base.guidance_scale, steps=base.steps)
-
-
-def _unguided(plan: str, base: Run, protocol: str = "search", rival: Run | None = None) -> Cell:
-    """The cell that guidance is added to."""
-    return Cell(plan, protocol, "vanilla" if base.guidance_scale == 1.0 else "cfg", base, base, rival)
 
 
 def main_plan(model: str, scales: Scales) -> Plan:
@@ -85,70 +39,37 @@ def main_plan(model: str, scales: Scales) -> Plan:
         cells.append(Cell("main", "none", "vanilla", Run.of(model, conditional), base, asag))
         if conditional:
             cells.append(Cell("main", "none", "cfg", base, base, asag))
-        for protocol in ("paper", "norm", "best"):
-            found = scales.get(model, base.condition, protocol)
-            # ASAG at its paper's scale is what the others' norms are made equal to.
-            names = [name for name in METHODS if name in found and (protocol, name) != ("norm", "asag")]
-            runs = {name: guided(base, {"method": name, "scale": found[name]}) for name in names}
-            rival = runs.get("asag", asag if protocol == "norm" else None)
-            cells += [Cell("main", protocol, name, run, base, rival) for name, run in runs.items()]
-    return Plan(tuple(cells), MAIN_CAPTIONS, MAIN_SEEDS)
+        found = {name: scales.get(model, base.condition, name) for name in ("paper", "norm", "best")}
+        cells += _in_protocols("main", base, asag, found)
+    return Plan.main(cells)
+
+
+def _in_protocols(plan: str, base: Run, asag: Run, found: Mapping[str, Mapping[str, float]]) -> list[Cell]:
+    """Every method at the scales `found` by protocol, beside ASAG in the same one; `asag` is that at its paper's
+    scale, which the others' pushes are made equal to."""
+    cells = []
+    for protocol, scales in found.items():
+        names = [name for name in METHODS if name in scales and (protocol, name) != ("norm", "asag")]
+        runs = {name: guided(base, {"method": name, "scale": scales[name]}) for name in names}
+        rival = runs.get("asag", asag if protocol == "norm" else None)
+        cells += [Cell(plan, protocol, name, run, base, rival) for name, run in runs.items()]
+    return cells
 
 
 def search_plan(model: str, scales: Scales) -> Plan:
     """Every method over a grid of scales; needs `calibrate`."""
-    cells = []
-    for conditional in (False, True):
-        base = baseline(model, conditional)
-        cells.append(_unguided("search", base))
-        equal = scales.get(model, base.condition, "norm")
-        for times in SEARCHED:
-            for name, scale in equal.items():
-                settings = {"method": name, "scale": three_digits(scale * times)}
-                cells.append(Cell("search", "search", name, guided(base, settings), base))
-    return Plan(tuple(cells), **_SEARCH)
+    bases = [baseline(model, conditional) for conditional in (False, True)]
+    return Plan.search(cell for base in bases for cell in _over_scales("search", base, scales, SEARCHED))
 
 
-def _sweep(name: str, variations: Callable[[str], list[dict[str, Any]]]) -> Callable[[str, Scales], Plan]:
-    """ASAG with CFG and without captions, over settings."""
-
-    def plan(model: str, scales: Scales) -> Plan:
-        cells = []
-        for conditional in (False, True):
-            base = baseline(model, conditional)
-            cells.append(_unguided(name, base))
-            for each in variations(model):
-                # Beside a push without its contrast stands the whole one.
-                whole = {key: value for key, value in each.items() if key != "contrast"}
-                rival = guided(base, whole) if whole != each else None
-                cells.append(Cell(name, "search", "asag", guided(base, each), base, rival))
-        return Plan(tuple(cells), **_SEARCH)
-
-    return plan
-
-
-# Up to the paper's: the searches over scales found nothing better for ASAG above it, in either model.
-_SCALES = (0.15, 0.5, 1.5)
-_WINDOWS = ((0.0, 0.4), (0.2, 0.6), (0.4, 1.0), (0.0, 1.0))
-
-
-def _blocks(model: str) -> list[dict[str, Any]]:
-    return [{"blocks": name, "scale": scale} for name in BLOCKS[model] for scale in _SCALES]
-
-
-def _windows(model: str) -> list[dict[str, Any]]:
-    # Fewer steps bear more; in the transformer, where a block is one of few, the middle scale is too much already.
-    scales = _SCALES[1:] if model == "unet" else _SCALES[:2]
-    return [{"start": start, "end": end, "scale": scale} for start, end in _WINDOWS for scale in scales]
-
-
-def _contrasts(model: str) -> list[dict[str, Any]]:
-    without = [{**each, "contrast": 0.0} for each in _blocks(model)]
-    return without + [{"scale": scale, "contrast": 0.5} for scale in _SCALES]
-
-
-def _rescaled(model: str) -> list[dict[str, Any]]:
-    return [{"scale": scale, "rescale": value} for scale in _SCALES for value in (0.0, 0.5, 1.0)]
+def _over_scales(plan: str, base: Run, scales: Scales, grid: Iterable[float]) -> list[Cell]:
+    """Every method at `grid` times the scale that pushes as far as ASAG's beside the main plan's CFG."""
+    cells = [unguided(plan, base)]
+    for times in grid:
+        for name, scale in scales.get(base.model, base.condition, "norm").items():
+            run = guided(base, {"method": name, "scale": three_digits(scale * times)})
+            cells.append(Cell(plan, "search", name, run, base))
+    return cells
 
 
 def shared(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,7 +88,7 @@ def rivals_plan(model: str, scales: Scales) -> Plan:
     cells = []
     for conditional in (False, True):
         base = baseline(model, conditional)
-        cells.append(_unguided("rivals", base))
+        cells.append(unguided("rivals", base))
         for block, found in scales.get(model, base.condition, "rivals").items():
             place = without_contrast(block)
             asag = guided(base, {**place, "scale": found["asag"]})
@@ -175,7 +96,7 @@ def rivals_plan(model: str, scales: Scales) -> Plan:
             for name in [name for name in WAYS if name in found]:
                 way = {**place, **WAYS[name], "scale": found[name]}
                 cells.append(Cell("rivals", "search", str(way["method"]), guided(base, way), base, asag))
-    return Plan(tuple(cells), **_SEARCH)
+    return Plan.search(cells)
 
 
 def confirm_plan(model: str, scales: Scales) -> Plan:
@@ -189,13 +110,13 @@ def confirm_plan(model: str, scales: Scales) -> Plan:
         if not chosen:
             continue
         cells += _beside("confirm", base, chosen, scales.get(model, base.condition, "chosen norm"))
-    return Plan(tuple(cells), MAIN_CAPTIONS, MAIN_SEEDS)
+    return Plan.main(cells)
 
 
 def _beside(plan: str, base: Run, chosen: Mapping[str, Any], scales: Mapping[str, float]) -> list[Cell]:
     """`base`, ASAG as `chosen`, and the others at their scales in the same place."""
     asag = guided(base, dict(chosen))
-    cells = [_unguided(plan, base, "none", asag)]
+    cells = [unguided(plan, base, "none", asag)]
     for name, scale in scales.items():
         run = guided(base, {**shared(chosen), "method": name, "scale": scale})
         cells.append(Cell(plan, "chosen", "paper plan" if name == "asag" else name, run, base, asag))
@@ -213,9 +134,9 @@ _PLAIN: tuple[dict[str, Any], ...] = (
 def plain_search_plan(model: str, scales: Scales) -> Plan:
     """Captions without CFG, as models made to run without it are used: ASAG and the others, block by block."""
     base = baseline(model, True, guidance_scale=1.0)
-    settings = [{**each, **way} for each in _blocks(model) for way in _PLAIN]
+    settings = [{**each, **way} for each in over_blocks(model) for way in _PLAIN]
     cells = [Cell("plain-search", "search", each["method"], guided(base, each), base) for each in settings]
-    return Plan((_unguided("plain-search", base), *cells), **_SEARCH)
+    return Plan.search((unguided("plain-search", base), *cells))
 
 
 def plain_plan(model: str, scales: Scales) -> Plan:
@@ -228,21 +149,23 @@ def plain_plan(model: str, scales: Scales) -> Plan:
     best = scales.get(model, "conditional", "plain")
     asag = guided(base, best["asag"]) if best else None
     cells += [Cell("plain", "best", name, guided(base, given), base, asag) for name, given in best.items()]
-    return Plan(tuple(cells), MAIN_CAPTIONS, MAIN_SEEDS)
+    return Plan.main(cells)
+
+
+def strong_search_plan(model: str, scales: Scales) -> Plan:
+    """Every method over a grid of scales beside a stronger CFG; needs `calibrate`."""
+    base = baseline(model, True, guidance_scale=STRONG_CFG)
+    return Plan.search(_over_scales("strong-search", base, scales, STRONG_SEARCHED))
 
 
 def strong_plan(model: str, scales: Scales) -> Plan:
-    """Beside a stronger CFG, on the main plan's captions and noise: the papers' scales, and those that push as far as
-    ASAG's beside the main plan's CFG. Needs `calibrate`."""
+    """Beside a stronger CFG, on the main plan's captions and noise: the papers' scales, those that push as far as
+    ASAG's beside the main plan's CFG, and each method's best of `strong-search`. Needs `calibrate` and that."""
     base = baseline(model, True, guidance_scale=STRONG_CFG)
     asag = guided(base, {"method": "asag", "scale": papers.SCALES["asag"]})
-    cells = [_unguided("strong", base, "none", asag), Cell("strong", "paper", "asag", asag, base, asag)]
-    for protocol in ("norm", "paper"):
-        for name, scale in scales.get(model, base.condition, protocol).items():
-            if name != "asag":
-                run = guided(base, {"method": name, "scale": scale})
-                cells.append(Cell("strong", protocol, name, run, base, asag))
-    return Plan(tuple(cells), MAIN_CAPTIONS, MAIN_SEEDS)
+    protocols = {"paper": "paper", "norm": "norm", "best": "strong"}
+    found = {name: scales.get(model, base.condition, key) for name, key in protocols.items()}
+    return Plan.main([unguided("strong", base, "none", asag), *_in_protocols("strong", base, asag, found)])
 
 
 def adaptive_plan(model: str, scales: Scales) -> Plan:
@@ -251,14 +174,14 @@ def adaptive_plan(model: str, scales: Scales) -> Plan:
     cells = []
     for conditional in (False, True):
         base = baseline(model, conditional)
-        cells.append(_unguided("adaptive", base))
+        cells.append(unguided("adaptive", base))
         for scale in HIGH:
             fixed = guided(base, {"scale": scale})
             cells.append(Cell("adaptive", "search", "asag", fixed, base))
             for name, pushed in scales.get(model, base.condition, f"push of {scale:g}").items():
                 settings = {**RESTRAINED[name], "scale": pushed}
                 cells.append(Cell("adaptive", "search", "asag", guided(base, settings), base, fixed))
-    return Plan(tuple(cells), **_SEARCH)
+    return Plan.search(cells)
 
 
 def steps_plan(model: str, scales: Scales) -> Plan:
@@ -269,25 +192,21 @@ def steps_plan(model: str, scales: Scales) -> Plan:
     for steps in (6, 8, 10, 14, 20):
         for scale in (1.0, 2.0, 4.0):
             base = baseline(model, True, guidance_scale=scale, steps=steps)
-            cells.append(_unguided("steps", base, "none"))
+            cells.append(unguided("steps", base, "none"))
             cells += [Cell("steps", name, "asag", guided(base, way), base) for name, way in ways.items() if way]
-    return Plan(tuple(cells), **_SEARCH)
+    return Plan.search(cells)
 
 
-SEARCHES = ("search", "blocks", "strength", "iterations", "window", "rescale", "contrast", "rivals")
+SEARCHES = ("search", *SWEEPS, "rivals")
 PLANS: dict[str, Callable[[str, Scales], Plan]] = {
     "main": main_plan,
     "search": search_plan,
-    "blocks": _sweep("blocks", _blocks),
-    "strength": _sweep("strength", lambda model: [{"strength": value} for value in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)]),
-    "iterations": _sweep("iterations", lambda model: [{"iterations": value} for value in (1, 2, 3, 5, 10)]),
-    "window": _sweep("window", _windows),
-    "rescale": _sweep("rescale", _rescaled),
-    "contrast": _sweep("contrast", _contrasts),
+    **SWEEPS,
     "rivals": rivals_plan,
     "confirm": confirm_plan,
     "plain-search": plain_search_plan,
     "plain": plain_plan,
+    "strong-search": strong_search_plan,
     "strong": strong_plan,
     "adaptive": adaptive_plan,
     "steps": steps_plan,

@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from asag.lab.evidence import figures, tables
-from asag.lab.evidence.found import Scales
 from asag.lab.evidence.lines import OUT, Line, markdown, read_lines
-from asag.lab.evidence.plans import confirm_plan, main_plan, plain_plan, strong_plan
+from asag.lab.evidence.report_sweeps import searches
+from asag.lab.evidence.report_tables import main_tables, measured_again
 from asag.lab.evidence.runs import MODELS, trained
-from asag.lab.evidence.sampled import missing, preliminary, sampled
-from asag.lab.evidence.tables import number
 
 _INTRODUCTION = """# Evidence
 
@@ -50,10 +48,6 @@ one, two and five times the scale of equal push), searched with other captions, 
 those reported.
 """
 
-_SEARCHED = (
-    "Searched with captions and noise of their own: the best of so many settings is partly luck until it is measured "
-    "again on fresh ones."
-)
 _TITLES = {"unet": "The embedded UNet", "mmdit": "The small MMDiT"}
 
 
@@ -85,17 +79,7 @@ def training(folder: Path) -> Iterator[str]:
 
 
 def of_model(folder: Path, model: str) -> Iterator[str]:
-    scales = Scales(folder / "scales.json")
-    main = read_lines(folder / f"main-{model}.jsonl")
-    if main:
-        planned = len(main_plan(model, scales).cells)
-        yield from main_part(main, read_lines(folder / f"drawings-{model}.jsonl"), planned)
-    search = read_lines(folder / f"search-{model}.jsonl")
-    if search:
-        path = f"images/scales-{model}.png"
-        figures.scales(search, "Metrics over the guidance scale", folder / path)
-        yield f"### Guidance scale (the paper's Figure 6)\n\n{sampled(search)} The paper finds its best at 1.5.\n\n"
-        yield f"![Metrics over scales]({path})"
+    yield from main_tables(folder, model)
     if lines := read_lines(folder / f"along-{model}.jsonl"):
         yield from along_part(folder, model, lines)
     if lines := read_lines(folder / f"directions-{model}.jsonl"):
@@ -107,78 +91,8 @@ def of_model(folder: Path, model: str) -> Iterator[str]:
             f"mean, so a push that makes the picture stronger and changes nothing else.\n\n{tables.directions(lines)}"
             f"\n\n![Pushes along sampling]({path})"
         )
-    if lines := read_lines(folder / f"blocks-{model}.jsonl"):
-        path = f"images/blocks-{model}.png"
-        figures.blocks(lines, "ASAG in one block at a time", folder / path)
-        yield f"### Which block\n\n{sampled(lines)} {_SEARCHED}\n\n![Blocks and scales]({path})"
-    yield from sweeps(folder, model)
-    if lines := read_lines(folder / f"confirm-{model}.jsonl"):
-        yield from confirm_part(lines, len(confirm_plan(model, scales).cells))
-    if lines := read_lines(folder / f"plain-{model}.jsonl"):
-        yield from plain_part(lines, len(plain_plan(model, scales).cells))
-    if lines := read_lines(folder / f"strong-{model}.jsonl"):
-        yield from strong_part(lines, len(strong_plan(model, scales).cells))
-
-
-def main_part(lines: list[Line], drawings: list[Line], cells: int) -> Iterator[str]:
-    """The tables of the main plan, which has `cells` cells."""
-    head = f"### All methods (the paper's Table 1, and Table 3's maps)\n\n{sampled(lines)}"
-    yield head + preliminary(lines) + missing(lines, cells)
-    for condition in tables.conditions_of(lines):
-        yield f"**{condition.capitalize()}**\n\n{tables.comparison(lines, condition)}"
-    for line in drawings:
-        shown = ", ".join(
-            f"{title} {number(line['metrics'][name]['value'], name)}"
-            for name, title in tables.METRICS.items()
-            if name in line["metrics"]
-        )
-        design = "with the objects that are asked for" if line["condition"] == "conditional" else "of anything"
-        yield f"{line['samples']} fresh drawings {design}, than which no model can be expected to do better: {shown}."
-    told = tables.verdicts(lines)
-    if told:
-        yield "**ASAG against the others**, by paired differences of at least 3 standard errors:\n\n" + "\n".join(told)
-
-
-def confirm_part(lines: list[Line], cells: int) -> Iterator[str]:
-    """What did best in the searches, measured again; the plan has `cells` cells."""
-    yield (
-        f"### The best of the searches, measured again\n\n{sampled(lines)} Captions and noise are the main tables', "
-        "which no search has seen. The settings are those of ASAG with the lowest FD of all searches above; the other "
-        f"methods have the same block, window, rescale and contrast, and push as far.{missing(lines, cells)}"
-    )
-    for condition in tables.conditions_of(lines):
-        found = next(line for line in lines if (line["condition"], line["method"]) == (condition, "asag"))
-        words = tables.in_words(found["settings"])
-        yield f"**{condition.capitalize()}**: {words}\n\n{tables.comparison(lines, condition)}"
-    yield "\n".join(tables.verdicts(lines))
-
-
-def plain_part(lines: list[Line], cells: int) -> Iterator[str]:
-    """Captions without CFG; the plan has `cells` cells."""
-    yield (
-        f"### Captions without CFG\n\n{sampled(lines)}{preliminary(lines)} As models made to run without CFG are "
-        "used. The settings are those that did best in the searches without captions, the other methods' scales those "
-        f"that pushed as far there.{missing(lines, cells)}"
-    )
-    best = [
-        f"{tables.NAMES[line['method']]}: {tables.in_words(line['settings'])}"
-        for line in lines
-        if line["protocol"] == "best"
-    ]
-    if best:
-        yield f"**Each at its best** of the search above: {'; '.join(best)}."
-    yield tables.comparison(lines, "conditional")
-    yield "\n".join(tables.verdicts(lines))
-
-
-def strong_part(lines: list[Line], cells: int) -> Iterator[str]:
-    """Beside a stronger CFG; the plan has `cells` cells."""
-    yield (
-        f"### Beside CFG {lines[0]['guidance_scale']:g}\n\n{sampled(lines)}{preliminary(lines)} Captions and noise are "
-        f"the main tables'. Equal push is what pushed as far beside their CFG.{missing(lines, cells)}"
-    )
-    yield tables.comparison(lines, "conditional")
-    yield "\n".join(tables.verdicts(lines))
+    yield from searches(folder, model)
+    yield from measured_again(folder, model)
 
 
 def along_part(folder: Path, model: str, lines: list[Line]) -> Iterator[str]:
@@ -201,53 +115,6 @@ def along_part(folder: Path, model: str, lines: list[Line]) -> Iterator[str]:
         f"{mean('adversarial', 'entropy', '2'):.3f}, the uniform map 1. Column sums of ASAG's map after 2 sweeps are "
         f"off by {mean('adversarial', 'columns', '2'):.3f} on average.\n\n![Plans along sampling]({path})"
     )
-
-
-_SWEEPS = {
-    "strength": ("Strength λ", "The factor on the paper's λ; 0 is the uniform map."),
-    "iterations": ("Iterations", ""),
-    "rescale": ("Rescale", "How far contrast is brought back to that of the unguided prediction."),
-    "contrast": (
-        "Contrast",
-        "How much of what is mere contrast in the push stays, in each block; [..σ] is the paired difference to the "
-        "whole push.",
-    ),
-    "rivals": (
-        "ASAG and the others in each block, without contrast",
-        "ASAG at its best scale there, the others pushing as far; in its best block also other strengths and more "
-        "iterations. [..σ] is the paired difference to ASAG in the same block.",
-    ),
-    "plain-search": (
-        "Captions without CFG, in each block",
-        "All methods without contrast, PAG also with it, as in its paper; ASAG with its paper's plan and a weaker one.",
-    ),
-    "window": ("Window", "Fractions of the steps that are guided."),
-    "adaptive": (
-        "High scales, fixed, adaptive and without contrast",
-        "Does `adaptive` keep ASAG from burning, or `contrast` 0? Their scales push as far as the fixed one above "
-        "them, and [..σ] is the paired difference to that one.",
-    ),
-}
-
-
-def sweeps(folder: Path, model: str) -> Iterator[str]:
-    names = ("fd", "kid", "fd_layout", "fd_spectrum", "is_like", "right", "contrast", "clipped")
-    for plan, (title, words) in _SWEEPS.items():
-        lines = read_lines(folder / f"{plan}-{model}.jsonl")
-        if lines:
-            guided = [line for line in lines if line["settings"]]
-            parts = [tables.sweep(lines, condition, names) for condition in tables.conditions_of(guided)]
-            yield "\n\n".join([f"### {title}", f"{words} {sampled(lines)} {_SEARCHED}".strip(), *parts])
-    if lines := read_lines(folder / f"steps-{model}.jsonl"):
-        yield from steps_part(lines)
-
-
-def steps_part(lines: list[Line]) -> Iterator[str]:
-    chosen = next((line["settings"] for line in lines if line["protocol"] == "chosen"), None)
-    words = f" *As chosen*: what did best without captions, {tables.in_words(chosen)}." if chosen else ""
-    yield f"### CFG scale and number of steps\n\n{sampled(lines)} FD; objects right."
-    yield f"ASAG at the paper's settings.{words} Differences are to the same CFG scale with as many steps."
-    yield tables.steps_table(lines)
 
 
 def cost(results: Path) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from asag.lab.evidence.cells import MAIN_CAPTIONS, MAIN_SEEDS
 from asag.lab.evidence.lines import Line
-from asag.lab.evidence.plans import MAIN_CAPTIONS, MAIN_SEEDS
 
 PLANNED = MAIN_CAPTIONS * len(MAIN_SEEDS)
 

@@ -10,17 +10,16 @@ from typing import Any
 import torch
 
 from asag.lab import embedded, papers
+from asag.lab.evidence.cells import METHODS, baseline, guided
 from asag.lab.evidence.found import Scales, three_digits
 from asag.lab.evidence.lines import Line, read_lines
 from asag.lab.evidence.plans import (
     HIGH,
-    METHODS,
     RESTRAINED,
     SEARCHED,
     SEARCHES,
+    STRONG_SEARCHED,
     WAYS,
-    baseline,
-    guided,
     plain_search_plan,
     shared,
     without_contrast,
@@ -158,15 +157,24 @@ def calibrate_chosen(sampler: Sampler, model: str, scales: Scales, steps: int | 
 
 def choose_best(path: Path, model: str, scales: Scales) -> None:
     """Of the lines of the search: the scale with the lowest FD, for each method that was searched at all scales."""
-    lines = _of_one_size(read_lines(path))
     for condition in ("unconditional", "conditional"):
-        best = {}
-        for method in METHODS:
-            searched = [line for line in lines if (line["condition"], line["method"]) == (condition, method)]
-            if len(searched) == len(SEARCHED):
-                best[method] = min(searched, key=lambda line: line["metrics"]["fd"]["value"])["settings"]["scale"]
-        if best:
+        if best := _lowest(path, condition, len(SEARCHED)):
             scales.put(model, condition, "best", best)
+
+
+def choose_strong(path: Path, model: str, scales: Scales) -> None:
+    """The same beside a stronger CFG."""
+    if best := _lowest(path, "conditional", len(STRONG_SEARCHED)):
+        scales.put(model, "conditional", "strong", best)
+
+
+def _lowest(path: Path, condition: str, searched: int) -> dict[str, float]:
+    """The scale with the lowest FD of each method that has as many lines as were `searched`."""
+    lines = [line for line in _of_one_size(read_lines(path)) if line["condition"] == condition]
+    of = {method: [line for line in lines if line["method"] == method] for method in METHODS}
+    return {
+        method: min(found, key=_distance)["settings"]["scale"] for method, found in of.items() if len(found) == searched
+    }
 
 
 def choose_plain(path: Path, model: str, scales: Scales) -> None:
