@@ -11,7 +11,7 @@ import torch
 
 from asag.__main__ import main as command
 from asag.hosts.diffusers import FAMILIES, asag_guidance
-from asag.lab import embedded, papers, scenes
+from asag.lab import embedded, scenes
 from asag.lab.architecture import new_unet
 from asag.lab.evidence import evaluate, metrics, plans, runs
 from asag.lab.evidence.cells import METHODS, Cell, Plan, baseline, guided
@@ -232,8 +232,7 @@ def test_beside_a_stronger_cfg_every_method_is_compared_with_asag_on_the_main_pl
     assert {(cell.run.conditional, cell.run.guidance_scale) for cell in plan.cells} == {(True, 4.0)}
     assert {dict(cell.rival.settings)["scale"] for cell in plan.cells} == {1.5}
     found = [(cell.protocol, cell.method, dict(cell.run.settings).get("scale")) for cell in plan.cells]
-    paper = [("paper", name, scale) for name, scale in papers.SCALES.items()]
-    assert found == [("none", "cfg", None), *paper, ("norm", "pag", 0.8)]
+    assert found == [("none", "cfg", None), ("paper", "asag", 1.5), ("norm", "pag", 0.8)]
 
 
 def test_beside_a_stronger_cfg_each_method_is_measured_at_its_best_of_a_search(tmp_path):
@@ -260,6 +259,41 @@ def test_beside_a_stronger_cfg_each_method_is_measured_at_its_best_of_a_search(t
     best = [cell for cell in plans.strong_plan("unet", scales).cells if cell.protocol == "best"]
     assert [(cell.method, dict(cell.run.settings)["scale"]) for cell in best] == [("pag", 3.2), ("asag", 3.0)]
     assert {dict(cell.rival.settings)["scale"] for cell in best} == {3.0}
+
+
+def test_what_was_found_is_measured_once_more_on_captions_and_noise_of_its_own(tmp_path):
+    scales = Scales(tmp_path / "scales.json")
+
+    def cells(model):
+        found = plans.fresh_plan(model, scales).cells
+        return [(cell.condition, cell.run.guidance_scale, cell.method, dict(cell.run.settings)) for cell in found]
+
+    beside = [
+        ("conditional", cfg, method, settings)
+        for cfg in (2.0, 4.0)
+        for method, settings in (("cfg", {}), ("asag", {"method": "asag", "scale": 1.5}))
+    ]
+    assert cells("unet") == beside
+    scales.put("unet", "unconditional", "best", {"asag": 0.75, "pag": 0.3, "similarity": 0.7})
+    best = [{}, {"method": "pag", "scale": 0.3}, {"method": "asag", "scale": 0.75}]
+    named = zip(("vanilla", "pag", "asag"), best, strict=True)
+    assert cells("unet") == [*(("unconditional", 1.0, *each) for each in named), *beside]
+    chosen = {"method": "asag", "blocks": "joint.4", "scale": 0.5}
+    for condition in ("unconditional", "conditional"):
+        scales.put("mmdit", condition, "chosen", chosen)
+        scales.put("mmdit", condition, "chosen norm", {"seg": 0.6, "similarity": 2.0})
+    assert cells("mmdit") == [
+        ("unconditional", 1.0, "vanilla", {}),
+        ("unconditional", 1.0, "seg", {"method": "seg", "blocks": "joint.4", "scale": 0.6}),
+        ("unconditional", 1.0, "asag", chosen),
+        ("conditional", 2.0, "cfg", {}),
+        ("conditional", 2.0, "asag", chosen),
+    ]
+    fresh, main = plans.fresh_plan("mmdit", scales), main_plan("mmdit", scales)
+    assert (fresh.captions, len(fresh.seeds)) == (main.captions, len(main.seeds))
+    taken = [plans.PLANS[name]("mmdit", scales) for name in plans.PLANS.keys() - {"fresh"}]
+    assert fresh.captions_seed not in {plan.captions_seed for plan in taken}
+    assert not {seed for plan in taken for seed in plan.seeds} & set(fresh.seeds)
 
 
 @pytest.mark.parametrize("name", plans.PLANS)

@@ -83,6 +83,19 @@ def test_the_papers_figures_stand_beside_its_own_protocol_alone():
     assert "SDXL: FID / KID / IS" in tables.comparison(lines, "unconditional")
 
 
+def test_rows_tell_their_cfg_scale_where_there_are_several():
+    lines = [made_up(name, guidance_scale=g, condition="conditional") for g in (2.0, 4.0) for name in ("cfg", "asag")]
+    assert tables.called_in(lines) == ["CFG 2", "ASAG, CFG 2", "CFG 4", "ASAG, CFG 4"]
+    assert tables.called_in([made_up("vanilla"), *lines[:2]]) == ["vanilla", "CFG", "ASAG"]
+    assert "| ASAG, CFG 4 | 1.5 |" in tables.comparison(lines, "conditional")
+    for line in lines:
+        if line["method"] == "cfg":
+            line["metrics"]["fd"] |= {"to_asag": 4.0, "to_asag_error": 1.0}
+    assert [told.split(":")[0] for told in tables.verdicts(lines)] == [
+        f"- conditional, the papers' scales, ASAG against CFG {scale}" for scale in (2, 4)
+    ]
+
+
 @pytest.mark.parametrize(("samples", "cells"), [(750, 1), (6000, 1), (6000, 3)])
 def test_too_few_pictures_are_called_preliminary_and_missing_rows_are_told(samples, cells):
     head = next(report_tables.main_part([made_up("asag", samples=samples)], [], cells))

@@ -12,6 +12,7 @@ from asag.lab.evidence.runs import CAPTIONS_SEED, Run
 METHODS = tuple(papers.SCALES)  # ASAG last, as in the tables of its paper
 CFG = 2.0
 MAIN_CAPTIONS, MAIN_SEEDS = 2000, (1, 2, 3)
+_FRESH_SEEDS, _FRESH_CAPTIONS_SEED = (4, 5, 6), 22_000
 _SEARCH_CAPTIONS, _SEARCH_SEEDS, _SEARCH_CAPTIONS_SEED = 500, (101,), 21_000
 
 
@@ -45,6 +46,11 @@ class Plan:
     def main(cls, cells: Iterable[Cell]) -> Plan:
         """With the main tables' captions and noise, which no search sees."""
         return cls(tuple(cells), MAIN_CAPTIONS, MAIN_SEEDS)
+
+    @classmethod
+    def fresh(cls, cells: Iterable[Cell]) -> Plan:
+        """With as many, which neither a search nor another table sees."""
+        return cls(tuple(cells), MAIN_CAPTIONS, _FRESH_SEEDS, _FRESH_CAPTIONS_SEED)
 
     @classmethod
     def search(cls, cells: Iterable[Cell]) -> Plan:

@@ -14,6 +14,7 @@ from asag.lab.evidence.sweeps import SWEEPS, over_blocks
 # Times the scale of equal perturbation norm, since methods' sizes differ widely.
 SEARCHED = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 STRONG_CFG = 4.0
+_CLAIMED = ("pag", "seg", "uniform")
 STRONG_SEARCHED = (0.25, 1.0, 2.0, 4.0, 8.0)  # beside CFG 2 the highest of those did best
 _OWN = ("method", "scale", "strength", "iterations")  # the others' plans have no strength and need no iterations
 HIGH = (3.0, 5.0, 7.0, 10.0)  # where ASAG may burn, and what may keep it from that
@@ -35,13 +36,18 @@ def main_plan(model: str, scales: Scales) -> Plan:
     cells = []
     for conditional in (False, True):
         base = baseline(model, conditional)
-        asag = guided(base, {"method": "asag", "scale": papers.SCALES["asag"]})
+        asag = _paper(base)
         cells.append(Cell("main", "none", "vanilla", Run.of(model, conditional), base, asag))
         if conditional:
             cells.append(Cell("main", "none", "cfg", base, base, asag))
         found = {name: scales.get(model, base.condition, name) for name in ("paper", "norm", "best")}
         cells += _in_protocols("main", base, asag, found)
     return Plan.main(cells)
+
+
+def _paper(base: Run) -> Run:
+    """ASAG at its paper's scale."""
+    return guided(base, {"method": "asag", "scale": papers.SCALES["asag"]})
 
 
 def _in_protocols(plan: str, base: Run, asag: Run, found: Mapping[str, Mapping[str, float]]) -> list[Cell]:
@@ -159,13 +165,38 @@ def strong_search_plan(model: str, scales: Scales) -> Plan:
 
 
 def strong_plan(model: str, scales: Scales) -> Plan:
-    """Beside a stronger CFG, on the main plan's captions and noise: the papers' scales, those that push as far as
-    ASAG's beside the main plan's CFG, and each method's best of `strong-search`. Needs `calibrate` and that."""
+    """Beside a stronger CFG, on the main plan's captions and noise: ASAG at its paper's scale, the others where they
+    push as far beside the main plan's CFG, and each method's best of `strong-search`. Needs `calibrate` and that."""
     base = baseline(model, True, guidance_scale=STRONG_CFG)
-    asag = guided(base, {"method": "asag", "scale": papers.SCALES["asag"]})
-    protocols = {"paper": "paper", "norm": "norm", "best": "strong"}
-    found = {name: scales.get(model, base.condition, key) for name, key in protocols.items()}
+    asag = _paper(base)
+    found = {"paper": {"asag": papers.SCALES["asag"]}}
+    found |= {name: scales.get(model, base.condition, key) for name, key in {"norm": "norm", "best": "strong"}.items()}
     return Plan.main([unguided("strong", base, "none", asag), *_in_protocols("strong", base, asag, found)])
+
+
+def fresh_plan(model: str, scales: Scales) -> Plan:
+    """What ASAG gained in the other tables, once more on captions and noise that nothing was chosen by: the best of
+    all searches where it was measured again, else the best scale without captions and the paper's beside CFG. Without
+    captions the methods beside which it was said to gain, too. Needs `calibrate-chosen` or `search`."""
+    bases = [baseline(model, conditional) for conditional in (False, True)]
+    cells = []
+    for base in bases:
+        chosen = scales.get(model, base.condition, "chosen")
+        if chosen:
+            pushing = {} if base.conditional else scales.get(model, base.condition, "chosen norm")
+            cells += _beside("fresh", base, chosen, {name: pushing[name] for name in _CLAIMED if name in pushing})
+        elif base.conditional:
+            strong = baseline(model, True, guidance_scale=STRONG_CFG)
+            for each in (base, strong):
+                asag = _paper(each)
+                cells += [unguided("fresh", each, "none", asag), Cell("fresh", "paper", "asag", asag, each)]
+        elif best := scales.get(model, base.condition, "best"):
+            found = {name: best[name] for name in (*_CLAIMED, "asag") if name in best}
+            cells += [
+                unguided("fresh", base, "none", guided(base, {"method": "asag", "scale": best["asag"]})),
+                *_in_protocols("fresh", base, _paper(base), {"best": found}),
+            ]
+    return Plan.fresh(cells)
 
 
 def adaptive_plan(model: str, scales: Scales) -> Plan:
@@ -208,6 +239,7 @@ PLANS: dict[str, Callable[[str, Scales], Plan]] = {
     "plain": plain_plan,
     "strong-search": strong_search_plan,
     "strong": strong_plan,
+    "fresh": fresh_plan,
     "adaptive": adaptive_plan,
     "steps": steps_plan,
 }

@@ -104,6 +104,19 @@ def in_words(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items() if name != "method")
 
 
+def called_in(lines: Sequence[Line]) -> list[str]:
+    """What each line's row is called: its method and, where lines have several CFG scales, its own."""
+    several = len({line["guidance_scale"] for line in lines} - {1.0}) > 1
+
+    def called(line: Line) -> str:
+        name, scale = NAMES[line["method"]], line["guidance_scale"]
+        if not several or scale == 1.0:
+            return name
+        return f"{name} {scale:g}" if line["method"] == "cfg" else f"{name}, CFG {scale:g}"
+
+    return [called(line) for line in lines]
+
+
 def differ(lines: Sequence[Line]) -> bool:
     """Whether lines have different numbers of pictures."""
     return len({line["samples"] for line in lines}) > 1
@@ -121,8 +134,8 @@ def comparison(lines: Sequence[Line], condition: str) -> str:
     head = ["", "method", "scale", *["pictures"] * counted, *(METRICS[name] for name in names)]
     head += [f"paper, {PAPER_MODELS[lines[0]['model']]}: {measured}"] * beside
     rows = []
-    for line, paper in zip(lines, papers, strict=True):
-        row = [PROTOCOLS[line["protocol"]], NAMES[line["method"]], scale_of(line), *[str(line["samples"])] * counted]
+    for line, called, paper in zip(lines, called_in(lines), papers, strict=True):
+        row = [PROTOCOLS[line["protocol"]], called, scale_of(line), *[str(line["samples"])] * counted]
         rows.append([*row, *(figure_of(line, name) for name in names), *[paper] * beside])
     return markdown(head, rows)
 
@@ -148,7 +161,7 @@ def verdicts(lines: Sequence[Line]) -> list[str]:
                 for line in lines
                 if (line["condition"], line["protocol"]) == (condition, protocol) and line["method"] != "asag"
             ]
-            for line in rivals:
+            for line, called in zip(rivals, called_in(rivals), strict=True):
                 parts = {"better": [], "worse": [], "not told apart": []}
                 for name, sign in BETTER.items():
                     metric = line["metrics"].get(name, {})
@@ -166,7 +179,7 @@ def verdicts(lines: Sequence[Line]) -> list[str]:
                         at += f", {line['samples']} pictures"
                     scale = scales.get(line.get("rival"))
                     own = f" at scale {scale}" if scale and not title else ""
-                    told.append(f"- {condition}{at}, ASAG{own} against {NAMES[line['method']]}: {found}.")
+                    told.append(f"- {condition}{at}, ASAG{own} against {called}: {found}.")
     return told
 
 
