@@ -1,5 +1,7 @@
 """The report says what the lines say and no more. The lines here are made up for the tests."""
 
+import shutil
+
 import pytest
 
 from asag.lab.evidence import report, report_tables, sampled, tables
@@ -157,18 +159,20 @@ def test_the_report_has_a_part_for_what_is_there_and_none_for_what_is_missing(tm
         folder / "directions-unet.jsonl",
         [pushes | {"method": "asag", "block": block, "step": step} for block in ("auto", "in.1") for step in (0, 1)],
     )
-    (folder / "drifting.md").write_text("# Drifting\n")
+    shutil.copy("docs/evidence/drifting.jsonl", folder)
     (folder / "findings.md").write_text("## What was found\n\nLittle.\n")
     bench = tmp_path / "bench" / "results"
     bench.mkdir(parents=True)
     ratios = {"full-pass": 1.5, "asag": 1.3, "pag": 1.29, "seg": 1.28}
-    step = {"bench": "step", "case": "sd15-mid"}
+    step = {"bench": "step", "case": "sd15-mid", "spread": 0.1, "memory_to_cfg": 1.01}
     write_lines(bench / "2026-01-01.jsonl", [step | {"variant": k, "ratio_to_cfg": v} for k, v in ratios.items()])
     report.main(["--folder", str(folder)])
     text = (folder / "README.md").read_text()
     assert "| the papers' scales | ASAG | 1.5 | **100** (-7σ) |" in text
-    assert "| here: sd15-mid, a whole extra pass | 1 | 1.50 | 1.50 | 1.50 |" in text
-    assert "| here: sd15-mid, sharing work | 1 | 1.29 | 1.28 | 1.30 |" in text
+    assert "| here: sd15-mid, a whole extra pass | 1 | – | – | 1.50 ± 0.10 |" in text
+    assert "| here: sd15-mid, sharing work | 1 | 1.29 ± 0.10 | 1.28 ± 0.10 | 1.30 ± 0.10 |" in text
+    assert "| here: sd15-mid, sharing work, peak memory | 1 | 1.010 | 1.010 | 1.010 |" in text
+    assert "**Incomplete**: 11 of 14 rows are missing." in text[text.index("### Strength λ") :]
     assert "|  | 8 steps | 25 steps |" in text
     assert "| CFG 2 + ASAG | 100; 50.0 % | 100; 50.0 % |" in text
     assert "| CFG 2 + ASAG as chosen | – | 100; 50.0 % |" in text
@@ -184,6 +188,7 @@ def test_the_report_has_a_part_for_what_is_there_and_none_for_what_is_missing(tm
     assert "| ASAG | in.1 | 0.01 | 1.00 | 0.25 | 0.75 |" in text
     assert text.index("Little.") < text.index("The embedded UNet")
     assert "(drifting.md)" in text
+    assert (folder / "drifting.md").read_text().startswith("# Sinkhorn drifting")
     assert "adaptive-toy.md" not in text
     assert "The small MMDiT" not in text
     for name in ("scales-unet", "blocks-unet", "along-unet", "directions-unet", "losses"):

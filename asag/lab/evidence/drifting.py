@@ -158,13 +158,12 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
 
 
 def judge(samples: Tensor, target: Target) -> dict[str, float]:
-    """`class_figures`, emd (Euclidean, in the target's units) and, with features, fd, to the held-out data."""
+    """`class_figures`, emd (Euclidean, in the target's units) and fd, to the held-out data."""
     weights = [np.full(len(points), 1 / len(points)) for points in (samples, target.held_out)]
     distance = torch.cdist(samples.double(), target.held_out.double()).numpy()
     figures = class_figures(target.classify(samples), target.classes)
     figures["emd"] = float(ot.emd2(*weights, distance, numItermax=1_000_000))
-    if target.features is not None:
-        figures["fd"] = frechet_distance(target.features(samples), target.features(target.held_out))
+    figures["fd"] = frechet_distance(target.features(samples), target.features(target.held_out))
     return figures
 
 

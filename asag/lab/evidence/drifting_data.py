@@ -17,11 +17,15 @@ MIXTURES = ("ring", "grid")
 CONFIDENCE = 0.9
 
 
+def themselves(points: Tensor) -> Tensor:
+    return points
+
+
 class Target(NamedTuple):
     """Data to learn and the means to judge samples of it; points are (count, d) float32.
 
     `classify` maps points to (count,) int64: the class of each, or -1 where it is none with confidence.
-    `features` maps points to (count, e) float32 for Fréchet distances; None where there is no use for one.
+    `features` maps points to (count, e) float32 for Fréchet distances.
     """
 
     name: str
@@ -30,7 +34,7 @@ class Target(NamedTuple):
     classes: int
     latent: int
     classify: Callable[[Tensor], Tensor]
-    features: Callable[[Tensor], Tensor] | None = None
+    features: Callable[[Tensor], Tensor] = themselves
     restore: Callable[[Tensor], Tensor] | None = None
 
 

@@ -79,10 +79,11 @@ in these squared units, EMD (Euclidean, by POT) in these units.
 1 % of the samples or more fall in. A sample falls in a mixture's mode within three of its standard deviations, which
 is half-way to the next, and in a digit's class when a classifier trained on the digits gives it 90 %. *Class
 entropy*: of those samples, over the largest possible. *Samples in a class*: their share. *FD*: the squared Fréchet
-distance on 20 principal components. *Mass at the wrong data*: half the mean relative error of P's column sums, at the
-end. *Seconds*: of one core that did other work too, for all seeds together. "data": training data in place of
-samples (the digits' classifier has seen them). Figures are means ± standard errors over seeds, which vary the start,
-the noise and the batches, not the data.
+distance; of a mixture on its two coordinates, so that it sees mean and covariance alone, of digits on 20 principal
+components. *Mass at the wrong data*: half the mean relative error of P's column sums, at the end. *Seconds*: of one
+core that did other work too, for all seeds together. "data": training data in place of samples (the digits' classifier
+has seen them). Figures are means ± standard errors over seeds, which vary the start, the noise and the batches, not
+the data.
 
 **What isn't here.** MNIST, FFHQ and feature spaces; large generators, and training until nothing changes; kernels of
 the distance unsquared, or of several temperatures at once; one-sided training for as long as two-sided takes.

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from asag.lab.evidence.lines import Line
-from asag.lab.evidence.tables import METRICS, NAMES, conditions_of, number
+from asag.lab.evidence.tables import METRICS, NAMES, as_titled, conditions_of, number
 
 COLOURS = {
     "vanilla": "#888888",
@@ -22,7 +22,8 @@ COLOURS = {
     "asag": "#2458a6",
 }
 MARKS = {"pag": "s", "seg": "^", "uniform": "D", "similarity": "v", "asag": "o"}
-_SHOWN = ("fd", "is_like", "contrast", "clipped")
+_OVER_SCALES = ("fd", "kid", "right", "is_like", "contrast", "clipped")
+_OVER_BLOCKS = ("fd", "is_like", "contrast")
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -52,24 +53,27 @@ def _plain(axis: Any, lines: Sequence[Line], name: str) -> None:
     """The baseline as a line across."""
     for line in lines:
         if not line["settings"]:
-            axis.axhline(line["metrics"][name]["value"], color=COLOURS["cfg"], linestyle=":")
+            axis.axhline(as_titled(line["metrics"][name]["value"], name), color=COLOURS["cfg"], linestyle=":")
 
 
 def scales(lines: Sequence[Line], title: str, path: Path) -> None:
     """Figure 6: metrics over the scale, a curve per method; bars are standard errors of the paired difference."""
     conditions = conditions_of(lines)
-    figure, axes = _panels(conditions, _SHOWN, title)
+    figure, axes = _panels(conditions, _OVER_SCALES, title)
     for row, condition in enumerate(conditions):
         here = [line for line in lines if line["condition"] == condition]
-        for column, name in enumerate(_SHOWN):
+        for column, name in enumerate(_OVER_SCALES):
             axis = axes[row][column]
+            if not any(name in line["metrics"] for line in here):  # without captions nothing is asked for
+                axis.remove()
+                continue
             _plain(axis, here, name)
             for method, mark in MARKS.items():
                 points = sorted(
                     (
                         line["settings"]["scale"],
-                        line["metrics"][name]["value"],
-                        line["metrics"][name]["to_baseline_error"],
+                        as_titled(line["metrics"][name]["value"], name),
+                        as_titled(line["metrics"][name]["to_baseline_error"], name),
                     )
                     for line in here
                     if line["method"] == method
@@ -93,7 +97,7 @@ def scales(lines: Sequence[Line], title: str, path: Path) -> None:
 def blocks(lines: Sequence[Line], title: str, path: Path) -> None:
     """All blocks by scales: the change of each metric against no guidance, coloured by its paired standard errors."""
     conditions = conditions_of([line for line in lines if line["settings"]])
-    figure, axes = _panels(conditions, _SHOWN[:3], title)
+    figure, axes = _panels(conditions, _OVER_BLOCKS, title)
     for row, condition in enumerate(conditions):
         here = {
             (line["settings"]["blocks"], line["settings"]["scale"]): line
@@ -102,7 +106,7 @@ def blocks(lines: Sequence[Line], title: str, path: Path) -> None:
         }
         names = list(dict.fromkeys(key[0] for key in here))
         values = sorted({key[1] for key in here})
-        for column, name in enumerate(_SHOWN[:3]):
+        for column, name in enumerate(_OVER_BLOCKS):
             axis = axes[row][column]
             axis.grid(False)
             sigmas = [[float("nan")] * len(values) for _ in names]

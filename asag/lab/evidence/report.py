@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from asag.lab.evidence import figures, tables
+from asag.lab.evidence import adaptive_report, drifting, figures, tables
 from asag.lab.evidence.lines import OUT, Line, markdown, read_lines
 from asag.lab.evidence.report_sweeps import searches
 from asag.lab.evidence.report_tables import main_tables, measured_again
@@ -14,10 +14,11 @@ from asag.lab.evidence.runs import MODELS, trained
 
 _INTRODUCTION = """# Evidence
 
-Made by `python -m asag report` from the JSON lines in this folder; nothing here is written by hand but the words
-around the figures, and what was found, which is findings.md. `python -m asag evaluate PLAN --model MODEL` measures the
-lines (it goes on where it was stopped), `python -m asag.lab.evidence.along --model MODEL` those on the plans along
-sampling, `python -m asag.lab.evidence.directions --model MODEL` those on where the methods push.
+Made by `python -m asag report` from the JSON lines in this folder, as are the pages on adaptive guidance and on
+drifting; nothing here is written by hand but the words around the figures, and what was found, which is findings.md.
+`python -m asag evaluate PLAN --model MODEL` measures the lines (it goes on where it was stopped),
+`python -m asag.lab.evidence.along --model MODEL` those on the plans along sampling,
+`python -m asag.lab.evidence.directions --model MODEL` those on where the methods push.
 
 **What is measured on what.** Models small enough to lie in this repository, trained from scratch on drawings of one or
 two coloured shapes (asag/lab/scenes.py): the embedded UNet, of Stable Diffusion's architecture, and a
@@ -118,25 +119,37 @@ def along_part(folder: Path, model: str, lines: list[Line]) -> Iterator[str]:
 
 
 def cost(results: Path) -> str:
-    """Table 4 as ratios to CFG: the paper's, and those of the newest file of results."""
-    rows = [["paper: SDXL, seconds of an H100", "1.198 (1)", "1.280 (1.07)", "1.513 (1.26)", "1.551 (1.29)"]]
+    """Table 4 as ratios to CFG: the paper's, and those of the newest file of results with their spread."""
+    rows = [
+        ["paper: SDXL, seconds of an H100", "1.198 (1)", "1.280 (1.07)", "1.513 (1.26)", "1.551 (1.29)"],
+        ["paper: SDXL, memory, GB", "16.41 (1)", "16.46 (1.003)", "16.61 (1.012)", "16.61 (1.012)"],
+    ]
     newest = max(results.glob("*.jsonl"), default=None)
     found = {
-        (line["case"], line["variant"]): line["ratio_to_cfg"]
+        (line["case"], line["variant"]): line
         for line in (read_lines(newest) if newest else [])
         if line["bench"] == "step" and line["case"].endswith("-mid")
     }
     for case in dict.fromkeys(case for case, _ in found):
-        ratios = {name: found.get((case, name)) for name in ("full-pass", "pag", "seg", "asag")}
-        shown = {name: f"{value:.2f}" if value else "–" for name, value in ratios.items()}
-        rows.append([f"here: {case}, a whole extra pass", "1", *[shown["full-pass"]] * 3])
-        rows.append([f"here: {case}, sharing work", "1", shown["pag"], shown["seg"], shown["asag"]])
+        whole, *sharing = (found.get((case, name)) for name in ("full-pass", "pag", "seg", "asag"))
+        rows.append([f"here: {case}, a whole extra pass", "1", "–", "–", _time(whole)])
+        rows.append([f"here: {case}, sharing work", "1", *map(_time, sharing)])
+        rows.append([f"here: {case}, sharing work, peak memory", "1", *map(_memory, sharing)])
     head = ["", "CFG", "PAG", "SEG", "ASAG"]
     return (
-        "## Cost (the paper's Table 4)\n\nRatios to CFG alone (bench/results). A whole extra pass is what other "
-        "implementations of any of the three take; the paper doesn't say why PAG's costs so little there. Here the "
-        f"pass shares what comes before the block, and all three methods gain by that.\n\n{markdown(head, rows)}"
+        "## Cost (the paper's Table 4)\n\nRatios to CFG alone (bench/results), medians ± the interquartile range of "
+        "paired steps on a CPU. A whole extra pass is what other implementations of any of the three take; it was "
+        "measured with ASAG. The paper doesn't say why PAG's costs so little there. Here the pass shares what comes "
+        f"before the block, and all three methods gain by that.\n\n{markdown(head, rows)}"
     )
+
+
+def _time(line: Line | None) -> str:
+    return f"{line['ratio_to_cfg']:.2f} ± {line['spread']:.2f}" if line else "–"
+
+
+def _memory(line: Line | None) -> str:
+    return f"{line['memory_to_cfg']:.3f}" if line else "–"
 
 
 def more(folder: Path) -> str:
@@ -150,10 +163,20 @@ def more(folder: Path) -> str:
     return "## More\n\n" + "\n".join(links) if links else ""
 
 
+def pages(folder: Path) -> None:
+    """Write the reports that stand on their own again, those whose lines are there."""
+    given = ["--out", str(folder)]
+    if (folder / "adaptive-toy.jsonl").exists():
+        adaptive_report.main(given)
+    if (folder / "drifting.jsonl").exists():
+        drifting.main([*given, "--redraw"])
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m asag report", description=__doc__)
     parser.add_argument("--folder", type=Path, default=OUT, help="of the JSON lines; the report is written there")
     args = parser.parse_args(argv)
+    pages(args.folder)
     text = "\n\n".join(part.strip() for part in sections(args.folder) if part)
     (args.folder / "README.md").write_text(text + "\n")
     print(f"Written: {args.folder / 'README.md'}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from asag.lab.evidence import figures, tables
 from asag.lab.evidence.lines import Line, read_lines
 from asag.lab.evidence.plans import STRONG_CFG, STRONG_SEARCHED
-from asag.lab.evidence.sampled import sampled
+from asag.lab.evidence.sampled import missing, planned, sampled
 
 _SEARCHED = (
     "Searched with captions and noise of their own: the best of so many settings is partly luck until it is measured "
@@ -51,26 +51,29 @@ def searches(folder: Path, model: str) -> Iterator[str]:
     if lines := read_lines(folder / f"search-{model}.jsonl"):
         path = f"images/scales-{model}.png"
         figures.scales(lines, "Metrics over the guidance scale", folder / path)
-        yield f"### Guidance scale (the paper's Figure 6)\n\n{sampled(lines)} The paper finds its best at 1.5.\n\n"
+        told = f"{sampled(lines)} The paper finds its best at 1.5.{missing(lines, planned(folder, 'search', model))}"
+        yield f"### Guidance scale (the paper's Figure 6)\n\n{told}"
         yield f"![Metrics over scales]({path})"
     if lines := read_lines(folder / f"blocks-{model}.jsonl"):
         path = f"images/blocks-{model}.png"
         figures.blocks(lines, "ASAG in one block at a time", folder / path)
-        yield f"### Which block\n\n{sampled(lines)} {_SEARCHED}\n\n![Blocks and scales]({path})"
+        told = f"{sampled(lines)} {_SEARCHED}{missing(lines, planned(folder, 'blocks', model))}"
+        yield f"### Which block\n\n{told}\n\n![Blocks and scales]({path})"
     names = ("fd", "kid", "fd_layout", "fd_spectrum", "is_like", "right", "contrast", "clipped")
     for plan, (title, words) in _SWEEPS.items():
         lines = read_lines(folder / f"{plan}-{model}.jsonl")
         if lines:
             guided = [line for line in lines if line["settings"]]
             parts = [tables.sweep(lines, condition, names) for condition in tables.conditions_of(guided)]
-            yield "\n\n".join([f"### {title}", f"{words} {sampled(lines)} {_SEARCHED}".strip(), *parts])
+            told = f"{words} {sampled(lines)} {_SEARCHED}{missing(lines, planned(folder, plan, model))}".strip()
+            yield "\n\n".join([f"### {title}", told, *parts])
     if lines := read_lines(folder / f"steps-{model}.jsonl"):
-        yield from steps_part(lines)
+        yield from steps_part(lines, planned(folder, "steps", model))
 
 
-def steps_part(lines: list[Line]) -> Iterator[str]:
+def steps_part(lines: list[Line], cells: int) -> Iterator[str]:
     chosen = next((line["settings"] for line in lines if line["protocol"] == "chosen"), None)
     words = f" *As chosen*: what did best without captions, {tables.in_words(chosen)}." if chosen else ""
-    yield f"### CFG scale and number of steps\n\n{sampled(lines)} FD; objects right."
+    yield f"### CFG scale and number of steps\n\n{sampled(lines)} FD; objects right.{missing(lines, cells)}"
     yield f"ASAG at the paper's settings.{words} Differences are to the same CFG scale with as many steps."
     yield tables.steps_table(lines)

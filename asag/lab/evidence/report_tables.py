@@ -6,17 +6,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from asag.lab.evidence import tables
-from asag.lab.evidence.found import Scales
 from asag.lab.evidence.lines import Line, read_lines
-from asag.lab.evidence.plans import PLANS
-from asag.lab.evidence.sampled import missing, preliminary, sampled
+from asag.lab.evidence.sampled import missing, planned, preliminary, sampled
 from asag.lab.evidence.tables import number
 
 
 def main_tables(folder: Path, model: str) -> Iterator[str]:
     """The paper's Table 1 and Table 3's maps, where they have been measured."""
     if lines := read_lines(folder / f"main-{model}.jsonl"):
-        yield from main_part(lines, read_lines(folder / f"drawings-{model}.jsonl"), _planned(folder, "main", model))
+        yield from main_part(lines, read_lines(folder / f"drawings-{model}.jsonl"), planned(folder, "main", model))
 
 
 def measured_again(folder: Path, model: str) -> Iterator[str]:
@@ -24,11 +22,7 @@ def measured_again(folder: Path, model: str) -> Iterator[str]:
     parts = {"confirm": confirm_part, "plain": plain_part, "strong": strong_part, "fresh": fresh_part}
     for plan, part in parts.items():
         if lines := read_lines(folder / f"{plan}-{model}.jsonl"):
-            yield from part(lines, _planned(folder, plan, model))
-
-
-def _planned(folder: Path, plan: str, model: str) -> int:
-    return len(PLANS[plan](model, Scales(folder / "scales.json")).cells)
+            yield from part(lines, planned(folder, plan, model))
 
 
 def main_part(lines: list[Line], drawings: list[Line], cells: int) -> Iterator[str]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from asag.lab.evidence.cells import MAIN_CAPTIONS, MAIN_SEEDS
+from asag.lab.evidence.found import Scales
 from asag.lab.evidence.lines import Line
+from asag.lab.evidence.plans import PLANS
 
 PLANNED = MAIN_CAPTIONS * len(MAIN_SEEDS)
 
@@ -15,6 +19,11 @@ def sampled(lines: list[Line]) -> str:
         found.setdefault(seeds, []).append(samples)
     told = [(" or ".join(map(str, numbers)), seeds) for seeds, numbers in found.items()]
     return " ".join(f"{numbers} pictures a cell, of {seeds} seed{'s'[: seeds > 1]}." for numbers, seeds in told)
+
+
+def planned(folder: Path, plan: str, model: str) -> int:
+    """How many cells a plan has, with the scales that have been found so far."""
+    return len(PLANS[plan](model, Scales(folder / "scales.json")).cells)
 
 
 def missing(lines: list[Line], cells: int) -> str:

@@ -39,11 +39,13 @@ PROTOCOLS = {
     "best": "each at its best",
     "chosen": "the same settings, equal push",
 }
-# Table 1 of the ASAG paper. Unconditional: FID, KID, IS; conditional: FID, CLIPScore, ImageReward.
-PAPER_TABLE_1 = {
+# Table 1 of the ASAG paper, and Table 3's maps. Unconditional: FID, KID, IS; conditional: FID, CLIPScore, ImageReward.
+PAPER_FIGURES = {
     ("unet", "unconditional", "vanilla"): "122.07 / 0.086 / 7.05",
     ("unet", "unconditional", "pag"): "108.63 / 0.067 / 10.46",
     ("unet", "unconditional", "seg"): "95.43 / 0.062 / 10.35",
+    ("unet", "unconditional", "uniform"): "92.11 / 0.058 / 9.710",
+    ("unet", "unconditional", "similarity"): "111.53 / 0.078 / 9.085",
     ("unet", "unconditional", "asag"): "92.01 / 0.059 / 10.54",
     ("unet", "conditional", "cfg"): "28.15 / 25.21 / 0.415",
     ("unet", "conditional", "pag"): "24.32 / 25.41 / 0.448",
@@ -61,11 +63,15 @@ def conditions_of(lines: Sequence[Line]) -> list[str]:
     return [name for name in ("unconditional", "conditional") if any(line["condition"] == name for line in lines)]
 
 
+def as_titled(value: float, name: str) -> float:
+    """A metric's value in the unit that its title in `METRICS` tells."""
+    return 1000 * value if name == "kid" else value
+
+
 def number(value: float, name: str = "") -> str:
     if name == "right":
         return f"{100 * value:.1f} %"
-    if name == "kid":
-        value *= 1000
+    value = as_titled(value, name)
     return f"{value:.3g}" if abs(value) < 1 else f"{value:.4g}"
 
 
@@ -143,7 +149,7 @@ def comparison(lines: Sequence[Line], condition: str) -> str:
 def _of_the_paper(line: Line) -> str:
     """The paper's figures for a cell that is one of its own, or nothing."""
     own = line["plan"] == "main" and line["protocol"] in ("none", "paper")
-    return PAPER_TABLE_1.get((line["model"], line["condition"], line["method"]), "") if own else ""
+    return PAPER_FIGURES.get((line["model"], line["condition"], line["method"]), "") if own else ""
 
 
 def verdicts(lines: Sequence[Line]) -> list[str]:
