@@ -48,10 +48,11 @@ class Cell:
 CELLS = (
     Cell("captions"),
     Cell("unguided"),
-    *(Cell("fixed", scale) for scale in (1.0, 10.0, 30.0)),
-    Cell("clip-gradient", 30.0),
-    *(Cell("adaptive", scale) for scale in (10.0, 30.0)),
-    Cell("adaptive", 30.0, "bell"),
+    # The paper's are 10 and 30; what collapses there doesn't here before much higher ones.
+    *(Cell("fixed", scale) for scale in (1.0, 10.0, 30.0, 100.0, 300.0)),
+    *(Cell("clip-gradient", scale) for scale in (30.0, 300.0)),
+    *(Cell("adaptive", scale) for scale in (10.0, 30.0, 100.0, 300.0)),
+    *(Cell("adaptive", scale, "bell") for scale in (30.0, 300.0)),
     Cell("fixed", 30.0, clipped=True),
 )
 
@@ -186,7 +187,7 @@ class Judge:
 class Size:
     """How much is run: `captions` drawn captions a seed, `group` samples of each; the guide's training `steps`."""
 
-    captions: int = 6
+    captions: int = 12
     group: int = 4
     guide_steps: int = 600
 
@@ -199,7 +200,8 @@ def trained_guide(steps: int) -> Classifier:
 
 def run(seeds: Sequence[int], size: Size, cells: Sequence[Cell]) -> Iterator[tuple[dict[str, Any], Tensor | None]]:
     """A line for each cell, as dicts that JSON can hold, each with the first seed's pictures (B,3,32,32); before them
-    a line on the classifiers, without. Metrics are [mean over seeds, standard error of that mean].
+    a line on the classifiers, without. Metrics are [mean over seeds, standard error of that mean]; `each` has every
+    seed's own, for paired differences.
 
     Raises ValueError for fewer than 2 seeds or samples of a caption.
     """
@@ -216,6 +218,7 @@ def run(seeds: Sequence[int], size: Size, cells: Sequence[Cell]) -> Iterator[tup
             latents, pushes = sampler(cell, labels, seed)
             found.append(judge.measures(latents, labels, size.group) | {"push": pushes.nanmedian().item()})
             shown = embedded.to_images(latents.nan_to_num()) if shown is None else shown
-        metrics = {name: with_error(torch.tensor([each[name] for each in found]).double()) for name in found[0]}
-        settings = {"seeds": list(seeds), "captions": size.captions, "group": size.group}
+        each = {name: [float(f"{of_seed[name]:.6g}") for of_seed in found] for name in found[0]}
+        metrics = {name: with_error(torch.tensor(values).double()) for name, values in each.items()}
+        settings = {"seeds": list(seeds), "captions": size.captions, "group": size.group, "each": each}
         yield {"experiment": "pictures", **asdict(cell), **settings, "metrics": metrics}, shown

@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0")
     parser.add_argument("--samples", type=int, default=400, help="toy: per seed")
     parser.add_argument("--small-samples", type=int, default=200, help="toy: per seed, for the many readings")
-    parser.add_argument("--captions", type=int, default=6, help="pictures: per seed, 4 samples of each")
+    parser.add_argument("--captions", type=int, default=12, help="pictures: per seed, 4 samples of each")
     parser.add_argument("--guide-steps", type=int, default=600, help="pictures: training steps of the guide")
     args = parser.parse_args(argv)
     if min(args.seeds, args.samples, args.small_samples, args.captions) < 2:
