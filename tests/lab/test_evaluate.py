@@ -29,6 +29,7 @@ from asag.lab.evidence.scales import (
     choose_best,
     choose_plain,
     choose_strong,
+    matched,
     push,
 )
 from asag.lab.evidence.size import Size
@@ -521,6 +522,13 @@ def test_calibration_makes_pushes_equal(tmp_path, monkeypatch):
     base = baseline("unet", False, steps=5)
     sizes = [push(sampler, guided(base, s)) for s in ({"method": "pag", "scale": found}, {"scale": 1.5})]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.03)
+
+
+@pytest.mark.parametrize("power", [0.2, 1.0, 2.5])
+def test_scales_are_found_however_fast_pushes_grow_with_them(power, monkeypatch):
+    monkeypatch.setattr("asag.lab.evidence.scales.push", lambda sampler, run: dict(run.settings)["scale"] ** power)
+    found = matched(Sampler(), baseline("unet", False), {}, 4.0**power, 1.5)
+    assert found**power == pytest.approx(4.0**power, rel=0.01)
 
 
 def test_the_best_scale_is_the_one_with_the_lowest_distance_once_all_are_searched(tmp_path):

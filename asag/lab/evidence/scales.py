@@ -45,12 +45,15 @@ def matched(sampler: Sampler, base: Run, settings: dict[str, Any], aim: float, s
     Raises:
         RuntimeError: naming the settings, where it isn't found.
     """
-    scale = start
+    scale, power, before = start, 1.0, 0.0
     for _ in range(_ROUNDS):
         size = push(sampler, guided(base, {**settings, "scale": scale}))
-        if abs(size / aim - 1) < _CLOSE:
+        error = size / aim - 1
+        if abs(error) < _CLOSE:
             return scale
-        scale = three_digits(scale * aim / size)
+        # Where pushes grow faster than scales, whole steps go past the aim and back.
+        power = power / 2 if error * before < 0 else power
+        scale, before = three_digits(scale * (aim / size) ** power), error
     raise RuntimeError(f"{settings}: no scale found that pushes by {aim:.3g}; the last one, {scale}, by {size:.3g}")
 
 
