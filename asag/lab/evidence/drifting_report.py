@@ -210,17 +210,16 @@ def capitalised(text: str) -> str:
 
 
 def draw_figures(records: Sequence[Record], path: Path) -> None:
-    """A line of panels per data set: coverage, entropy, samples in a class, and EMD, over the temperature."""
+    """A line of panels per data set: coverage, entropy, samples in a class, EMD and FD, over the temperature."""
     names = data_names(records)
-    shown = [figures for figures in SHOWN if figures.name != "fd"]
-    figure = Figure(figsize=(3.1 * len(shown), 2.5 * len(names) + 0.5), layout="constrained")
-    grid = figure.subplots(len(names), len(shown), squeeze=False, sharex=True)
+    figure = Figure(figsize=(3.1 * len(SHOWN), 2.5 * len(names) + 0.5), layout="constrained")
+    grid = figure.subplots(len(names), len(SHOWN), squeeze=False, sharex=True)
     for name, line in zip(names, grid, strict=True):
         chosen = [found for found in records if found["data"] == name]
-        for axes, figures in zip(line, shown, strict=True):
+        for axes, figures in zip(line, SHOWN, strict=True):
             draw_panel(axes, chosen, figures)
         line[0].set_ylabel(TITLES[name], fontsize=10)
-    for axes, figures in zip(grid[0], shown, strict=True):
+    for axes, figures in zip(grid[0], SHOWN, strict=True):
         axes.set_title(f"{figures.title} {figures.better}", fontsize=11)
     for axes in grid[-1]:
         axes.set_xlabel("temperature τ")
