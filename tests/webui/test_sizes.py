@@ -59,7 +59,8 @@ def test_mixed_requests_one_after_another(webui: WebUI) -> None:
 
 
 def test_mixed_requests_at_once(webui: WebUI) -> None:
-    requests = mixed_requests()
+    # After a batch of two A1111 by itself makes another img2img image, and here the order is open.
+    requests = [each for each in mixed_requests() if "batch_size" not in each[1]]
     alone = [ask(webui, *each) for each in requests]
     with ThreadPoolExecutor(len(requests)) as pool:
         together = list(pool.map(lambda each: ask(webui, *each), requests))
