@@ -14,7 +14,7 @@ from asag.lab.evidence.sweeps import SWEEPS, over_blocks
 # Times the scale of equal perturbation norm, since methods' sizes differ widely.
 SEARCHED = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 STRONG_CFG = 4.0
-_CLAIMED = ("pag", "seg", "uniform")
+_CLAIMED = ("pag", "seg", "uniform")  # beside which ASAG was said to gain or not
 STRONG_SEARCHED = (0.25, 1.0, 2.0, 4.0, 8.0)  # beside CFG 2 the highest of those did best
 _OWN = ("method", "scale", "strength", "iterations")  # the others' plans have no strength and need no iterations
 HIGH = (3.0, 5.0, 7.0, 10.0)  # where ASAG may burn, and what may keep it from that
@@ -169,8 +169,11 @@ def strong_plan(model: str, scales: Scales) -> Plan:
     push as far beside the main plan's CFG, and each method's best of `strong-search`. Needs `calibrate` and that."""
     base = baseline(model, True, guidance_scale=STRONG_CFG)
     asag = _paper(base)
-    found = {"paper": {"asag": papers.SCALES["asag"]}}
-    found |= {name: scales.get(model, base.condition, key) for name, key in {"norm": "norm", "best": "strong"}.items()}
+    found = {
+        "paper": {"asag": papers.SCALES["asag"]},
+        "norm": scales.get(model, base.condition, "norm"),
+        "best": scales.get(model, base.condition, "strong"),
+    }
     return Plan.main([unguided("strong", base, "none", asag), *_in_protocols("strong", base, asag, found)])
 
 

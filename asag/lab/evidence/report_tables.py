@@ -1,4 +1,4 @@
-"""The report's parts on what was measured on the main tables' captions and noise."""
+"""The report's parts on what was measured with captions and noise that no search has seen."""
 
 from __future__ import annotations
 
@@ -49,10 +49,9 @@ def confirm_part(lines: list[Line], cells: int) -> Iterator[str]:
         "lowest FD of all searches above; the other methods have the same block, window, rescale and contrast, and "
         "push as far."
     )
-    yield _head("The best of the searches, measured again", words, lines, cells)
     found = {line["condition"]: tables.in_words(line["settings"]) for line in lines if line["method"] == "asag"}
-    yield from _comparisons(lines, {condition: f": {settings}" for condition, settings in found.items()})
-    yield "\n".join(tables.verdicts(lines))
+    told = {condition: f": {settings}" for condition, settings in found.items()}
+    yield from _part("The best of the searches, measured again", words, lines, cells, told)
 
 
 def plain_part(lines: list[Line], cells: int) -> Iterator[str]:
@@ -79,9 +78,7 @@ def strong_part(lines: list[Line], cells: int) -> Iterator[str]:
         "Captions and noise are the main tables'. Equal push is what pushed as far beside their CFG; the other "
         "methods' papers' scales weren't measured here."
     )
-    yield _head(f"Beside CFG {lines[0]['guidance_scale']:g}", words, lines, cells)
-    yield from _comparisons(lines)
-    yield "\n".join(tables.verdicts(lines))
+    yield from _part(f"Beside CFG {lines[0]['guidance_scale']:g}", words, lines, cells)
 
 
 def fresh_part(lines: list[Line], cells: int) -> Iterator[str]:
@@ -90,8 +87,14 @@ def fresh_part(lines: list[Line], cells: int) -> Iterator[str]:
         "What ASAG gained above, measured once more with captions and noise that no search and no other table has "
         "seen. All of it was fixed before."
     )
-    yield _head("What was found, on fresh captions and noise", words, lines, cells)
-    yield from _comparisons(lines)
+    yield from _part("What was found, on fresh captions and noise", words, lines, cells)
+
+
+def _part(
+    title: str, words: str, lines: list[Line], cells: int, told: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    yield _head(title, words, lines, cells)
+    yield from _comparisons(lines, told)
     yield "\n".join(tables.verdicts(lines))
 
 
