@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from asag.precision import at_least_float32
+
 SCHEDULES = ("constant", "linear", "cosine", "bell")
 
 
@@ -75,9 +77,10 @@ def keep_contrast(delta: Tensor, picture: Tensor, kept: float, channels: int = 1
         return delta
     own = {0, channels % delta.ndim}
     dimensions = tuple(each for each in range(delta.ndim) if each not in own)
-    pattern = picture.float() - picture.float().mean(dim=dimensions, keepdim=True)
+    picture = at_least_float32(picture)
+    pattern = picture - picture.mean(dim=dimensions, keepdim=True)
     size = pattern.square().sum(dim=dimensions, keepdim=True).clamp_min(1e-12)
-    along = (delta.float() * pattern).sum(dim=dimensions, keepdim=True) / size * pattern
+    along = (at_least_float32(delta) * pattern).sum(dim=dimensions, keepdim=True) / size * pattern
     return (delta - (1 - kept) * along).to(delta.dtype)
 
 
@@ -94,8 +97,8 @@ def rescale_factor(reference: Tensor, guided: Tensor, amount: float) -> Tensor:
     """What to multiply each guided image by so that its spread comes back to the reference's (Lin et al. 2023,
     arXiv 2305.08891, Eq. 15 and 16): amount · std(reference) / std(guided) + 1 - amount, shape (images, 1, …)."""
     dimensions = tuple(range(1, guided.ndim))
-    reference_std = reference.float().std(dim=dimensions, keepdim=True)
-    guided_std = guided.float().std(dim=dimensions, keepdim=True).clamp_min(1e-12)
+    reference_std = at_least_float32(reference).std(dim=dimensions, keepdim=True)
+    guided_std = at_least_float32(guided).std(dim=dimensions, keepdim=True).clamp_min(1e-12)
     return (amount * reference_std / guided_std + (1 - amount)).to(guided.dtype)
 
 
@@ -114,7 +117,7 @@ class AdaptiveScale:
     def __call__(self, scale: float, delta: Tensor) -> Tensor:
         """The scale of each image, (images, 1, …), after taking in this step's δ (images, …)."""
         dimensions = tuple(range(1, delta.ndim))
-        size = delta.float().square().mean(dim=dimensions, keepdim=True).sqrt()
+        size = at_least_float32(delta).square().mean(dim=dimensions, keepdim=True).sqrt()
         known = self.average is not None and self.average.shape[0] == size.shape[0]
         self.average = self.momentum * self.average + (1 - self.momentum) * size if known else size
         return (scale / (self.average + self.epsilon)).to(delta.dtype)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from asag.attention import adversarial_sinkhorn_attention, attention_rows, softmax_rows
 from asag.blocks import Address
+from asag.precision import at_least_float32
 
 METHODS = ("asag", "pag", "seg", "uniform", "similarity")
 
@@ -174,7 +175,8 @@ class Identity(Operator):
         )
 
     def map_rows(self, query: Tensor, key: Tensor, chosen: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        return F.one_hot(chosen, key.shape[2]).float().expand(*query.shape[:2], -1, -1)
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        return F.one_hot(chosen, key.shape[2]).to(dtype).expand(*query.shape[:2], -1, -1)
 
     def joint(
         self,
@@ -205,7 +207,7 @@ class Identity(Operator):
             if text_bias is not None:
                 text_logits = text_logits + text_bias[:, :, rows.start - images.start : rows.stop - images.start]
             logits = torch.cat([text_logits, own * scale], dim=-1)
-            weights = torch.softmax(logits.float(), dim=-1).to(value.dtype)
+            weights = torch.softmax(at_least_float32(logits), dim=-1).to(value.dtype)
             out[:, :, rows] = weights[..., :-1] @ text_value + weights[..., -1:] * value[:, :, rows]
         return out
 
@@ -243,25 +245,26 @@ class QueryBlur(Operator):
             return query.mean(dim=2, keepdim=True).expand_as(query)
         if grid is None or grid[0] * grid[1] != query.shape[2]:
             raise ValueError(f"grid: {grid}; allowed: (height, width) whose product is {query.shape[2]} tokens")
-        rows, columns = (gaussian_matrix(size, self.sigma).to(query) for size in grid)
+        # First to the dtype: not every device has float64.
+        rows, columns = (gaussian_matrix(size, self.sigma).to(query.dtype).to(query.device) for size in grid)
         planes = query.unflatten(2, grid)
         return torch.einsum("yh,xw,bnhwd->bnyxd", rows, columns, planes).flatten(2, 3)
 
 
 def gaussian_matrix(size: int, sigma: float) -> Tensor:
-    """The blur along one axis of `size` tokens as a (size, size) float32 matrix, borders reflected.
+    """The blur along one axis of `size` tokens as a (size, size) float64 matrix, borders reflected.
 
     The kernel is that of SEG's official code: ceil(6 sigma) + 1 taps, made odd. Reflection is a triangle wave, so a
     kernel longer than the axis is folded as often as it takes (the official code fails there).
     """
     length = math.ceil(6 * sigma) + 1 - math.ceil(6 * sigma) % 2
     offsets = torch.arange(length) - length // 2
-    taps = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    taps = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
     taps = taps / taps.sum()
     period = max(2 * (size - 1), 1)
     reached = (torch.arange(size)[:, None] + offsets).remainder(period)
     source = torch.minimum(reached, period - reached) if size > 1 else torch.zeros_like(reached)
-    return torch.zeros(size, size).scatter_add_(1, source, taps.expand(size, -1))
+    return torch.zeros(size, size, dtype=taps.dtype).scatter_add_(1, source, taps.expand(size, -1))
 
 
 def make_operator(method: str, iterations: int = 2, strength: float = 1.0, sigma: float = math.inf) -> Operator:

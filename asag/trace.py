@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from asag.blocks import Address
+from asag.precision import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class TracedStep:
 class TracedPass:
     """One pass of the sampler, whose model calls have the numbers from `begins` on, `calls` of them as announced.
 
-    `power` is the sum over the steps of the mean over channels of (s δ)², (images, height, width) float32 on the CPU,
-    at the latents' size; None where there is no such size. `entropies` has of each layer and run of it the normalised
-    entropies of the ordinary and of the weakened map.
+    `power` is the sum over the steps of the mean over channels of (s δ)², (images, height, width), in at least float32
+    and on the CPU, at the latents' size; None where there is no such size. `entropies` has of each layer and run of it
+    the normalised entropies of the ordinary and of the weakened map.
     """
 
     begins: int
@@ -65,9 +66,9 @@ class Trace:
             size: (height, width) of the image that packed tokens begin with, row by row; tokens after it are others.
         """
         traced = self.passes[-1]
-        delta = delta.detach().float()
+        delta = at_least_float32(delta.detach())
         shift = delta * scale
-        scales = torch.as_tensor(scale, dtype=torch.float32).flatten().expand(delta.shape[0])
+        scales = torch.as_tensor(scale, dtype=delta.dtype).flatten().expand(delta.shape[0])
         sizes = delta.square().mean(dim=tuple(range(1, delta.ndim))).sqrt()
         traced.steps.append(TracedStep(traced.begins + call, tuple(scales.tolist()), tuple(sizes.tolist())))
         power = _power(shift, size)
@@ -90,7 +91,7 @@ class Trace:
         return len(self.steps[-1].sizes) if self.steps else 0
 
     def heat(self, image: int) -> Tensor | None:
-        """Where in an image the guidance acted in the last guided pass, (height, width) float32: the root of the sum
+        """Where in an image the guidance acted in the last guided pass, (height, width): the root of the sum
         over its steps of the mean over channels of (s δ)². None where the latents are no image."""
         maps = [each.power for each in self.passes if each.steps]
         return None if not maps or maps[-1] is None else maps[-1][image].sqrt()

@@ -104,7 +104,7 @@ def test_rescale_brings_the_spread_back():
     reference, guided = rows(3, 0), 3 * rows(3, 1) + 1
     full = guided * rescale_factor(reference, guided, 1.0)
     spread = tuple(range(1, 4))
-    torch.testing.assert_close(full.std(spread), reference.std(spread))
+    torch.testing.assert_close(full.std(spread), reference.std(spread), rtol=0, atol=1e-12)
     assert torch.equal(rescale_factor(reference, guided, 0.0), torch.ones(3, 1, 1, 1, dtype=torch.float64))
     half = rescale_factor(reference, guided, 0.5)
     torch.testing.assert_close(half, (rescale_factor(reference, guided, 1.0) + 1) / 2)
@@ -125,19 +125,19 @@ def test_of_a_push_the_part_along_the_picture_is_taken_out_channel_by_channel(ch
         found = keep_contrast(*given, amount, channels)
         return found if channels == 1 else found.transpose(1, 2).unflatten(2, picture.shape[2:])
 
-    torch.testing.assert_close(kept(0.0), beside, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(kept(0.25), beside + 0.25 * factors * pattern, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(kept(0.0, size=-30.0), beside, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(kept(0.0), beside, rtol=0, atol=1e-10)
+    torch.testing.assert_close(kept(0.25), beside + 0.25 * factors * pattern, rtol=0, atol=1e-10)
+    torch.testing.assert_close(kept(0.0, size=-30.0), beside, rtol=0, atol=1e-10)
     assert torch.equal(kept(1.0), delta)
     assert torch.isfinite(keep_contrast(delta, torch.zeros_like(picture), 0.0)).all()
 
 
 def test_adaptive_scale_divides_by_the_running_size_per_image():
     adaptive = AdaptiveScale()
-    small, large = torch.full((1, 4, 2, 2), 0.01), torch.full((1, 4, 2, 2), 0.5)
+    small, large = (torch.full((1, 4, 2, 2), size, dtype=torch.float64) for size in (0.01, 0.5))
     first = adaptive(2.0, torch.cat([small, large]))
     assert first.shape == (2, 1, 1, 1)
-    assert first.flatten().tolist() == pytest.approx([2 / 0.011, 2 / 0.501])
+    assert first.flatten().tolist() == pytest.approx([2 / 0.011, 2 / 0.501], rel=1e-12)
     second = adaptive(2.0, torch.cat([large, large]))
-    assert second.flatten().tolist() == pytest.approx([2 / (0.9 * 0.01 + 0.1 * 0.5 + 1e-3), 2 / 0.501])
+    assert second.flatten().tolist() == pytest.approx([2 / (0.9 * 0.01 + 0.1 * 0.5 + 1e-3), 2 / 0.501], rel=1e-12)
     assert adaptive(2.0, small).flatten().tolist() == pytest.approx([2 / 0.011])

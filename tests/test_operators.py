@@ -114,7 +114,7 @@ def official_blur(query: torch.Tensor, height: int, width: int, sigma: float) ->
     """SEG's published procedure: reflect padding and one convolution per channel."""
     size = math.ceil(6 * sigma) + 1 - math.ceil(6 * sigma) % 2
     offsets = torch.linspace(-(size - 1) / 2, (size - 1) / 2, size)
-    taps = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    taps = torch.exp(-0.5 * (offsets.to(query) / sigma) ** 2)
     taps = taps / taps.sum()
     planes = query.transpose(-1, -2).reshape(-1, query.shape[-1], height, width)
     kernel = (taps[:, None] * taps[None, :]).expand(planes.shape[1], 1, size, size)
@@ -125,9 +125,9 @@ def official_blur(query: torch.Tensor, height: int, width: int, sigma: float) ->
 
 @pytest.mark.parametrize("sigma", [0.4, 1.0, 1.6])
 def test_blur_is_segs(sigma):
-    query = torch.randn(2, 3, 8 * 7, 5, generator=torch.Generator().manual_seed(0))
+    query = torch.randn(2, 3, 8 * 7, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ours = QueryBlur(sigma).blur(query, (8, 7))
-    torch.testing.assert_close(ours, official_blur(query, 8, 7, sigma), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours, official_blur(query, 8, 7, sigma), rtol=0, atol=1e-12)
 
 
 def test_wide_blur_is_constant_and_infinity_is_the_mean_query():
@@ -144,7 +144,7 @@ def test_wide_blur_is_constant_and_infinity_is_the_mean_query():
 
 @pytest.mark.parametrize(("size", "sigma"), [(1, 2.0), (2, 5.0), (16, 0.3), (9, 40.0)])
 def test_gaussian_matrix_rows_sum_to_one(size, sigma):
-    torch.testing.assert_close(gaussian_matrix(size, sigma).sum(1), torch.ones(size))
+    torch.testing.assert_close(gaussian_matrix(size, sigma).sum(1), torch.ones(size, dtype=torch.float64))
 
 
 def test_blur_without_a_fitting_grid_is_an_error():
@@ -200,3 +200,60 @@ def test_every_method_has_its_own_operator():
             assert (outs[first] - outs[second]).abs().max() > 1e-3
     with pytest.raises(ValueError, match="method: 'none'; allowed: asag, pag"):
         make_operator("none")
+
+
+# Precision: float64 in gives float64 out ---------------------------------------------------------------------------
+
+
+def dense_map(method, query, key, grid):
+    """The map of a method written out, (…, queries, keys): no operator is used but SEG's published blur."""
+    count, logits = query.shape[2], query @ key.transpose(-1, -2) / math.sqrt(query.shape[3])
+    if method == "uniform":
+        return torch.full_like(logits, 1 / count)
+    if method == "pag":
+        return torch.eye(count, dtype=query.dtype).expand_as(logits)
+    if method == "seg":
+        return torch.softmax(official_blur(query, *grid, 0.4) @ key.transpose(-1, -2) / math.sqrt(query.shape[3]), -1)
+    kernel = torch.exp(-1.3 * logits if method == "asag" else 1.3 * logits)
+    columns = torch.ones_like(kernel[..., :1, :])
+    for _ in range(3):
+        rows = 1 / (kernel * columns).sum(-1, keepdim=True)
+        columns = 1 / (kernel * rows).sum(-2, keepdim=True)
+    plan = kernel * columns
+    return plan / plan.sum(-1, keepdim=True)
+
+
+def double_sequence(text):
+    return tuple(tensor.double() for tensor in sequence(text))
+
+
+def operator_of(method):
+    return make_operator(method, iterations=3, strength=1.3, sigma=0.4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_plain_in_float64_is_right_to_float64(method):
+    query, key, value = double_sequence(text=0)
+    expected = dense_map(method, query, key, (3, 4))
+    out = operator_of(method).plain(query, key, value, (3, 4))
+    torch.testing.assert_close(out, expected @ value, rtol=0, atol=1e-12)
+    rows = operator_of(method).map_rows(query, key, torch.tensor([0, 7, 11]), (3, 4))
+    torch.testing.assert_close(rows, expected[:, :, [0, 7, 11]], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("image", [slice(5, 17), slice(0, 12), slice(2, 14)])
+def test_joint_in_float64_is_right_to_float64(method, image):
+    query, key, value = double_sequence(text=5)
+    logits = query @ key.transpose(-1, -2) / math.sqrt(8)
+    if method == "pag":
+        # PAG for MMDiT masks all image keys but the token's own, before SoftMax.
+        masked = torch.zeros(17, 17, dtype=torch.float64)
+        masked[image, image] = torch.full((12, 12), -torch.inf, dtype=torch.float64).fill_diagonal_(0)
+        weights = torch.softmax(logits + masked, dim=-1)
+    else:
+        weights = torch.softmax(logits, dim=-1)
+        mass = weights[:, :, image, image].sum(-1, keepdim=True)
+        weights[:, :, image, image] = mass * dense_map(method, query[:, :, image], key[:, :, image], (3, 4))
+    out = operator_of(method).joint(query, key, value, image, (3, 4))
+    torch.testing.assert_close(out, weights @ value, rtol=0, atol=1e-12)

@@ -34,7 +34,7 @@ def test_steps_hold_scale_and_size_of_each_image():
     assert (second.number, second.scales) == (4, (2.0, 4.0))
     assert second.sizes == pytest.approx([2 * size for size in rms])
     assert trace.images == 2
-    expected = ((1.5 * delta[1]) ** 2 + (4.0 * 2 * delta[1]) ** 2).mean(dim=0).sqrt().float()
+    expected = ((1.5 * delta[1]) ** 2 + (4.0 * 2 * delta[1]) ** 2).mean(dim=0).sqrt()
     torch.testing.assert_close(trace.heat(1), expected)
 
 
