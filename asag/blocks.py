@@ -14,6 +14,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
+from asag.echo import shown
+
 PARTS = ("in", "mid", "out", "joint", "double", "single", "layer")
 ALIASES = {"d": "in", "m": "mid", "u": "out"}
 KEYWORDS = ("auto", "late", "all")
@@ -83,12 +85,12 @@ def parse_blocks(text: str) -> BlockList:
         BlocksError: naming the item that can't be read and what is allowed.
     """
     if not isinstance(text, str) or len(text) > LONGEST_TEXT:
-        raise BlocksError(f"{str(text)[:40]!r}; allowed: text of at most {LONGEST_TEXT} characters: {EXAMPLES}")
+        raise BlocksError(f"{shown(text)}; allowed: text of at most {LONGEST_TEXT} characters: {EXAMPLES}")
     items = [item.strip() for item in text.lower().split(",")]
     if len(items) == 1 and items[0] in KEYWORDS:
         return BlockList(keyword=items[0])
     if not any(items):
-        raise BlocksError(f"{text!r}; allowed: {EXAMPLES}")
+        raise BlocksError(f"{shown(text)}; allowed: {EXAMPLES}")
     return BlockList(tuple(_parse_selector(item) for item in items if item))
 
 
@@ -107,14 +109,14 @@ def _parse_selector(item: str) -> Selector:
     else:
         match = ALIAS.fullmatch(item)
         if not match:
-            raise BlocksError(f"{item!r}; allowed: {EXAMPLES}")
+            raise BlocksError(f"{shown(item)}; allowed: {EXAMPLES}")
         part = ALIASES[match[1] or match[6]]
         blocks, layers = _span(match[2], match[3]) or (0, 0), _span(match[4], match[5])
         if part == "mid" and blocks != (0, 0):
-            raise BlocksError(f"{item!r}; allowed: m0, since there is one middle block")
+            raise BlocksError(f"{shown(item)}; allowed: m0, since there is one middle block")
     for span in (blocks, layers):
         if span and span[0] > span[1]:
-            raise BlocksError(f"{item!r}; allowed: ranges that rise, such as {span[1]}-{span[0]}")
+            raise BlocksError(f"{shown(item)}; allowed: ranges that rise, such as {span[1]}-{span[0]}")
     return Selector(part, blocks, layers)
 
 

@@ -267,12 +267,15 @@ def gaussian_matrix(size: int, sigma: float) -> Tensor:
     return torch.zeros(size, size, dtype=taps.dtype).scatter_add_(1, source, taps.expand(size, -1))
 
 
-def make_operator(method: str, iterations: int = 2, strength: float = 1.0, sigma: float = math.inf) -> Operator:
-    """The operator that a `method` of METHODS names; iterations and strength matter to "asag" and "similarity"."""
+def make_operator(
+    method: str, iterations: int = 2, strength: float = 1.0, sigma: float = math.inf, tolerance: float = 0.0
+) -> Operator:
+    """The operator that a `method` of METHODS names; iterations, strength and tolerance (0: none) matter to "asag" and
+    "similarity", sigma to "seg"."""
     if method == "asag":
-        return Sinkhorn(iterations=iterations, strength=strength)
+        return Sinkhorn(iterations=iterations, strength=strength, tolerance=tolerance or None)
     if method == "similarity":
-        return Sinkhorn(iterations=iterations, strength=strength, cost="similarity")
+        return Sinkhorn(iterations=iterations, strength=strength, cost="similarity", tolerance=tolerance or None)
     if method == "uniform":
         return Sinkhorn(cost="uniform")
     if method == "pag":

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from asag.echo import shown, shown_names
 from asag.settings import AsagSettings, options
 
 # Fast: three fifths of the steps, the early ones, which decide the picture's structure; and a block after the middle.
@@ -68,7 +69,7 @@ class Presets:
         """Raises PresetError when there is none of that name."""
         own = self._own()
         if name not in PRESETS and name not in own:
-            raise PresetError(f"preset: {name!r}; allowed: {', '.join([*PRESETS, *own])}")
+            raise PresetError(f"preset: {shown(name)}; allowed: {shown_names([*PRESETS, *own])}")
         return complete(PRESETS.get(name) or own[name])
 
     def name_of(self, settings: AsagSettings) -> str | None:
@@ -99,7 +100,9 @@ class Presets:
 
     def _check_own(self, name: str, own: Mapping[str, Any]) -> None:
         if name not in own:
-            raise PresetError(f"preset: {name!r}; allowed: your own: {', '.join(own) or 'there is none yet'}")
+            raise PresetError(
+                f"preset: {shown(name)}; allowed: your own: {shown_names(list(own)) or 'there is none yet'}"
+            )
 
     def _own(self) -> dict[str, dict[str, Any]]:
         try:
@@ -148,7 +151,7 @@ class Presets:
 def _checked(name: str) -> str:
     name = " ".join(str(name).split())
     if not name or len(name) > LONGEST_NAME or ":" in name:
-        raise PresetError(f"name: {name[:LONGEST_NAME]!r}; allowed: 1 to {LONGEST_NAME} characters without a colon")
+        raise PresetError(f"name: {shown(name)}; allowed: 1 to {LONGEST_NAME} characters without a colon")
     if name in PRESETS or name == CUSTOM:
         raise PresetError(f"name: {name!r} comes with ASAG; allowed: another name")
     return name
@@ -163,6 +166,6 @@ def read_shared(text: str) -> tuple[str, AsagSettings]:
     """The name and settings in such a line; raises PresetError or SettingsError saying what is wrong."""
     name, colon, rest = text.strip().partition(":")
     if not colon or not rest.strip():
-        raise PresetError(f"text: {text[:40]!r}; allowed: a line such as 'My preset: scale 2.0; blocks mid'")
+        raise PresetError(f"text: {shown(text)}; allowed: a line such as 'My preset: scale 2.0; blocks mid'")
     pairs = [part.strip().partition(" ") for part in rest.split(";") if part.strip()]
     return name.strip(), AsagSettings.from_mapping({key: value.strip() for key, _, value in pairs})

@@ -5,14 +5,14 @@ The user interface, the infotext, the API and the X/Y/Z plot are derived from th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, fields
 from typing import Any
 
-from asag.blocks import BlocksError, parse_blocks
+from asag.echo import shown_names
 from asag.guidance import SCHEDULES
 from asag.operators import METHODS, Operator, make_operator
+from asag.option import Option, option, read_value
 
 
 class SettingsError(ValueError):
@@ -24,28 +24,6 @@ class SettingsError(ValueError):
 
     def __str__(self) -> str:
         return "ASAG settings: " + "; ".join(self.problems)
-
-
-@dataclass(frozen=True)
-class Option:
-    """What is known of one setting beyond its name, type and default. `picture`: whether it changes the picture; if
-    not it belongs in no infotext, plot or preset. `group`: what it stands together with in the user interface; those
-    without one come first."""
-
-    label: str
-    help: str
-    minimum: float | None = None
-    maximum: float | None = None
-    slider_maximum: float | None = None
-    step: float | None = None
-    choices: tuple[str, ...] = ()
-    keywords: tuple[str, ...] = ()
-    picture: bool = True
-    group: str = ""
-
-
-def option(default: Any, label: str, help: str, **details: Any) -> Any:
-    return field(default=default, metadata={"option": Option(label, help, **details)})
 
 
 @dataclass(frozen=True)
@@ -197,6 +175,17 @@ class AsagSettings:
         picture=False,
         group="What it did",
     )
+    tolerance: float = option(
+        0.0,
+        "Tolerance",
+        "Stops the iterations of an attention head once one of them moves its potentials by less than this on average, "
+        "so that iterations is the most it takes. 0: never.",
+        minimum=0.0,
+        maximum=10.0,
+        slider_maximum=0.5,
+        step=0.001,
+        group="What is weakened",
+    )
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> AsagSettings:
@@ -207,31 +196,24 @@ class AsagSettings:
         Raises:
             SettingsError: listing every unknown name and bad value.
         """
-        known = {each.name: each for each in fields(cls)}
-        problems = [f"{name}: unknown; allowed: {', '.join(known)}" for name in mapping if name not in known]
-        given: dict[str, Any] = {}
-        for name, each in known.items():
-            if name not in mapping:
-                continue
-            try:
-                given[name] = _read(each, mapping[name])
-            except ValueError as error:
-                problems.append(str(error))
-        settings = cls(**given)
-        if not problems and settings.start > settings.end:
-            problems.append(f"start: {settings.start:g}; allowed: at most end, which is {settings.end:g}")
+        given, problems = read_settings(mapping)
         if problems:
             raise SettingsError(problems)
-        return settings
+        return cls(**given)
 
     @property
     def active(self) -> bool:
         """Whether these settings can change anything: switched on, a scale in some pass, a window that isn't empty."""
-        return self.enabled and self.start < self.end and any(self.in_pass(hires)[0] > 0 for hires in (False, True))
+        return self.enabled and not self.empty_window and any(self.in_pass(hires)[0] > 0 for hires in (False, True))
+
+    @property
+    def empty_window(self) -> str:
+        """Why no step lies in the window, for the user; empty when some may."""
+        return "" if self.start < self.end else f"start, {self.start:g}, isn't before end, {self.end:g}"
 
     def operator(self) -> Operator:
         """What the chosen layers compute in the perturbed pass."""
-        return make_operator(self.method, self.iterations, self.strength, self.blur)
+        return make_operator(self.method, self.iterations, self.strength, self.blur, self.tolerance)
 
     def in_pass(self, hires: bool) -> tuple[float, str]:
         """Scale (0: unguided) and blocks of the first pass, or of the hires pass."""
@@ -247,47 +229,17 @@ def options() -> dict[str, tuple[Field[Any], Option]]:
     return {each.name: (each, each.metadata["option"]) for each in fields(AsagSettings)}
 
 
-def _read(each: Field[Any], given: Any) -> Any:
-    known: Option = each.metadata["option"]
-    kind = type(each.default)
-    if kind is bool:
-        return _read_bool(each.name, given)
-    if kind is str:
-        return _read_text(each.name, given, known)
-    return _read_number(each.name, given, known, whole=kind is int)
-
-
-def _read_bool(name: str, given: Any) -> bool:
-    if isinstance(given, bool):
-        return given
-    if isinstance(given, str) and given.strip().lower() in ("true", "false"):
-        return given.strip().lower() == "true"
-    raise ValueError(f"{name}: {given!r}; allowed: true or false")
-
-
-def _read_text(name: str, given: Any, known: Option) -> str:
-    if known.choices:
-        text = given.strip().lower() if isinstance(given, str) else given
-        if text not in known.choices:
-            raise ValueError(f"{name}: {given!r}; allowed: {', '.join(known.choices)}")
-        return text
-    if not isinstance(given, str):
-        raise ValueError(f"{name}: {given!r}; allowed: text")
-    if given.strip().lower() in known.keywords:
-        return given.strip().lower()
-    try:
-        parse_blocks(given)
-    except BlocksError as error:
-        raise ValueError(f"{name}: {error}") from error
-    return given.strip()
-
-
-def _read_number(name: str, given: Any, known: Option, whole: bool) -> float | int:
-    allowed = f"{'a whole number' if whole else 'a number'} from {known.minimum:g} to {known.maximum:g}"
-    try:
-        number = math.nan if isinstance(given, bool) else float(given)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not (known.minimum <= number <= known.maximum) or (whole and not number.is_integer()):
-        raise ValueError(f"{name}: {given!r}; allowed: {allowed}")
-    return int(number) if whole else number
+def read_settings(mapping: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The settings in `mapping` that can be read, by name, and a line for each name and value that can't be."""
+    known = {each.name: each for each in fields(AsagSettings)}
+    unknown = [name for name in mapping if name not in known]
+    problems = [f"{shown_names(unknown)}: unknown; allowed: {', '.join(known)}"] if unknown else []
+    given: dict[str, Any] = {}
+    for name, each in known.items():
+        if name not in mapping:
+            continue
+        try:
+            given[name] = read_value(each, mapping[name])
+        except ValueError as error:
+            problems.append(str(error))
+    return given, problems

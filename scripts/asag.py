@@ -63,6 +63,7 @@ def add_routes(_, app):
     routes.add_routes(app, host)
 
 
+script_callbacks.on_infotext_pasted(infotext.on_infotext_pasted)
 script_callbacks.on_before_ui(add_axes)
 # Without a user interface the host never calls on_before_ui.
 script_callbacks.on_app_started(add_axes)

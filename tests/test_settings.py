@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asag.hosts.generation import Refused
 from asag.settings import AsagSettings, SettingsError, options
 from asag.webui import api, infotext, xyz
 
@@ -54,6 +55,7 @@ BAD = {
     "hires": ["second"],
     "hires_scale": [-1],
     "hires_blocks": ["blocks.1", "different"],
+    "tolerance": [-0.1, 10.5],
 }
 
 
@@ -66,9 +68,36 @@ def test_a_bad_value_is_named_with_what_is_allowed(name, value):
     assert "allowed: " in caught.value.problems[0]
 
 
-def test_a_window_that_ends_before_it_starts_is_refused():
-    with pytest.raises(SettingsError, match=r"start: 0.8; allowed: at most end, which is 0.2"):
-        AsagSettings.from_mapping({"start": 0.8, "end": 0.2})
+@pytest.mark.parametrize(("start", "end"), [(0.8, 0.2), (0.5, 0.5)])
+def test_an_empty_window_is_no_error_and_says_so(start, end):
+    """A plot over Start and End has such cells."""
+    settings = AsagSettings.from_mapping({"enabled": True, "start": start, "end": end})
+    assert not settings.active
+    assert settings.empty_window == f"start, {start}, isn't before end, {end}"
+    assert AsagSettings(enabled=True).empty_window == ""
+
+
+LONG = "x" * 1_000_000
+
+
+@pytest.mark.parametrize("name", [*options(), LONG])
+@pytest.mark.parametrize(
+    "value",
+    [LONG, [LONG], {"a": LONG}, [[1.5] * 100_000], 10**5000],
+    ids=["text", "list", "object", "numbers", "digits"],
+)
+def test_what_is_long_is_cut_where_it_is_told(name, value):
+    with pytest.raises(SettingsError) as caught:
+        AsagSettings.from_mapping({name: value})
+    assert len(str(caught.value)) < 600
+
+
+def test_of_many_unknown_names_some_are_told():
+    with pytest.raises(SettingsError) as caught:
+        AsagSettings.from_mapping({f"name {number}": 1 for number in range(100_000)})
+    assert "name 0, name 1" in str(caught.value)
+    assert "and 99992 more: unknown; allowed: enabled" in str(caught.value)
+    assert len(str(caught.value)) < 600
 
 
 def test_every_problem_is_listed():
@@ -168,11 +197,6 @@ def test_labels_are_unique_for_they_are_keys_of_the_hosts_configuration():
     assert all(option.help.endswith(".") or option.help.endswith(").") for _, option in options().values())
 
 
-def ordered_window(values):
-    """The same values with start and end in order."""
-    return values | {"start": min(values["start"], values["end"]), "end": max(values["start"], values["end"])}
-
-
 numbers = {
     name: st.integers(option.minimum, option.maximum)
     if isinstance(field.default, int)
@@ -189,7 +213,7 @@ choices = {name: st.sampled_from(option.choices) for name, (_, option) in option
         | choices
         | {"blocks": st.sampled_from(["auto", "all", "mid, in.4-8, out.3.0"])}
         | {"hires_blocks": st.sampled_from(["same", "mid"]), "adaptive": st.booleans()}
-    ).map(ordered_window)
+    )
 )
 def test_infotext_reads_back_what_it_wrote(values):
     settings = AsagSettings.from_mapping({"enabled": True} | values)
@@ -202,4 +226,33 @@ def test_infotext_is_compact_and_absence_switches_off():
     assert infotext.pasted_value({}, "scale") is None
     assert infotext.pasted_value({"ASAG": "scale 3.0"}, "scale") == 3.0
     assert infotext.pasted_value({"ASAG": "scale 3.0"}, "method") == "asag"
-    assert infotext.pasted_value({"ASAG": "sclae 3.0"}, "enabled") is False
+
+
+UNREADABLE = [
+    ("scale 999", "scale: '999'; allowed: a number from 0 to 100", {"enabled": True, "scale": None, "method": "asag"}),
+    ("scale 4,0", "scale: '4,0'; allowed: a number from 0 to 100", {"enabled": True, "scale": None}),
+    ("scale 4.0; sharpness 3", "sharpness: unknown; allowed: enabled, scale", {"enabled": True, "scale": 4.0}),
+    ("scale 4.0; blocks d9999x", "blocks: 'd9999x'; allowed: auto", {"enabled": True, "scale": 4.0, "blocks": None}),
+]
+
+
+@pytest.mark.parametrize(("text", "problem", "taken"), UNREADABLE)
+def test_an_infotext_that_cant_be_read_ends_a_request_and_in_the_page_the_rest_is_taken(text, problem, taken):
+    api_parameters, page_parameters = {infotext.KEY: text}, {infotext.KEY: text}
+    for name in taken:
+        # modules/api/api.py: apply_infotext asks for the fields' values alone.
+        with pytest.raises(Refused, match=f"^ASAG: the infotext can't be read: {problem}") as refused:
+            infotext.pasted_value(api_parameters, name)
+        assert refused.value.status_code == 422
+    infotext.on_infotext_pasted("", page_parameters)
+    assert {name: infotext.pasted_value(page_parameters, name) for name in taken} == taken
+    assert problem in infotext.pasted_problems(page_parameters)
+    assert page_parameters[infotext.KEY] == text
+
+
+def test_of_an_infotext_that_can_be_read_nothing_is_told():
+    for text in ("scale 4.0; blocks mid, out.3", ""):
+        parameters = {infotext.KEY: text}
+        infotext.on_infotext_pasted("", parameters)
+        assert parameters == {infotext.KEY: text}
+        assert infotext.pasted_problems(parameters) == ""

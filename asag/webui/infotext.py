@@ -2,20 +2,47 @@
 
 Written compactly: the scale and what differs from its default. Semicolons separate, so that block lists keep their
 commas.
+
+A host's API gives a pasted text to `pasted_value` alone: what can't be read ends the request (modules/api/api.py:
+apply_infotext). The page calls `on_infotext_pasted` first (modules/infotext_utils.py: connect_paste): there what can be
+read is taken, and `pasted_problems` tells what can't.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
+from asag.hosts.generation import Refused
 from asag.presets import CUSTOM, PresetError, Presets
-from asag.settings import AsagSettings, SettingsError, options
+from asag.settings import AsagSettings, SettingsError, options, read_settings
 
 KEY = "ASAG"
+# What on_infotext_pasted leaves among the parameters; the answer of the route png-info shows it, too.
+PROBLEMS_KEY = "ASAG problems"
 
-logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class Pasted:
+    """What an infotext says of ASAG: the settings that it names and that can be read, by name, `enabled` among them if
+    it says anything of ASAG; and a line for each name and value that can't be read."""
+
+    given: dict[str, Any]
+    problems: list[str]
+
+    @property
+    def settings(self) -> AsagSettings:
+        """What isn't given is at its default."""
+        return AsagSettings(**self.given)
+
+    def value(self, name: str) -> Any:
+        """What pasting sets the option `name` to; None leaves it alone: what can't be read, and everything but the
+        switch where the text says nothing of ASAG."""
+        if any(problem.startswith(f"{name}:") for problem in self.problems):
+            return None
+        settings = self.settings
+        return getattr(settings, name) if settings.enabled or name == "enabled" else None
 
 
 def write(settings: AsagSettings) -> str:
@@ -28,24 +55,49 @@ def write(settings: AsagSettings) -> str:
     return "; ".join(parts)
 
 
+def read_what_can_be(parameters: Mapping[str, Any]) -> Pasted:
+    """What parsed infotext parameters say of ASAG."""
+    text = parameters.get(KEY)
+    if not text:
+        return Pasted({}, [])
+    pairs = [part.strip().partition(" ") for part in str(text).split(";") if part.strip()]
+    return Pasted(*read_settings({"enabled": True, **{name: value.strip() for name, _, value in pairs}}))
+
+
 def read(parameters: Mapping[str, Any]) -> AsagSettings:
     """The settings that parsed infotext parameters hold; switched off when they hold none.
 
     Raises:
-        SettingsError: when the value can't be read.
+        SettingsError: when something of the value can't be read.
     """
-    text = parameters.get(KEY)
-    if not text:
-        return AsagSettings()
-    pairs = [part.strip().partition(" ") for part in str(text).split(";") if part.strip()]
-    return AsagSettings.from_mapping({"enabled": True, **{name: value.strip() for name, _, value in pairs}})
+    pasted = read_what_can_be(parameters)
+    if pasted.problems:
+        raise SettingsError(pasted.problems)
+    return pasted.settings
+
+
+def on_infotext_pasted(text: str, parameters: MutableMapping[str, Any]) -> None:
+    """The host's callback of that name: notes among the parameters what can't be read, so that the rest is taken."""
+    problems = read_what_can_be(parameters).problems
+    if problems:
+        parameters[PROBLEMS_KEY] = "; ".join(problems)
+
+
+def pasted_problems(parameters: Mapping[str, Any]) -> str:
+    """What the page tells of a pasted text; empty when all of it was read."""
+    problems = parameters.get(PROBLEMS_KEY)
+    return f"ASAG: not all of the pasted text can be read; the rest is taken. {problems}" if problems else ""
 
 
 def pasted_preset(parameters: Mapping[str, Any], presets: Presets) -> str | None:
     """What pasting sets the list of presets to, so that it doesn't claim what no longer holds; None leaves it alone."""
+    pasted = read_what_can_be(parameters)
+    if not pasted.settings.enabled:
+        return None
+    if pasted.problems:
+        return CUSTOM
     try:
-        settings = read(parameters)
-        return (presets.name_of(settings) or CUSTOM) if settings.enabled else None
+        return presets.name_of(pasted.settings) or CUSTOM
     except (SettingsError, PresetError):
         return None
 
@@ -53,15 +105,14 @@ def pasted_preset(parameters: Mapping[str, Any], presets: Presets) -> str | None
 def pasted_value(parameters: Mapping[str, Any], name: str) -> Any:
     """What pasting sets the option `name` to; None leaves it alone, as those that don't change the picture always are.
 
-    A text without ASAG switches it off and leaves the other options alone; so does one that can't be read.
+    A text without ASAG switches it off and leaves the other options alone.
+
+    Raises:
+        Refused: in the API, when something of the value can't be read.
     """
     if not options()[name][1].picture:
         return None
-    try:
-        settings = read(parameters)
-    except SettingsError as error:
-        logger.warning("ASAG stays off: the pasted text can't be read. %s", error)
-        settings = AsagSettings()
-    if not settings.enabled and name != "enabled":
-        return None
-    return getattr(settings, name)
+    pasted = read_what_can_be(parameters)
+    if pasted.problems and PROBLEMS_KEY not in parameters:
+        raise Refused(f"ASAG: the infotext can't be read: {'; '.join(pasted.problems)}", 422)
+    return pasted.value(name)

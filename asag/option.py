@@ -1,0 +1,83 @@
+"""What is known of one setting beyond its name and type, and how a value for it is read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import Field, dataclass, field
+from typing import Any
+
+from asag.blocks import BlocksError, parse_blocks
+from asag.echo import shown
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is known of one setting beyond its name, type and default. `picture`: whether it changes the picture; if
+    not it belongs in no infotext, plot or preset. `group`: what it stands together with in the user interface; those
+    without one come first."""
+
+    label: str
+    help: str
+    minimum: float | None = None
+    maximum: float | None = None
+    slider_maximum: float | None = None
+    step: float | None = None
+    choices: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
+    picture: bool = True
+    group: str = ""
+
+
+def option(default: Any, label: str, help: str, **details: Any) -> Any:
+    """A dataclass field with that default, which knows its Option."""
+    return field(default=default, metadata={"option": Option(label, help, **details)})
+
+
+def read_value(each: Field[Any], given: Any) -> Any:
+    """The value of a setting from what came from outside: numbers and booleans also as text.
+
+    Raises ValueError naming the setting, the value and what is allowed.
+    """
+    known: Option = each.metadata["option"]
+    kind = type(each.default)
+    if kind is bool:
+        return _read_bool(each.name, given)
+    if kind is str:
+        return _read_text(each.name, given, known)
+    return _read_number(each.name, given, known, whole=kind is int)
+
+
+def _read_bool(name: str, given: Any) -> bool:
+    if isinstance(given, bool):
+        return given
+    if isinstance(given, str) and given.strip().lower() in ("true", "false"):
+        return given.strip().lower() == "true"
+    raise ValueError(f"{name}: {shown(given)}; allowed: true or false")
+
+
+def _read_text(name: str, given: Any, known: Option) -> str:
+    if known.choices:
+        text = given.strip().lower() if isinstance(given, str) else given
+        if text not in known.choices:
+            raise ValueError(f"{name}: {shown(given)}; allowed: {', '.join(known.choices)}")
+        return text
+    if not isinstance(given, str):
+        raise ValueError(f"{name}: {shown(given)}; allowed: text")
+    if given.strip().lower() in known.keywords:
+        return given.strip().lower()
+    try:
+        parse_blocks(given)
+    except BlocksError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return given.strip()
+
+
+def _read_number(name: str, given: Any, known: Option, whole: bool) -> float | int:
+    allowed = f"{'a whole number' if whole else 'a number'} from {known.minimum:g} to {known.maximum:g}"
+    try:
+        number = math.nan if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not (known.minimum <= number <= known.maximum) or (whole and not number.is_integer()):
+        raise ValueError(f"{name}: {shown(given)}; allowed: {allowed}")
+    return int(number) if whole else number
