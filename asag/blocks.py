@@ -4,7 +4,11 @@
     one layer inside a block:  out.3.0        ranges:  in.4-8, out.3.0-1        lists:  mid, out.3-5
     auto: the model family's default          late: later, which is cheaper          all: every self-attention layer
 
-The spelling d4, m0, u3.1 known from other guidance extensions is read as in.4, mid, out.3.1.
+Lists written for sd-perturbed-attention (guidance_utils.py: parse_unet_blocks) are read as it reads them. It numbers
+only the blocks that attend, from 0 in each part of a UNet: d2 is in.4 in SD1.5 and in.7 in SDXL. Its ranges may repeat
+the letter, as in d0-d3, and all that they name must exist.
+
+    d2    m0    u3.1    d2.2-9    d0-3    d0-d3
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from typing import NamedTuple, TypeVar
 from asag.echo import shown
 
 PARTS = ("in", "mid", "out", "joint", "double", "single", "layer")
-ALIASES = {"d": "in", "m": "mid", "u": "out"}
+LETTERS = {"d": "in", "m": "mid", "u": "out"}
 KEYWORDS = ("auto", "late", "all")
 EXAMPLES = (
     "auto, late, all, mid, in.4, out.3.0, in.4-8, joint.7, double.3, single.10-19, layer.5, or a list with commas"
@@ -26,7 +30,7 @@ LONGEST_TEXT = 2000
 
 SPAN = r"([0-9]{1,4})(?:-([0-9]{1,4}))?"
 SELECTOR = re.compile(rf"(in|out|joint|double|single|layer)\.{SPAN}(?:\.{SPAN})?|(mid)(?:\.{SPAN})?")
-ALIAS = re.compile(rf"([dmu]){SPAN}(?:\.{SPAN})?|(m)")
+COUNTED = re.compile(rf"([dmu])([0-9]{{1,4}})(?:-\1?([0-9]{{1,4}}))?(?:\.{SPAN})?|(m)")
 
 
 class BlocksError(ValueError):
@@ -49,22 +53,55 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Selector:
-    """What one item of a list selects: a part, a range of blocks and a range of layers (None: all of them)."""
+    """What one item of a list selects: a part, a range of blocks and a range of layers (None: all of them).
+
+    `counted`: the blocks' numbers count those of the part that attend, from 0, as sd-perturbed-attention does.
+    """
 
     part: str
     blocks: Span = (0, 0)
     layers: Span | None = None
-
-    def __contains__(self, address: Address) -> bool:
-        return (
-            address.part == self.part
-            and self.blocks[0] <= address.block <= self.blocks[1]
-            and (self.layers is None or self.layers[0] <= address.layer <= self.layers[1])
-        )
+    counted: bool = False
 
     def __str__(self) -> str:
-        blocks = "" if self.part == "mid" else "." + _print_span(self.blocks)
-        return self.part + blocks + ("" if self.layers is None else "." + _print_span(self.layers))
+        if self.counted:
+            blocks = _letter(self.part) + _print_span(self.blocks)
+        else:
+            blocks = self.part + ("" if self.part == "mid" else "." + _print_span(self.blocks))
+        return blocks + ("" if self.layers is None else "." + _print_span(self.layers))
+
+    def find(self, addresses: Sequence[Address]) -> list[Address]:
+        """The addresses that it selects of a model's, in the model's order.
+
+        Raises:
+            BlocksError: when it selects none, or counts beyond what the model has; naming what it has.
+        """
+        return self._find_counted(addresses) if self.counted else self._find(addresses)
+
+    def _find(self, addresses: Sequence[Address]) -> list[Address]:
+        found = [
+            address
+            for address in addresses
+            if address.part == self.part
+            and self.blocks[0] <= address.block <= self.blocks[1]
+            and (self.layers is None or self.layers[0] <= address.layer <= self.layers[1])
+        ]
+        if not found:
+            raise BlocksError(f"'{self}'; this model has: {summarize(addresses)}")
+        return found
+
+    def _find_counted(self, addresses: Sequence[Address]) -> list[Address]:
+        blocks = [block for block in distinct_blocks(addresses) if block[0] == self.part]
+        if self.blocks[1] >= len(blocks):
+            raise BlocksError(f"'{self}'; this model has: {_summarize_counted(addresses)}{summarize(addresses)}")
+        found: list[Address] = []
+        for block in blocks[self.blocks[0] : self.blocks[1] + 1]:
+            layers = [address for address in addresses if (address.part, address.block) == block]
+            first, last = self.layers or (0, len(layers) - 1)
+            if last >= len(layers):
+                raise BlocksError(f"'{self}'; {block_name(layers[0])} has: layers 0 to {len(layers) - 1}")
+            found += layers[first : last + 1]
+        return found
 
 
 @dataclass(frozen=True)
@@ -95,29 +132,23 @@ def parse_blocks(text: str) -> BlockList:
 
 
 def _parse_selector(item: str) -> Selector:
-    match = SELECTOR.fullmatch(item)
-    if match:
-        part = match[1] or match[6]
-        blocks, layers = (
-            ((0, 0), _span(match[7], match[8]))
-            if match[6]
-            else (
-                _span(match[2], match[3]),
-                _span(match[4], match[5]),
-            )
-        )
-    else:
-        match = ALIAS.fullmatch(item)
-        if not match:
-            raise BlocksError(f"{shown(item)}; allowed: {EXAMPLES}")
-        part = ALIASES[match[1] or match[6]]
-        blocks, layers = _span(match[2], match[3]) or (0, 0), _span(match[4], match[5])
-        if part == "mid" and blocks != (0, 0):
+    native = SELECTOR.fullmatch(item)
+    counted = COUNTED.fullmatch("".join(item.split()))
+    if native and native[6]:
+        selector = Selector("mid", layers=_span(native[7], native[8]))
+    elif native:
+        selector = Selector(native[1], _span(native[2], native[3]) or (0, 0), _span(native[4], native[5]))
+    elif counted:
+        blocks = _span(counted[2], counted[3]) or (0, 0)
+        selector = Selector(LETTERS[counted[1] or counted[6]], blocks, _span(counted[4], counted[5]), counted=True)
+        if selector.part == "mid" and blocks != (0, 0):
             raise BlocksError(f"{shown(item)}; allowed: m0, since there is one middle block")
-    for span in (blocks, layers):
+    else:
+        raise BlocksError(f"{shown(item)}; allowed: {EXAMPLES}")
+    for span in (selector.blocks, selector.layers):
         if span and span[0] > span[1]:
             raise BlocksError(f"{shown(item)}; allowed: ranges that rise, such as {span[1]}-{span[0]}")
-    return Selector(part, blocks, layers)
+    return selector
 
 
 def _span(first: str | None, last: str | None) -> Span | None:
@@ -142,10 +173,9 @@ def select(blocks: BlockList, inventory: Sequence[tuple[Address, Layer]], defaul
     if blocks.keyword == "all":
         return [layer for _, layer in inventory]
     chosen = {"auto": default, "late": late_blocks([address for address, _ in inventory])}.get(blocks.keyword, blocks)
-    for selector in chosen.selectors:
-        if not any(address in selector for address, _ in inventory):
-            raise BlocksError(f"'{selector}'; this model has: {summarize(address for address, _ in inventory)}")
-    return [layer for address, layer in inventory if any(address in selector for selector in chosen.selectors)]
+    addresses = [address for address, _ in inventory]
+    wanted = {address for selector in chosen.selectors for address in selector.find(addresses)}
+    return [layer for address, layer in inventory if address in wanted]
 
 
 def late_blocks(addresses: Sequence[Address]) -> BlockList:
@@ -172,6 +202,17 @@ def summarize(addresses: Iterable[Address]) -> str:
         else:
             runs.append(Selector(address.part, (address.block, address.block)))
     return ", ".join(map(str, runs)) or "no self-attention"
+
+
+def _summarize_counted(addresses: Sequence[Address]) -> str:
+    """A UNet's blocks as `counted` selectors number them: "d0-5, m0, u0-8, that is "; "" for a model without any."""
+    counts = {part: sum(block[0] == part for block in distinct_blocks(addresses)) for part in LETTERS.values()}
+    parts = [str(Selector(part, (0, count - 1), counted=True)) for part, count in counts.items() if count]
+    return ", ".join(parts) + ", that is " if parts else ""
+
+
+def _letter(part: str) -> str:
+    return next(letter for letter, each in LETTERS.items() if each == part)
 
 
 def write_list(inventory: Sequence[Address], chosen: Collection[Address]) -> str:

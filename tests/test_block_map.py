@@ -54,13 +54,23 @@ def test_the_model_and_what_auto_and_late_mean():
         ("auto", {"mid": 1}),
         ("late", {"out.0": 1}),
         ("all", {"in.4": 2, "in.5": 1, "mid": 1, "out.0": 1}),
-        ("in.4.1, d5", {"in.4": 1, "in.5": 1}),
+        ("in.4.1, d1", {"in.4": 1, "in.5": 1}),
     ],
 )
 def test_what_a_list_selects(text, expected):
     answer = told(text)
     assert chosen(answer) == expected
     assert (answer["unknown"], answer["problem"], answer["text"]) == ([], None, text)
+
+
+def test_what_counted_items_are_here():
+    answer = told("d0-d1, u0, m0.0, in.4, d2")
+    assert answer["counted"] == {"d0-1": "in.4-5", "u0": "out.0", "m0.0": "mid"}
+    assert answer["unknown"] == ["d2"]
+    assert answer["problem"] == "'d2'; this model has: d0-1, m0, u0, that is in.4-5, mid, out.0"
+    assert told("in.4")["counted"] == {}
+    # A click writes the model's own addresses.
+    assert told("d0", "mid")["text"] == "in.4, mid"
 
 
 def test_what_the_model_lacks_and_what_cannot_be_read():
@@ -88,3 +98,19 @@ def test_what_the_model_lacks_and_what_cannot_be_read():
 )
 def test_a_click_changes_a_blocks_side(text, toggle, expected):
     assert told(text, toggle)["text"] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "toggle", "note"),
+    [
+        ("mid", "mid", "mid is the only block that is weakened"),
+        ("auto", "mid", "mid is the only block that is weakened"),
+        ("mid", "joint.3", "This model has no joint.3."),
+        ("mid", "out.0", None),
+        ("mid", "", None),
+    ],
+)
+def test_a_click_that_changes_nothing_says_why(text, toggle, note):
+    answer = told(text, toggle)
+    assert (answer["note"] or "").startswith(note or "") if note else answer["note"] is None
+    assert answer["text"] == (text if note or not toggle else "mid, out.0")

@@ -25,9 +25,10 @@ MID = parse_blocks("mid")
         ("in.4-8,out.3.0", "in.4-8, out.3.0"),
         ("Single.10-19 , double.3,", "single.10-19, double.3"),
         ("joint.7, layer.5, mid.0-4", "joint.7, layer.5, mid.0-4"),
-        ("d4, m0, u3.1", "in.4, mid, out.3.1"),
-        ("m", "mid"),
-        ("m0.2-9", "mid.2-9"),
+        ("d4, M0, u3.1", "d4, m0, u3.1"),
+        ("m", "m0"),
+        ("m0.2-9", "m0.2-9"),
+        ("d0-d3, u 1 - 2 . 0", "d0-3, u1-2.0"),
     ],
 )
 def test_parse_and_print(text, printed):
@@ -36,7 +37,8 @@ def test_parse_and_print(text, printed):
 
 
 UNREADABLE = ["", ",", " ", "blocks.1", "in", "in.", "in.-1", "in.1.", "in.1.2.3", "in.8-4", "in.1.3-2", "mid.x"]
-UNREADABLE += ["mid.0.1", "m1", "d", "auto, mid", "all,all", "in.99999", "in.1;out.2", "in.١", "in.1\n.2", "in.4 - 8"]
+UNREADABLE += ["m1", "m0-1", "d", "d-1", "d0-u3", "d3-0", "d0-d1-d2", "d1.2.3"]
+UNREADABLE += ["mid.0.1", "auto, mid", "all,all", "in.99999", "in.1;out.2", "in.١", "in.1\n.2", "in.4 - 8"]
 UNREADABLE += ["(" * 500, "mid," * 2000]
 
 
@@ -53,8 +55,11 @@ def test_any_text_parses_or_raises_blocks_error(text):
 
 
 spans = st.tuples(st.integers(0, 99), st.integers(0, 99)).map(lambda span: (min(span), max(span)))
-selectors = st.builds(Selector, st.sampled_from(PARTS), spans, st.none() | spans).map(
-    lambda selector: Selector("mid", (0, 0), selector.layers) if selector.part == "mid" else selector
+selectors = st.builds(Selector, st.sampled_from(PARTS), spans, st.none() | spans) | st.builds(
+    Selector, st.sampled_from(["in", "mid", "out"]), spans, st.none() | spans, st.just(True)
+)
+selectors = selectors.map(
+    lambda each: Selector("mid", (0, 0), each.layers, each.counted) if each.part == "mid" else each
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -11,23 +12,35 @@ from asag.blocks import Address, BlockList, BlocksError, block_name, late_blocks
 from asag.models.base import Family
 
 
+@dataclass
+class Reading:
+    """What a list says of a model: the layers that it selects, the items that the model lacks, why it can't be used
+    (or None), and what its counted items, such as d4, are called here."""
+
+    chosen: list[Address] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    problem: str | None = None
+    counted: dict[str, str] = field(default_factory=dict)
+
+
 def inventory(model: nn.Module, family: Family, blocks: str = "auto", toggle: str = "") -> dict[str, Any]:
     """The self-attention blocks of a model, and what the list `blocks` selects of them.
 
     Returns a JSON object: `family`, `experimental`; `auto` and `late`, what these words mean here, and `auto_reason`;
     `blocks`, for each its `address`, how many `layers` it has and how many of them are `chosen`; `unknown`, what the
-    list names and the model lacks; `problem`, why the list can't be used, or null; and `text`, the list, in which the
-    block `toggle` has changed sides if one is given.
+    list names and the model lacks; `problem`, why the list can't be used, or null; `counted`, what its items in the
+    spelling d4, m0, u3.1 are here, by item; `text`, the list, in which the block `toggle` has changed sides if one is
+    given; and `note`, why that block has not, or null.
     """
     addresses = [layer.address for layer in family.layers(model)]
     auto = family.default_blocks(model)
-    chosen, unknown, problem = read(blocks, addresses, auto)
-    text = blocks
+    reading, text, note = read(blocks, addresses, auto), blocks, None
     if toggle:
-        changed = toggled(chosen, addresses, toggle)
-        if changed:
+        changed = toggled(reading.chosen, addresses, toggle)
+        note = _why_not(changed, addresses, toggle)
+        if note is None:
             text = write_list(addresses, changed)
-            chosen, unknown, problem = read(text, addresses, auto)
+            reading = read(text, addresses, auto)
     names = list(dict.fromkeys(map(block_name, addresses)))
     return {
         "family": family.name,
@@ -39,32 +52,38 @@ def inventory(model: nn.Module, family: Family, blocks: str = "auto", toggle: st
             {
                 "address": name,
                 "layers": sum(block_name(address) == name for address in addresses),
-                "chosen": sum(block_name(address) == name for address in chosen),
+                "chosen": sum(block_name(address) == name for address in reading.chosen),
             }
             for name in names
         ],
         "text": text,
-        "unknown": unknown,
-        "problem": problem,
+        "unknown": reading.unknown,
+        "problem": reading.problem,
+        "counted": reading.counted,
+        "note": note,
     }
 
 
-def read(text: str, addresses: Sequence[Address], auto: BlockList) -> tuple[list[Address], list[str], str | None]:
-    """The layers that a list selects, the items of it that the model lacks, and why it can't be used, or None."""
+def read(text: str, addresses: Sequence[Address], auto: BlockList) -> Reading:
+    """What a list says of a model with these addresses, item by item."""
     pairs = [(address, address) for address in addresses]
     try:
         wanted = parse_blocks(text)
     except BlocksError as error:
-        return [], [], str(error)
-    chosen: list[Address] = []
-    unknown, problem = [], None
+        return Reading(problem=str(error))
+    reading, chosen = Reading(), set()
     for part in [wanted] if wanted.keyword else [BlockList((selector,)) for selector in wanted.selectors]:
         try:
-            chosen += select(part, pairs, auto)
+            found = select(part, pairs, auto)
         except BlocksError as error:
-            unknown.append(str(part))
-            problem = problem or str(error)
-    return [address for address in addresses if address in chosen], unknown, problem
+            reading.unknown.append(str(part))
+            reading.problem = reading.problem or str(error)
+            continue
+        chosen.update(found)
+        if any(selector.counted for selector in part.selectors):
+            reading.counted[str(part)] = write_list(addresses, found)
+    reading.chosen = [address for address in addresses if address in chosen]
+    return reading
 
 
 def toggled(chosen: Sequence[Address], addresses: Sequence[Address], block: str) -> list[Address]:
@@ -73,3 +92,12 @@ def toggled(chosen: Sequence[Address], addresses: Sequence[Address], block: str)
     if all(address in chosen for address in layers):
         return [address for address in chosen if address not in layers]
     return [address for address in addresses if address in chosen or address in layers]
+
+
+def _why_not(changed: Sequence[Address], addresses: Sequence[Address], block: str) -> str | None:
+    """Why a click on a block leaves the list as it is; None when it doesn't."""
+    if block not in map(block_name, addresses):
+        return f"This model has no {block}."
+    if not changed:
+        return f"{block} is the only block that is weakened: choose another one first, or switch ASAG off."
+    return None
