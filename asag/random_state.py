@@ -6,19 +6,22 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
+from torch import nn
 
 
 class RandomState:
-    """The random generators, the CPU's, the device's and HyperTile's, as they were when this was made.
+    """The random generators, the CPU's, the device's, HyperTile's and, of a `model` in which tomesd merges tokens,
+    tomesd's, as they were when this was made.
 
     ControlNet's reference modes draw noise inside the model, HyperTile every layer's tiles: the perturbed pass needs
     the same for δ to be that of the perturbation, and what comes after it must draw what it would have drawn without.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, model: nn.Module | None = None) -> None:
+        self.device, self.model = device, model
         self.generators = [(torch.set_rng_state, torch.get_rng_state())]
         if device.type in ("cuda", "xpu"):
             backend = getattr(torch, device.type)
@@ -29,6 +32,10 @@ class RandomState:
         tiles = getattr(sys.modules.get("hypertile"), "RNG_INSTANCE", None)
         if tiles is not None:
             self.generators.append((tiles.setstate, tiles.getstate()))
+        merging = getattr(model, "_tome_info", None)
+        if merging is not None:
+            keeper = merging["args"]
+            self.generators.append((partial(_set_generator, keeper), _copied(keeper["generator"])))
 
     def restore(self) -> None:
         for set_state, state in self.generators:
@@ -37,9 +44,18 @@ class RandomState:
     @contextmanager
     def again(self) -> Iterator[None]:
         """Draw the numbers from then; afterwards go on where the generators are now."""
-        now = RandomState(self.device)
+        now = RandomState(self.device, self.model)
         self.restore()
         try:
             yield
         finally:
             now.restore()
+
+
+def _set_generator(keeper: dict[str, Any], generator: torch.Generator | None) -> None:
+    """tomesd (patch.py: compute_merge) makes its generator from torch's at the first draw; until then it has None."""
+    keeper["generator"] = _copied(generator)
+
+
+def _copied(generator: torch.Generator | None) -> torch.Generator | None:
+    return None if generator is None else torch.Generator(generator.device).set_state(generator.get_state())

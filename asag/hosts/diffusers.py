@@ -11,28 +11,46 @@ asag.branch); where they can't, the perturbed call is one of its own.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from threading import get_ident
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from asag.guidance import AdaptiveScale, keep_contrast, rescale_factor, scheduled_scale
+from asag.guidance import keep_contrast, rescale_factor, scheduled_scale
 from asag.hosts.diffusers_call import Call, Shift, argument, picture_of, scene_of, velocity_of_grey, with_rows
+from asag.hosts.diffusers_caller import calling_pipeline
+from asag.hosts.diffusers_foreign import Foreign, caches, foreign_code, nothing_kept
+from asag.hosts.diffusers_pass import Passes
 from asag.models.base import UnsupportedModel, family_of, has_class
 from asag.models.diffusers_mmdit import FluxTransformer, Sd3Transformer
 from asag.models.diffusers_unet import DiffusersUnet
 from asag.perturb import branching, choose_layers, perturbed, slice_rows
+from asag.random_state import RandomState
 from asag.settings import AsagSettings, SettingsError
 from asag.trace import Trace
 from asag.watched import Watched
 
+logger = logging.getLogger(__name__)
+
 FAMILIES = (DiffusersUnet(), Sd3Transformer(), FluxTransformer())
 
+
+@dataclass(frozen=True)
+class Opened:
+    """A guidance (None: one that changes nothing) and the thread that opened it."""
+
+    guidance: Guidance | None
+    thread: int
+
+
 # The guidances open on a denoiser; of nested ones the innermost holds.
-_open: WeakKeyDictionary[nn.Module, list[object]] = WeakKeyDictionary()
+_open: WeakKeyDictionary[nn.Module, list[Opened]] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -43,9 +61,10 @@ def asag_guidance(pipe: Any, **settings: Any) -> Iterator[Trace | None]:
         pipe: a pipeline with a `unet` or a `transformer`.
         settings: any of AsagSettings but those of the hires pass; `enabled` is True here unless given.
 
-    Nested use is allowed: the inner guidance holds until its context closes. Of two pipelines that share a denoiser,
-    guide one at a time. Settings that change nothing (scale 0, enabled False, an empty window) touch nothing. A
-    denoiser that torch.compile returned stays compiled; the perturbed pass runs the module it was made from.
+    Nested use is allowed: the inner guidance holds until its context closes. Pipelines that share the denoiser
+    (`from_pipe`) are guided, too, each by its own steps and CFG scale. Settings that change nothing (scale 0, enabled
+    False, an empty window) touch nothing. A denoiser that torch.compile returned stays compiled; the perturbed pass
+    runs the module it was made from. Beside code of others in the model each perturbed pass is one of its own.
 
     Yields what the guidance leaves for figures, if `figures` is True, otherwise None. Each pipeline call is a pass in
     it; `asag.figures.draw` draws it:
@@ -57,17 +76,21 @@ def asag_guidance(pipe: Any, **settings: Any) -> Iterator[Trace | None]:
     Raises:
         SettingsError: naming every unknown or bad setting.
         BlocksError: naming the block that the model doesn't have, and what it has.
-        UnsupportedModel: naming the pipeline or the model that can't be guided, and why.
+        UnsupportedModel: naming the pipeline or the model that can't be guided, and why; a pipeline's call raises it,
+            too, for what is seen only then.
     """
     given = AsagSettings.from_mapping({"enabled": True, **settings})
     elsewhere = [f"{name}: {settings[name]!r}; allowed: nothing, here" for name in settings if name.startswith("hires")]
     if elsewhere:
         raise SettingsError(elsewhere)  # a hires pass is a pipeline call of its own
     denoiser = denoiser_of(pipe)
+    stack = _open.setdefault(denoiser, [])
+    if stack and stack[-1].thread != get_ident():
+        name = type(denoiser).__name__
+        raise UnsupportedModel(f"model: {name} is being guided by another thread; allowed: one thread at a time")
     guidance = Guidance(pipe, denoiser, given) if given.active else None
     handles = guidance.attach() if guidance else []
-    stack = _open.setdefault(denoiser, [])
-    stack.append(guidance)
+    stack.append(Opened(guidance, get_ident()))
     try:
         yield guidance.trace if guidance else None
     finally:
@@ -94,7 +117,7 @@ def denoiser_of(pipe: Any) -> nn.Module:
 def eager(denoiser: nn.Module) -> nn.Module:
     """The denoiser itself, or the module that torch.compile(denoiser) was given.
 
-    Raises UnsupportedModel where attention can't be replaced: compiled in place, or with a cache of block outputs.
+    Raises UnsupportedModel where attention can't be replaced: compiled in place, or with a cache of what layers gave.
     """
     model = getattr(denoiser, "_orig_mod", denoiser)
     if any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()):
@@ -102,9 +125,11 @@ def eager(denoiser: nn.Module) -> nn.Module:
             f"model: {type(model).__name__} is compiled in place, by compile() or compile_repeated_blocks(); allowed: "
             "torch.compile(model), whose result leaves the model as it is, or no compilation"
         )
-    if getattr(model, "is_cache_enabled", False):
+    cached = caches(model)
+    if cached or getattr(model, "is_cache_enabled", False):
         raise UnsupportedModel(
-            f"model: {type(model).__name__} reuses outputs of blocks; allowed: disable_cache() first"
+            f"model: {type(model).__name__} reuses outputs of blocks {cached}; allowed: disable_cache() first, or a "
+            "model without such hooks"
         )
     return model
 
@@ -119,15 +144,13 @@ class Guidance:
         self.layers = choose_layers(self.model, self.family, settings.blocks)
         self.trace = Trace() if settings.figures else None
         self.operator = Watched(settings.operator(), self.trace) if self.trace else settings.operator()
-        self.adaptive = AdaptiveScale()
         self.timesteps_of_sigma = 1 if isinstance(self.family, FluxTransformer) else 1000
-        self.steps = 0
-        self.rows = 0
-        self.timesteps: Tensor | None = None
-        self.sample: Tensor | None = None
-        self.timestep: Any = None
+        self.passes = [Passes(pipe, self.family)]
+        self.current = self.passes[0]
+        self.foreign: list[Foreign] = []
+        self.warned = ""
+        self.thread: int | None = None
         self.call: Call | None = None
-        self.shift: Shift | None = None
         self.opened = ExitStack()
         with perturbed(self.layers, self.family, self.operator):
             pass  # a layer that can't be perturbed says so before sampling starts
@@ -140,34 +163,70 @@ class Guidance:
         return [
             self.denoiser.register_forward_pre_hook(self.before, with_kwargs=True),
             self.denoiser.register_forward_hook(self.after, with_kwargs=True, prepend=True),
-            self.denoiser.register_forward_hook(self.close, always_call=True),
+            self.denoiser.register_forward_hook(self.finish, always_call=True),
         ]
 
-    def close(self, *hooked: Any) -> None:
-        """Take a branch out of the model, also when the host's call failed."""
+    def finish(self, *hooked: Any) -> None:
+        """The host's call is over, also when it failed; one that another thread's call kept out changes nothing."""
+        if self.thread in (None, get_ident()):
+            self.close()
+
+    def close(self) -> None:
+        """Take a branch out of the model."""
         self.opened.close()
+        self.thread = None
 
     def holds(self) -> bool:
-        return _open[self.denoiser][-1] is self
+        return _open[self.denoiser][-1].guidance is self
 
     def before(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Copy what the perturbed pass needs, before the host's call takes things out of its arguments."""
-        self.call = None
-        if not self.holds() or self.repeats_step(args, kwargs):
+        if not self.holds():
             return
-        self.shift = None
-        step, steps = self.next_step()
+        if self.thread not in (None, get_ident()):
+            name = type(self.model).__name__
+            raise UnsupportedModel(f"model: {name} was called by two threads at once; allowed: one call after another")
+        self.thread, self.call = get_ident(), None
+        current = self.current = self.passes_of(calling_pipeline(self.pipe, denoiser))
+        if current.repeats_step(args, kwargs, self.settings.rescale):
+            return
+        step, steps = current.next_step()
+        if step == 0:
+            self.begin_pass(steps)
         given = self.settings
         scale = scheduled_scale(given.scale, given.schedule, step, steps, given.start, given.end)
         sample = argument(args, kwargs, 0, "sample", "hidden_states")
-        cond = self.conditional_rows(sample)
+        cond = current.conditional_rows(sample)
         if scale:
             total = sample.shape[0]
             self.call = Call(slice_rows(list(args), cond, total), slice_rows(kwargs, cond, total), cond, scale)
-            if self.can_branch(kwargs):
+            if self.foreign:
+                everything = slice(0, total)
+                whole = slice_rows(list(args), everything, total), slice_rows(kwargs, everything, total)
+                self.call.whole, self.call.random_state = whole, RandomState(sample.device, self.model)
+            elif self.can_branch(kwargs):
                 scene = scene_of(self.call.args, self.call.kwargs)
                 branch = branching(self.model, self.layers, self.family, self.operator, scene, cond, total)
                 self.call.branch = self.opened.enter_context(branch)
+
+    def passes_of(self, pipe: Any) -> Passes:
+        """What is counted of a pipeline's calls; raises UnsupportedModel for a kind that can't be guided."""
+        for passes in self.passes:
+            if passes.pipe is pipe:
+                return passes
+        denoiser_of(pipe)
+        self.passes.append(Passes(pipe, self.family))
+        return self.passes[-1]
+
+    def begin_pass(self, steps: int) -> None:
+        """A pipeline begins with a picture: others may have put code into the model, or taken theirs out."""
+        eager(self.denoiser)
+        self.foreign = foreign_code(self.model)
+        if self.foreign and self.warned != str(self.foreign[0]):
+            self.warned = str(self.foreign[0])
+            logger.warning("ASAG takes whole extra passes, of all rows: %s, which may treat rows together", self.warned)
+        if self.trace:
+            self.trace.begin_pass(steps)
 
     def can_branch(self, kwargs: dict[str, Any]) -> bool:
         """Whether the perturbed rows can be those of a branch: in a compiled call none can begin, and what is in the
@@ -188,29 +247,40 @@ class Guidance:
                 rows, weakened = call.branch.split(rows)
                 output = with_rows(output, rows)
             else:
-                scene = scene_of(call.args, call.kwargs)
-                with torch.no_grad(), perturbed(self.layers, self.family, self.operator, scene):
-                    weakened = self.model.forward(*call.args, **call.kwargs)[0]
-            self.shift = self.shift_of(rows, call, weakened)
-        if self.shift is not None:
-            self.shift.apply(rows)
+                weakened = self.predict_weakened(call)
+            self.current.shift = self.shift_of(rows, call, weakened)
+        if self.current.shift is not None:
+            self.current.shift.apply(rows)
         return output
+
+    def predict_weakened(self, call: Call) -> Tensor:
+        """A whole extra pass. Beside foreign code it is of all the host's rows, with the host's random numbers.
+
+        Raises UnsupportedModel when that code remembers the pass.
+        """
+        scene = scene_of(call.args, call.kwargs)
+        with torch.no_grad(), perturbed(self.layers, self.family, self.operator, scene):
+            if call.whole is None:
+                return self.model.forward(*call.args, **call.kwargs)[0]
+            args, kwargs = call.whole
+            with nothing_kept(self.foreign), call.random_state.again():
+                return self.model.forward(*args, **kwargs)[0][call.cond]
 
     def shift_of(self, rows: Tensor, call: Call, weakened: Tensor) -> Shift:
         cond = rows[call.cond]
         delta = cond - weakened
         if self.settings.contrast < 1:
             delta = self.less_contrast(delta, cond, call)
-        scale = self.adaptive(call.scale, delta) if self.settings.adaptive else call.scale
+        scale = self.current.adaptive(call.scale, delta) if self.settings.adaptive else call.scale
         if self.trace:
-            self.trace.add_step(self.steps - 1, scale, delta, scene_of(call.args, call.kwargs).latent_size)
+            self.trace.add_step(self.current.steps - 1, scale, delta, scene_of(call.args, call.kwargs).latent_size)
         added = delta * scale
         if not self.settings.rescale:
             return Shift(added, None)
         guided = cond
         if call.cond.start:
             uncond = rows[: call.cond.start]
-            guided = uncond + self.pipe.guidance_scale * (cond - uncond)
+            guided = uncond + self.current.pipe.guidance_scale * (cond - uncond)
         guided = guided + added
         # The weights that the pipeline combines rows with have the sum 1, so what is done to every row is done to the
         # guided result. In a UNet it is done to the prediction, as in pipelines that have a guidance_rescale. A
@@ -226,53 +296,4 @@ class Guidance:
         if not isinstance(self.family, DiffusersUnet):
             zero = velocity_of_grey(call.args, call.kwargs, cond, self.timesteps_of_sigma)
             return keep_contrast(delta, zero - cond, kept, channels=1 if cond.ndim == 4 else -1)
-        return keep_contrast(delta, picture_of(self.pipe.scheduler, call.args, call.kwargs, cond), kept)
-
-    def repeats_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether the host predicts the same latents once more in the same step; those rows get the same shift.
-
-        Flux does it for its negative prompt (the same tensor and timestep again), SD3 for skip-layer guidance.
-        """
-        if kwargs.get("skip_layers") is not None:
-            return True
-        if not isinstance(self.family, FluxTransformer):
-            return False
-        sample, timestep = argument(args, kwargs, 0, "hidden_states"), argument(args, kwargs, 3, "timestep")
-        repeats = sample is self.sample and self.timestep is not None and torch.equal(timestep, self.timestep)
-        self.sample, self.timestep = sample, timestep
-        if repeats and self.settings.rescale and self.shift is not None:
-            raise UnsupportedModel(
-                f"rescale: {self.settings.rescale} with a negative prompt in {type(self.pipe).__name__}; allowed: 0"
-            )
-        return repeats
-
-    def next_step(self) -> tuple[int, int]:
-        """This model call's number in the pipeline call, from 0, and how many there will be.
-
-        Schedulers make new timesteps for each pipeline call, one for each model call.
-        """
-        timesteps = self.pipe.scheduler.timesteps
-        total = getattr(self.pipe, "num_timesteps", None) or len(timesteps)
-        if timesteps is not self.timesteps or self.steps >= total:
-            self.timesteps, self.steps, self.rows = timesteps, 0, 0
-            self.adaptive = AdaptiveScale()
-            if self.trace:
-                self.trace.begin_pass(total)
-        self.steps += 1
-        return self.steps - 1, total
-
-    def conditional_rows(self, sample: Tensor) -> slice:
-        """Where the conditional rows are; raises UnsupportedModel if the rows aren't [unconditional, conditional]."""
-        total, half = sample.shape[0], sample.shape[0] // 2
-        guided = getattr(self.pipe, "do_classifier_free_guidance", None)
-        if isinstance(self.family, FluxTransformer) or (guided is not None and not guided):
-            return slice(0, total)
-        # The same latents twice; looked at once per image, since that waits for the device.
-        fits = guided and total == (self.rows or 2 * half)
-        if not fits or (not self.rows and not torch.equal(sample[:half], sample[half:])):
-            raise UnsupportedModel(
-                f"pipe: {type(self.pipe).__name__} calls its denoiser on {total} rows that aren't the unconditional "
-                "and the conditional ones of its images; allowed: pipelines with plain classifier-free guidance"
-            )
-        self.rows = total
-        return slice(half, total)
+        return keep_contrast(delta, picture_of(self.current.pipe.scheduler, call.args, call.kwargs, cond), kept)

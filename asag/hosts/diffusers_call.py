@@ -11,6 +11,7 @@ from torch import Tensor
 from asag.branch import RowBranch
 from asag.guidance import shift_rows
 from asag.models.base import Scene, UnsupportedModel
+from asag.random_state import RandomState
 
 
 def argument(args: Any, kwargs: dict[str, Any], position: int, *names: str) -> Any:
@@ -99,10 +100,13 @@ def picture_of(scheduler: Any, args: Any, kwargs: dict[str, Any], prediction: Te
 
 @dataclass
 class Call:
-    """What the perturbed pass needs of the host's call: its conditional rows, or the branch that they take in it."""
+    """What the perturbed pass needs of the host's call: its conditional rows, or the branch that they take in it; or,
+    beside foreign code, the arguments for all rows and the random numbers as they were."""
 
     args: list[Any]
     kwargs: dict[str, Any]
     cond: slice
     scale: float
     branch: RowBranch | None = None
+    whole: tuple[list[Any], dict[str, Any]] | None = None
+    random_state: RandomState | None = None

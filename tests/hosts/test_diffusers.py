@@ -15,6 +15,7 @@ from diffusers import (
     FirstBlockCacheConfig,
     HeunDiscreteScheduler,
     StableDiffusion3PAGPipeline,
+    StableDiffusion3Pipeline,
     StableDiffusionControlNetPAGPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionInstructPix2PixPipeline,
@@ -220,14 +221,18 @@ def test_settings_that_change_nothing_touch_nothing(settings: dict[str, Any]) ->
 
 
 def test_outputs_keep_their_type() -> None:
-    pipe = sd3_pipe()
+    class Predicting(StableDiffusion3Pipeline):
+        def predict(self, **call: Any) -> Any:
+            return self.transformer(**call)
+
+    pipe = sd3_pipe(Predicting)
     pipe(**inputs("sd3"))
     call = {"hidden_states": normal(2, 4, 8, 8), "timestep": torch.tensor([500.0, 500.0])}
     call["hidden_states"][1] = call["hidden_states"][0]
     call |= {"encoder_hidden_states": normal(2, 6, 16), "pooled_projections": normal(2, 16)}
     plain = pipe.transformer(**call)
     with asag_guidance(pipe):
-        as_object, as_tuple = pipe.transformer(**call), pipe.transformer(**call, return_dict=False)
+        as_object, as_tuple = pipe.predict(**call), pipe.predict(**call, return_dict=False)
     assert type(as_object) is type(plain)
     assert isinstance(as_tuple, tuple)
     assert torch.equal(as_object.sample, as_tuple[0])
