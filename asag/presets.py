@@ -19,7 +19,7 @@ from asag.settings import AsagSettings, options
 
 # Fast: three fifths of the steps, the early ones, which decide the picture's structure; and a block after the middle.
 # Clean: ASAG's best on the small MMDiT, better than PAG and SEG there without captions, on noise that its search hadn't
-# seen (docs/evidence).
+# seen (research/asag).
 PRESETS: dict[str, dict[str, Any]] = {
     "Paper": {"scale": 1.5},
     "Gentle": {"scale": 0.8},

@@ -15,8 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from asag.hosts.diffusers import asag_guidance
-from asag.lab import embedded, papers, quality, scenes
-from asag.lab.classifier import objects_right
+from asag.lab import papers
+from asag.lab.embedded import drawings, quality, shipped
+from asag.lab.embedded.classifier import objects_right
 
 # At the scales of the papers, each in the middle block.
 METHODS: dict[str, dict[str, Any]] = {
@@ -36,24 +37,24 @@ def generate(
     seed, parts = options.pop("seed"), []
     for number, part in enumerate(labels.split(BATCH)):
         with asag_guidance(pipeline, blocks="mid", **settings) if settings else nullcontext():
-            parts.append(embedded.sample(pipeline, part, seed=seed + number, **options))
+            parts.append(shipped.sample(pipeline, part, seed=seed + number, **options))
         bar.update(len(part))
     return torch.cat(parts)
 
 
-def compare(results: dict[str, Tensor], drawn: scenes.Scenes, path: Path) -> None:
+def compare(results: dict[str, Tensor], drawn: drawings.Scenes, path: Path) -> None:
     """The labelled grid: a row per caption, a column per method."""
     figure = Figure(figsize=(1.6 * len(results) + 1.6, 1.62 * PICTURES + 0.5), layout="constrained")
     grid = figure.subplots(PICTURES, len(results))
     for column, (name, images) in enumerate(results.items()):
-        for row, picture in enumerate(embedded.to_pil(images[:PICTURES], scale=4)):
+        for row, picture in enumerate(shipped.to_pil(images[:PICTURES], scale=4)):
             axes = grid[row][column]
             axes.imshow(picture)
             axes.set(xticks=[], yticks=[])
             if row == 0:
                 axes.set_title(name, fontweight="bold")
             if column == 0:
-                axes.set_ylabel(scenes.caption(drawn.labels[row]).replace(", ", "\n"), fontsize=8)
+                axes.set_ylabel(drawings.caption(drawn.labels[row]).replace(", ", "\n"), fontsize=8)
     figure.savefig(path, dpi=100)
 
 
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.samples < PICTURES:
         parser.error(f"--samples: {args.samples}; allowed: at least {PICTURES}")
     torch.set_num_threads(args.threads)
-    pipeline, classifier = embedded.load_pipeline(), embedded.load_classifier()
+    pipeline, classifier = shipped.load_pipeline(), shipped.load_classifier()
     drawn = quality.captions_for(args.samples, args.seed)
     options = {"guidance_scale": args.guidance_scale, "steps": args.steps, "seed": args.seed}
     results, metrics = {}, {}

@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from PIL import Image
 
 from asag.hosts.diffusers import FAMILIES, asag_guidance
-from asag.lab import embedded, scenes
+from asag.lab.embedded import drawings, shipped
 from asag.models.base import family_of
 from asag.presets import Presets
 from asag.settings import AsagSettings, SettingsError
@@ -49,7 +49,7 @@ class Studio:
     """Draws. One drawing at a time; of those that wait, only the newest is made."""
 
     def __init__(self) -> None:
-        self.pipeline = embedded.load_pipeline()
+        self.pipeline = shipped.load_pipeline()
         self.lock = threading.Lock()
         self.newest = 0
         self.plain = lru_cache(maxsize=32)(self._plain)
@@ -79,9 +79,9 @@ class Studio:
             return self._sample(*asked)
 
     def _sample(self, caption: str, guidance_scale: float, steps: int, seed: int) -> Image.Image:
-        labels = scenes.parse_caption(caption).expand(PICTURES, -1, -1)
-        images = embedded.sample(self.pipeline, labels, guidance_scale=guidance_scale, steps=steps, seed=seed)
-        pictures = embedded.to_pil(images, ENLARGED)
+        labels = drawings.parse_caption(caption).expand(PICTURES, -1, -1)
+        images = shipped.sample(self.pipeline, labels, guidance_scale=guidance_scale, steps=steps, seed=seed)
+        pictures = shipped.to_pil(images, ENLARGED)
         side = pictures[0].width
         sheet = Image.new("RGB", (2 * side + 4, 2 * side + 4), "white")
         for number, picture in enumerate(pictures):
@@ -97,7 +97,7 @@ def page(studio: Studio, presets: Presets, first_steps: int) -> gr.Blocks:
                 caption = gr.Textbox(
                     "red disc, blue square",
                     label="Caption",
-                    info=f"One or two of: {', '.join(scenes.COLOURS)}; {', '.join(scenes.SHAPES)}.",
+                    info=f"One or two of: {', '.join(drawings.COLOURS)}; {', '.join(drawings.SHAPES)}.",
                     elem_id="caption",
                 )
                 with gr.Row():

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from asag.hosts.diffusers import asag_guidance
-from asag.lab import embedded, scenes
+from asag.lab.embedded import drawings, shipped
 
 CAPTIONS = ("red disc, blue square", "green cross, white triangle", "magenta square, yellow disc")
 SEED = 3
@@ -71,7 +71,7 @@ def draw(path: Path, title: str, pictures: dict[str, torch.Tensor]) -> None:
     figure.suptitle(title, fontsize=11)
     grid = figure.subplots(len(CAPTIONS), len(pictures))
     for column, (name, images) in enumerate(pictures.items()):
-        for line, picture in enumerate(embedded.to_pil(images, scale=3)):
+        for line, picture in enumerate(shipped.to_pil(images, scale=3)):
             grid[line][column].imshow(picture)
             grid[line][column].set(xticks=[], yticks=[])
         grid[0][column].set_title(name, fontsize=10)
@@ -85,8 +85,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    pipeline = embedded.load_pipeline()
-    labels = torch.stack([scenes.parse_caption(text) for text in CAPTIONS])
+    pipeline = shipped.load_pipeline()
+    labels = torch.stack([drawings.parse_caption(text) for text in CAPTIONS])
     args.out.mkdir(parents=True, exist_ok=True)
     for name, (title, values) in tqdm(ROWS.items(), unit="row"):
         if args.only not in (None, name):
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         pictures = {}
         for value, settings in values.items():
             with asag_guidance(pipeline, **SHOWN | settings):
-                pictures[value] = embedded.sample(pipeline, labels, guidance_scale=CFG, steps=STEPS, seed=SEED)
+                pictures[value] = shipped.sample(pipeline, labels, guidance_scale=CFG, steps=STEPS, seed=SEED)
         draw(args.out / f"{name}.png", title, pictures)
     return 0
 

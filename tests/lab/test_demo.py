@@ -9,7 +9,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from asag.__main__ import main
-from asag.lab import demo, embedded, quality
+from asag.lab import demo
+from asag.lab.embedded import quality, shipped
 
 
 def test_demo_writes_the_grid_and_the_figures(tmp_path, capsys):
@@ -25,7 +26,7 @@ def test_demo_writes_the_grid_and_the_figures(tmp_path, capsys):
 
 
 def test_methods_differ_and_repeat():
-    pipeline, drawn = embedded.load_pipeline(), quality.captions_for(2, 0)
+    pipeline, drawn = shipped.load_pipeline(), quality.captions_for(2, 0)
     options = {"guidance_scale": 2.0, "steps": 3, "seed": 1}
 
     def images(name: str) -> torch.Tensor:

@@ -1,1 +1,0 @@
-"""Measurements behind what this project says, each repeatable with one command."""

@@ -1,0 +1,1 @@
+"""The experiments of three papers. They use the package asag; asag never uses them."""

@@ -1,0 +1,1 @@
+"""Experiments on adaptive guidance ("When guidance breaks")."""
