@@ -4,6 +4,10 @@
 (function () {
     "use strict";
 
+    // A second copy of the extension brings this file once more; two maps in one place would undo each other's clicks.
+    if (window.asagBlockMap) return;
+    window.asagBlockMap = true;
+
     const TICK_MS = 400; // how often the fields are looked at: settings also change by presets and pasted texts
     const STALE_MS = 5000; // how long the answer holds: the model may have been switched
     const SIDES = {in: "left", mid: "bottom", out: "right"};
@@ -49,7 +53,7 @@
             const asked = new URLSearchParams(toggle ? {blocks: text, toggle} : {blocks: text});
             let answer;
             try {
-                const response = await fetch(`asag/blocks?${asked}`);
+                const response = await fetch(`${this.place.dataset.route}?${asked}`);
                 answer = await response.json();
                 if (!response.ok) answer = {told: answer.detail || "The model's blocks can't be shown."};
             } catch (error) {

@@ -6,11 +6,13 @@ from modules import script_callbacks, scripts
 from modules.paths_internal import data_path
 from modules.ui_components import InputAccordion
 
-from asag.hosts import generation, webui
+from asag.hosts import generation, notes, webui
 from asag.presets import Presets
-from asag.webui import api, figures, infotext, routes, ui, xyz
+from asag.webui import api, copies, figures, infotext, routes, ui, xyz
 
-host = webui.find_host()
+first = copies.first_copy(__file__)
+host = webui.find_host() if first is None else None
+blocks_route = routes.secret_route() if webui.asks_for_password() else routes.BLOCKS
 presets = Presets(Path(data_path) / "asag-presets.json")
 
 
@@ -22,7 +24,7 @@ class AsagScript(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        accordion = ui.build(self.elem_id, InputAccordion, presets)
+        accordion = ui.build(self.elem_id, InputAccordion, presets, blocks_route)
         self.infotext_fields = [
             (component, lambda parameters, name=name: infotext.pasted_value(parameters, name))
             for name, component in accordion.settings.items()
@@ -33,6 +35,7 @@ class AsagScript(scripts.Script):
     def process_batch(self, p, *args, **kwargs):
         generation.disarm(p)
         p.extra_generation_params.pop(infotext.KEY, None)
+        notes.forget(p)
         try:
             settings = figures.allowed(p, api.read_args(args, xyz.overrides(p)))
             if settings.active:
@@ -42,6 +45,8 @@ class AsagScript(scripts.Script):
                     host, p, settings, unguided=lambda: p.extra_generation_params.pop(infotext.KEY, None)
                 )
                 figures.keep_trace(p, trace)
+            elif settings.enabled and settings.empty_window:
+                notes.note(p, f"ASAG guided no step of this image: {settings.empty_window}")
         except Exception as error:
             # The host would log it and go on unguided.
             generation.refuse(p, error)
@@ -60,11 +65,15 @@ def add_axes(*_):
 
 
 def add_routes(_, app):
-    routes.add_routes(app, host)
+    routes.add_routes(app, host, blocks_route)
 
 
-script_callbacks.on_infotext_pasted(infotext.on_infotext_pasted)
-script_callbacks.on_before_ui(add_axes)
-# Without a user interface the host never calls on_before_ui.
-script_callbacks.on_app_started(add_axes)
-script_callbacks.on_app_started(add_routes)
+if first is None:
+    script_callbacks.on_infotext_pasted(infotext.on_infotext_pasted)
+    script_callbacks.on_before_ui(add_axes)
+    # Without a user interface the host never calls on_before_ui.
+    script_callbacks.on_app_started(add_axes)
+    script_callbacks.on_app_started(add_routes)
+else:
+    # The host takes every script class that it finds here.
+    AsagScript = copies.second_copy(first, __file__)

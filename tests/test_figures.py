@@ -84,6 +84,7 @@ class Job:
 
     def __init__(self, script: int = 0) -> None:
         self.script_args, self.comments, self.iteration = (script, None), [], 0
+        self.extra_generation_params = {}
         self.processed = SimpleNamespace(images=[], infotexts=[], info="info", comments="", index_of_first_image=0)
 
     def comment(self, text: str) -> None:

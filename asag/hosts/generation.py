@@ -12,14 +12,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from asag.blocks import BlocksError
 from asag.guidance import AdaptiveScale, scheduled_scale
+from asag.hosts.checked import blocks_field, check_blocks
 from asag.hosts.conflicts import conflict
+from asag.hosts.notes import note
+from asag.hosts.refused import Refused
 from asag.hosts.reuse import Reuse
+from asag.hosts.told import told
 from asag.models.base import Family, UnsupportedModel
-from asag.perturb import choose_layers
 from asag.settings import AsagSettings, SettingsError
 from asag.trace import Trace
 from asag.watched import Watched
@@ -27,15 +31,6 @@ from asag.watched import Watched
 logger = logging.getLogger(__name__)
 
 RUN = "_asag_run"
-
-
-class Refused(RuntimeError):
-    """Ends the request with a message for the user; the host's API answers with `status_code`."""
-
-    def __init__(self, message: str, status_code: int) -> None:
-        super().__init__(message)
-        self.detail = message
-        self.status_code = status_code
 
 
 class Step(Protocol):
@@ -54,11 +49,15 @@ class GuidedRun:
         self.operator = Watched(settings.operator(), self.trace) if self.trace else settings.operator()
         self.adaptive = AdaptiveScale()
         self.call = 0
+        self.announced = 0
         self.guided_calls = 0
         self.missed_calls = 0
         self.blocks_field = "blocks"
         self.reuse = Reuse(settings.reuse)
         self.aside: str | None = None
+        self.notes: list[str] = []
+        self.began = False
+        self.largest: Tensor | None = None
         self.error: Exception | None = None
         self.step: Any = None
         self.barrier: Any = None
@@ -87,7 +86,9 @@ class GuidedRun:
             self.barrier = self.entrance(denoiser).register_forward_pre_hook(self._stop)
             return
         self.call = denoiser.step
+        began, self.began = self.began, True
         if denoiser.step == 0:
+            self.announced += denoiser.total_steps
             self.adaptive = AdaptiveScale()
             self.reuse.begin_pass()
             if self.trace:
@@ -101,13 +102,38 @@ class GuidedRun:
         scale = scheduled_scale(base, chosen.schedule, denoiser.step, denoiser.total_steps, chosen.start, chosen.end)
         if scale:
             with self.errors_told():
-                self.step = self.open_step(params, scale, blocks)
+                self.step = self._step_of(params, scale, blocks) if began else self.open_step(params, scale, blocks)
+
+    def _step_of(self, params: Any, scale: float, blocks: str) -> Step | None:
+        """A step of a run that has begun: where a refiner or the hires pass brought a model that can't be guided as
+        asked, what was generated so far isn't thrown away."""
+        try:
+            return self.open_step(params, scale, blocks)
+        except BlocksError as error:
+            self.tell(f"ASAG took the blocks auto in the model that came later: {self.blocks_field}: {error}")
+            return self.open_step(params, scale, "auto")
+        except UnsupportedModel as error:
+            self.tell(f"ASAG didn't guide the model that came later: {error}")
+        except Refused as error:
+            if error.status_code != 422:
+                raise
+            self.tell(f"ASAG didn't guide the model that came later: {error}")
+        return None
+
+    def tell(self, message: str) -> None:
+        """Have the user told of this when the pictures are there; once."""
+        if message not in self.notes:
+            logger.warning(message)
+            self.notes.append(message)
 
     def scale_of(self, scale: float, delta: Tensor, sigma: float | Tensor) -> float | Tensor:
         """What this step's δ, (images, …), is multiplied by; per image, (images, 1, …), where it is adaptive.
 
         delta / sigma is δ of the noise or velocity: a denoised picture's is σ times that.
         """
+        # Kept on the device: to read it in every step would wait for it.
+        largest = delta.detach().abs().amax()
+        self.largest = largest if self.largest is None else torch.maximum(self.largest, largest.to(self.largest))
         if self.settings.adaptive or self.trace:
             free = delta / sigma
             scale = self.adaptive(scale, free) if self.settings.adaptive else scale
@@ -123,9 +149,7 @@ class GuidedRun:
         if self.aside is None:
             self.aside = conflict(p.scripts.alwayson_scripts if p.scripts else []) or ""
             if self.aside:
-                message = f"ASAG was off for this image: it can't run beside {self.aside}"
-                logger.warning(message)
-                p.comment(message)
+                self.tell(f"ASAG was off for this image: it can't run beside {self.aside}")
         return bool(self.aside)
 
     @contextmanager
@@ -140,11 +164,12 @@ class GuidedRun:
             # A refiner or the hires pass brought another model.
             name = self.blocks_field if isinstance(error, BlocksError) else "model"
             self.error = Refused(f"ASAG settings: {name}: {error}", 422)
-            raise self.error from error
+            raise self.error from None
         except Exception as error:
             reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
             self.error = Refused(f"ASAG: the perturbed pass failed: {reason}", 500)
-            raise self.error from error
+            logger.exception(self.error.detail)
+            raise self.error from None
 
     def close(self) -> None:
         """Take the hooks out of the model; harmless when there are none."""
@@ -168,24 +193,6 @@ class Host(Protocol):
         """The denoiser that is loaded now, and its family; raises Refused when it can't be perturbed."""
 
 
-def check_blocks(model: nn.Module, family: Family, p: Any, settings: AsagSettings) -> None:
-    """Raise Refused before sampling when the model that runs first, or is to run the hires pass, lacks the blocks."""
-    other_model = getattr(p, "hr_checkpoint_name", None) not in (None, "", "Use same checkpoint")
-    hires = getattr(p, "enable_hr", False) and not other_model
-    for is_hires in (False, True) if hires else (False,):
-        scale, blocks = settings.in_pass(is_hires)
-        try:
-            if scale:
-                choose_layers(model, family, blocks)
-        except BlocksError as error:
-            raise Refused(f"ASAG settings: {blocks_field(settings, is_hires)}: {error}", 422) from error
-
-
-def blocks_field(settings: AsagSettings, is_hires: bool) -> str:
-    """The setting that a pass has its blocks from."""
-    return "hires_blocks" if is_hires and settings.hires_blocks != "same" else "blocks"
-
-
 def arm(host: Host, p: Any, settings: AsagSettings, unguided: Callable[[], None]) -> Trace | None:
     """Guide what the next `p.sample` generates. `unguided` is called if no step of it came to be guided.
 
@@ -201,19 +208,10 @@ def arm(host: Host, p: Any, settings: AsagSettings, unguided: Callable[[], None]
         out = sample(*args, **kwargs)
         if run.error is not None:
             raise run.error
-        if family.experimental:
-            p.comment(f"ASAG is experimental in {family.name}: checked with random weights, not on real pictures")
-        if run.reuse.comment():
-            p.comment(run.reuse.comment())
         if not run.guided_calls:
             unguided()
-        if run.missed_calls:
-            p.comment(
-                f"ASAG guided {run.guided_calls} steps and left out others: the sampler replaces the "
-                "functions that guide (reForge's CFG++ samplers do); choose another one"
-            )
-        elif not run.guided_calls and not run.aside:
-            p.comment("ASAG guided no step of this image: none lies in its window, or hires fix was off")
+        for message in told(run, family):
+            note(p, message)
         return out
 
     _wrap_sample(p, run, guarded)
@@ -222,10 +220,12 @@ def arm(host: Host, p: Any, settings: AsagSettings, unguided: Callable[[], None]
 
 def refuse(p: Any, error: Exception) -> None:
     """Let the next `p.sample` end the request with `error`; a settings problem is the client's mistake."""
-    status_code = 422 if isinstance(error, SettingsError) else 500
+    status_code = error.status_code if isinstance(error, Refused) else 422 if isinstance(error, SettingsError) else 500
+    if status_code == 500:
+        logger.error("ASAG failed: %s", error, exc_info=error)
 
     def refused(sample: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        raise Refused(str(error), status_code) from error
+        raise Refused(str(error), status_code) from None
 
     _wrap_sample(p, None, refused)
 
@@ -253,6 +253,11 @@ def _wrap_sample(p: Any, run: GuidedRun | None, around: Callable[..., Tensor]) -
         used.append(True)
         try:
             return around(sample, *args, **kwargs)
+        except Refused as error:
+            if error.status_code == 422:
+                # The host logs none of its own for a request of the API.
+                logger.warning(error.detail)
+            raise
         finally:
             disarm(p)
 

@@ -1,4 +1,4 @@
-"""Which WebUI this is."""
+"""Which WebUI this is, and how it was started."""
 
 from __future__ import annotations
 
@@ -16,3 +16,10 @@ def find_host() -> Host:
     from asag.hosts.a1111 import A1111
 
     return A1111()
+
+
+def asks_for_password() -> bool:
+    """Whether the host's API asks for a name and a password (--api-auth)."""
+    from modules.shared_cmd_options import cmd_opts
+
+    return bool(cmd_opts.api_auth)

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from asag.figures import draw
+from asag.hosts.notes import note
 from asag.settings import AsagSettings
 from asag.trace import Trace
 
@@ -55,7 +56,7 @@ def allowed(p: Any, settings: AsagSettings) -> AsagSettings:
     by_script = bool(p.script_args) and bool(p.script_args[0])
     missing = find_spec("matplotlib") is None
     if missing and settings.active:
-        p.comment("ASAG draws no figures: the Python package matplotlib is missing; pip install matplotlib adds it")
+        note(p, "ASAG draws no figures: the Python package matplotlib is missing; pip install matplotlib adds it")
     return replace(settings, figures=not (missing or by_script or getattr(p, "txt2img_upscale", False)))
 
 
@@ -86,7 +87,7 @@ def append(p: Any, processed: Any) -> None:
     except Exception as error:
         logger.exception("ASAG: drawing the figures failed")
         message = f"ASAG: drawing the figures failed: {type(error).__name__}: {error}"
-        p.comment(message)
+        note(p, message)
         # The host has joined the comments already.
         processed.comments += f"{message}\n"
         return

@@ -10,17 +10,21 @@ read is taken, and `pasted_problems` tells what can't.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from asag.hosts.generation import Refused
+from asag.hosts.refused import Refused
 from asag.presets import CUSTOM, PresetError, Presets
 from asag.settings import AsagSettings, SettingsError, options, read_settings
 
 KEY = "ASAG"
 # What on_infotext_pasted leaves among the parameters; the answer of the route png-info shows it, too.
 PROBLEMS_KEY = "ASAG problems"
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -114,5 +118,7 @@ def pasted_value(parameters: Mapping[str, Any], name: str) -> Any:
         return None
     pasted = read_what_can_be(parameters)
     if pasted.problems and PROBLEMS_KEY not in parameters:
-        raise Refused(f"ASAG: the infotext can't be read: {'; '.join(pasted.problems)}", 422)
+        message = f"ASAG: the infotext can't be read: {'; '.join(pasted.problems)}"
+        logger.warning(message)
+        raise Refused(message, 422)
     return pasted.value(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,9 +11,22 @@ from fastapi.responses import JSONResponse
 from asag.hosts.generation import Host, Refused
 from asag.webui import api, block_map
 
+BLOCKS = "asag/blocks"
+# Any route of the host's API.
+OF_THE_HOST = "/sdapi/v1/txt2img"
 
-def add_routes(app: FastAPI, host: Host) -> None:
-    """GET /asag/schema and GET /asag/blocks, the latter with `blocks` and `toggle` as block_map.inventory has them.
+
+def secret_route() -> str:
+    """A route for the page's block map that nobody can guess: who sees the page may ask it, without the API's password.
+
+    A browser would ask the user for that password if the page asked the other route.
+    """
+    return f"asag/{secrets.token_urlsafe(16)}/blocks"
+
+
+def add_routes(app: FastAPI, host: Host, page_route: str = BLOCKS) -> None:
+    """GET /asag/schema and GET /asag/blocks, the latter with `blocks` and `toggle` as block_map.inventory has them;
+    protected as the host's API is. `page_route` gives the blocks to the page.
 
     Where there is no model to tell of, /asag/blocks says why, with the status of an error.
     """
@@ -23,5 +37,17 @@ def add_routes(app: FastAPI, host: Host) -> None:
         except Refused as error:
             return JSONResponse({"detail": error.detail}, status_code=error.status_code)
 
-    app.add_api_route("/asag/schema", api.schema, methods=["GET"])
-    app.add_api_route("/asag/blocks", blocks, methods=["GET"])
+    protection = api_protection(app)
+    app.add_api_route("/asag/schema", api.schema, methods=["GET"], dependencies=protection)
+    app.add_api_route(f"/{BLOCKS}", blocks, methods=["GET"], dependencies=protection)
+    if page_route != BLOCKS:
+        app.add_api_route(f"/{page_route}", blocks, methods=["GET"], include_in_schema=False)
+
+
+def api_protection(app: FastAPI) -> list[Any]:
+    """The dependencies of the host's own API, which asks for a name and a password under --api-auth
+    (modules/api/api.py: Api.add_api_route); none where it is open or switched off."""
+    for route in app.routes:
+        if getattr(route, "path", None) == OF_THE_HOST:
+            return list(route.dependencies)
+    return []

@@ -29,8 +29,11 @@ class Accordion:
     preset: Any
 
 
-def build(elem_id: ElemId, input_accordion: Callable[..., Any], presets: Presets) -> Accordion:
-    """Build the accordion. `input_accordion` is the host's InputAccordion (modules/ui_components.py)."""
+def build(
+    elem_id: ElemId, input_accordion: Callable[..., Any], presets: Presets, blocks_route: str = "asag/blocks"
+) -> Accordion:
+    """Build the accordion. `input_accordion` is the host's InputAccordion (modules/ui_components.py); `blocks_route` is
+    what the block map asks."""
     found: dict[str, Any] = {}
     panel = PresetPanel(presets, elem_id)
     with input_accordion(False, label="ASAG", elem_id=elem_id("enabled")) as found["enabled"]:
@@ -42,7 +45,7 @@ def build(elem_id: ElemId, input_accordion: Callable[..., Any], presets: Presets
             panel.build_list()
         with gr.Accordion("Advanced", open=False, elem_id=elem_id("advanced")):
             for group, names in groups.items():
-                _build_group(group, names, elem_id, found)
+                _build_group(group, names, elem_id, found, blocks_route)
             panel.build_manager()
     in_order = {name: found[name] for name in options()}
     held = {name: each for name, each in in_order.items() if name != "enabled" and options()[name][1].picture}
@@ -55,12 +58,13 @@ def names() -> list[str]:
     return list(options())
 
 
-def _build_group(group: str, names: list[str], elem_id: ElemId, found: dict[str, Any]) -> None:
+def _build_group(group: str, names: list[str], elem_id: ElemId, found: dict[str, Any], blocks_route: str) -> None:
     with gr.Group(elem_classes=["asag-group"]):
         gr.HTML(f"<h4>{group}</h4>", elem_classes=["asag-heading"])
         if "blocks" in names:
             _build(["blocks"], elem_id, found)
-            gr.HTML(f'<div class="asag-map" data-field="{elem_id("blocks")}"></div>', elem_id=elem_id("map"))
+            place = f'<div class="asag-map" data-field="{elem_id("blocks")}" data-route="{blocks_route}"></div>'
+            gr.HTML(place, elem_id=elem_id("map"))
         with gr.Row():
             _build(names, elem_id, found)
 

@@ -85,6 +85,7 @@ class Host:
         self.sd_models = SimpleNamespace(model_data=SimpleNamespace(sd_model=sd_model))
         self.comments: list[str] = []
         self.p = SimpleNamespace(scripts=None, comment=self.comments.append, is_hr_pass=False, sample=self.sample)
+        self.p.extra_generation_params = {}
         wrapped = SimpleNamespace(inner_model=sd_model)
         self.denoiser = SimpleNamespace(step=0, total_steps=4, p=self.p, inner_model=wrapped)
         self.x = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -307,10 +308,6 @@ def test_the_field_is_named_that_a_pass_has_its_blocks_from(host):
     ):
         with pytest.raises(Refused, match=rf"settings: {field}: 'out\.3'"):
             guided(host, **settings)
-    # Another checkpoint's blocks are known in the hires pass alone.
-    host.p.hr_checkpoint_name, host.p.is_hr_pass = "another", True
-    with pytest.raises(Refused, match=r"settings: hires_blocks: 'out\.3'"):
-        guided(host, hires_blocks="out.3", hires="both")
 
 
 @pytest.mark.parametrize("mark", ["model", "network"])

@@ -1,0 +1,44 @@
+"""What the user is told of a guided run that is over."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from asag.models.base import Family
+
+if TYPE_CHECKING:
+    from asag.hosts.generation import GuidedRun
+
+
+def told(run: GuidedRun, family: Family) -> list[str]:
+    """The messages about a run of a model of that family, in full sentences; none when all went as asked."""
+    messages = list(run.notes)
+    if family.experimental:
+        messages.append(f"ASAG is experimental in {family.name}: checked with random weights, not on real pictures")
+    if run.reuse.comment():
+        messages.append(run.reuse.comment())
+    stopped = how_it_was_stopped()
+    if run.missed_calls:
+        messages.append(
+            f"ASAG guided {run.guided_calls} steps and left out others: the sampler replaces the "
+            "functions that guide (reForge's CFG++ samplers do); choose another one"
+        )
+    elif stopped:
+        messages.append(f"ASAG guided {run.guided_calls} of {run.announced} steps: the image was {stopped}")
+    elif not run.guided_calls and not run.aside:
+        messages.append("ASAG guided no step of this image: none lies in its window, or hires fix was off")
+    if run.largest is not None and not bool(run.largest):
+        messages.append(
+            "ASAG changed nothing: the weakened attention is the ordinary one, as it is in a block with a single "
+            "token, for a small image; choose blocks with more of them, such as all"
+        )
+    return messages
+
+
+def how_it_was_stopped() -> str:
+    """What the user did to the batch that was sampled last, or nothing (modules/shared_state.py: State)."""
+    state = getattr(sys.modules.get("modules.shared"), "state", None)
+    if getattr(state, "interrupted", False):
+        return "interrupted"
+    return "skipped" if getattr(state, "skipped", False) else ""
