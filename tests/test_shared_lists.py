@@ -20,9 +20,7 @@ MID = parse_blocks("mid")
 def unet(depths_in: dict[int, int], middle: int, depths_out: dict[int, int]) -> list[Address]:
     """Addresses of a UNet, from how many layers each block has."""
     parts = (("in", depths_in), ("mid", {0: middle}), ("out", depths_out))
-    return [
-        Address(part, block, layer) for part, depths in parts for block in depths for layer in range(depths[block])
-    ]
+    return [Address(part, block, layer) for part, depths in parts for block in depths for layer in range(depths[block])]
 
 
 MODELS = {

@@ -26,6 +26,7 @@ from asag.models.forge_unet import ForgeUnet
 from asag.models.neo_image_alone import NeoAnima, NeoWan
 from asag.models.neo_lumina import NeoLumina
 from asag.models.neo_qwen import NeoQwen
+from asag.models.neo_qwen21 import NeoQwen21
 from asag.models.neo_single_stream import NeoErnie, NeoKrea
 from asag.perturb import choose_layers
 from asag.settings import AsagSettings
@@ -36,6 +37,7 @@ FAMILIES: tuple[Family, ...] = (
     ForgeSd3(),
     NeoLumina(),
     NeoQwen(),
+    NeoQwen21(),
     NeoKrea(),
     NeoErnie(),
     NeoAnima(),

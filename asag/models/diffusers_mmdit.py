@@ -52,7 +52,7 @@ class Sd3Transformer:
         return [*model.transformer_blocks, model.norm_out, model.proj_out]
 
     def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
-        return _attending(layer.address, original, operator, scene, text_first=False)
+        return _attending(layer, original, operator, scene, text_first=False)
 
 
 class FluxTransformer:
@@ -90,15 +90,16 @@ class FluxTransformer:
         return [*model.transformer_blocks, *model.single_transformer_blocks, model.norm_out, model.proj_out]
 
     def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
-        return _attending(layer.address, original, operator, scene, text_first=True)
+        return _attending(layer, original, operator, scene, text_first=True)
 
 
-def _attending(address: Address, original: Forward, operator: Operator, scene: Scene, text_first: bool) -> Forward:
+def _attending(layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene, text_first: bool) -> Forward:
     """A forward that is `original` with its attention replaced.
 
     Like attention and block alike it takes image tokens (batch, image tokens, channels) and, where the sequence is
-    joint, text tokens (batch, text tokens, channels). Raises RuntimeError if the attention never came by.
+    joint, text tokens (batch, text tokens, channels). Raises UnsupportedModel if the attention never came by.
     """
+    address, module = layer.address, layer.module
     # Of nested replacements the innermost holds, so it runs the host's forward and not the outer replacement.
     host_forward: Forward = getattr(original, "host_forward", original)
 
@@ -118,10 +119,10 @@ def _attending(address: Address, original: Forward, operator: Operator, scene: S
         with ReplacedAttention(address, images + texts, attend) as attention:
             result = host_forward(hidden_states, encoder_hidden_states, *others, **named)
         if not attention.replaced:
-            raise RuntimeError(
-                f"{address}: ran without calling torch's scaled_dot_product_attention on its {images + texts} tokens, "
-                "so it wasn't perturbed; another attention backend or a compiled block does that. Allowed: the native "
-                "attention backend, not compiled"
+            raise UnsupportedModel(
+                f"{address}: ASAG doesn't know the attention that {type(module).__name__} computes here, so it wasn't "
+                f"weakened; allowed: torch's scaled_dot_product_attention on its {images + texts} tokens, as the "
+                "attention backend native calls it"
             )
         return result
 

@@ -33,7 +33,8 @@ class SequenceLayer(AttentionLayer):
 class HostTransformer:
     """Base of the families. A subclass says where its layers are, and `image` where its sequence isn't the usual one.
 
-    `homes` are the (module, name) pairs under which the layers' code finds the host's attention function.
+    `homes` are the (module, name) pairs under which the layers' code finds the host's attention function; `hint` ends
+    the message about a layer that calls another one.
     """
 
     name = ""
@@ -42,6 +43,7 @@ class HostTransformer:
     row_methods: tuple[str, ...] = ()
     reason = "the middle of the depth, where the middle block of a UNet is"
     homes: tuple[tuple[str, str], ...] = ()
+    hint = ""
 
     def matches(self, model: nn.Module) -> bool:
         return has_class(model, self.class_name)
@@ -66,31 +68,53 @@ class HostTransformer:
         images = scene.image_tokens(layer.patch)
         return slice(texts, texts + images) if tokens >= texts + images else None
 
-    def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
-        def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor | None:
-            tokens = query.shape[2]
-            image = self.image(layer, scene, tokens) if key.shape[2] == tokens else None
-            if image is None:
-                return None
-            # A blur over a grid means the grid of one image.
-            grid = scene.grid(image.stop - image.start) if scene.frames == 1 else None
-            try:
-                return operator.joint(query, key, value, image, grid, mask)
-            except ValueError as error:
-                raise UnsupportedModel(f"{layer.address}: {error}") from error
+    def attend(
+        self,
+        layer: SequenceLayer,
+        operator: Operator,
+        scene: Scene,
+        given: tuple[Any, ...],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+    ) -> Tensor | None:
+        """What a layer, called with the arguments `given`, gets for one call of the host's attention function: see
+        StandIn. Raises ValueError for a mask that the operator can't keep to."""
+        tokens = query.shape[2]
+        image = self.image(layer, scene, tokens) if key.shape[2] == tokens else None
+        if image is None:
+            return None
+        # A blur over a grid means the grid of one image.
+        grid = scene.grid(image.stop - image.start) if scene.frames == 1 else None
+        return operator.joint(query, key, value, image, grid, mask)
 
+    def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
         def forward(*args: Any, **kwargs: Any) -> Any:
+            def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor | None:
+                try:
+                    return self.attend(layer, operator, scene, args, query, key, value, mask)
+                except ValueError as error:
+                    raise UnsupportedModel(f"{layer.address}: {error}") from error
+
             attention = StandIn(attend)
             with attention.at(self.homes):
                 result = original(*args, **kwargs)
             if not attention.calls:
-                raise UnsupportedModel(
-                    f"{layer.address}: ran without calling the host's attention on its image tokens, so it wasn't "
-                    "perturbed; an extension or a compiled block does that"
-                )
+                raise UnsupportedModel(self.unknown_attention(layer))
             return result
 
         return forward
+
+    def unknown_attention(self, layer: AttentionLayer) -> str:
+        """What is said of a layer that didn't call any function that this family knows on its image tokens."""
+        kind = type(layer.module)
+        known = ", ".join(f"{module}.{name}" for module, name in self.homes if hasattr(sys.modules.get(module), name))
+        return (
+            f"{layer.address}: ASAG doesn't know the attention that {kind.__module__}.{kind.__qualname__} computes "
+            f"here, so it wasn't weakened; allowed: {known or 'none that is loaded'}, over the image's tokens"
+            f"{self.hint}"
+        )
 
 
 class StandIn:

@@ -1,4 +1,4 @@
-"""Anima and Wan 2.2 as Neo runs them: self-attention over image tokens alone, text by cross-attention.
+"""Anima and Wan as Neo runs them: self-attention over image tokens alone, text by cross-attention.
 
 Sources: backend/nn/anima.py (Block.self_attn) and backend/nn/wan.py (WanAttentionBlock.self_attn). A video's tokens,
 those of all its frames, attend to each other, and so the perturbed plan too is over all of them. Frames of reference
@@ -34,8 +34,9 @@ class NeoAnima(HostTransformer):
 class NeoWan(NeoAnima):
     """layer.N is blocks[N]."""
 
-    name = "Wan 2.2 (Neo)"
+    name = "Wan (Neo)"
     class_name = "WanModel"
+    hint = "; RadialAttention Integrated puts its own there: switch it off"
     homes = (("backend.nn.wan", "attention_function"),)
 
     def layers(self, model: nn.Module) -> list[AttentionLayer]:

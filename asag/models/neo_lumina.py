@@ -1,7 +1,8 @@
 """Lumina 2 and Z-Image as Neo runs them.
 
-Source: backend/nn/lumina.py (NextDiT): text tokens first, padded to a multiple in Z-Image, then the image's, padded
-likewise. The refiner layers see text or image alone and come before the layers; they aren't addressed.
+Sources: backend/nn/lumina.py (NextDiT) and, for Nunchaku's weights, backend/nn/svdq.py (NunchakuZImageAttention): text
+tokens first, padded to a multiple in Z-Image, then the image's, padded likewise. The refiner layers see text or image
+alone and come before the layers; they aren't addressed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class NeoLumina(HostTransformer):
     name = "Lumina 2 and Z-Image (Neo)"
     class_name = "NextDiT"
     row_methods = ("unpatchify",)
-    homes = (("backend.nn.lumina", "attention_function"),)
+    homes = (("backend.nn.lumina", "attention_function"), ("backend.nn.svdq", "attention_function"))
 
     def layers(self, model: nn.Module) -> list[AttentionLayer]:
         attentions = [layer.attention for layer in model.layers]

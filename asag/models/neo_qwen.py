@@ -1,7 +1,8 @@
 """Qwen-Image as Neo runs it.
 
-Source: backend/nn/qwen.py (QwenImageTransformerBlock, Attention): text tokens first, then the image's, then those of
-reference images, which are kept like text.
+Sources: backend/nn/qwen.py (QwenImageTransformerBlock, Attention) and, for Nunchaku's weights, backend/nn/svdq.py
+(NunchakuQwenImageTransformer2DModel): text tokens first, then the image's, then those of reference images, which are
+kept like text.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ class NeoQwen(HostTransformer):
 
     name = "Qwen-Image (Neo)"
     class_name = "QwenImageTransformer2DModel"
-    homes = (("backend.nn.qwen", "attention_function"),)
+    homes = (("backend.nn.qwen", "attention_function"), ("backend.nn.svdq", "attention_function"))
 
     def layers(self, model: nn.Module) -> list[AttentionLayer]:
         return numbered("joint", [block.attn for block in model.transformer_blocks], patch=model.patch_size)

@@ -213,7 +213,7 @@ def test_a_layer_whose_attention_never_comes_by_says_so() -> None:
     model.transformer_blocks[1].attn.processor = by_hand
     before = snapshot(model)
     with (
-        pytest.raises(RuntimeError, match=r"double\.1\.0: ran without calling .* 30 tokens"),
+        pytest.raises(UnsupportedModel, match=r"double\.1\.0: ASAG doesn't know .*FluxAttention .* 30 tokens"),
         perturbed(FluxTransformer().layers(model), FluxTransformer(), Softmax()),
     ):
         predict(model)
