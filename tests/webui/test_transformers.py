@@ -1,6 +1,7 @@
 """The transformers that Forge and Neo run: Flux, Chroma, SD3, Lumina, Z-Image, Qwen-Image, Wan and others.
 
-Each is a small checkpoint with random weights, tiny-<kind>.safetensors among the host's; those that aren't there skip.
+Each is a small checkpoint with random weights, tiny-<kind>.safetensors among the host's (make_checkpoints_forge.py
+writes them); those that aren't there skip.
 """
 
 from __future__ import annotations

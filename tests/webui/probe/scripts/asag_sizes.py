@@ -1,0 +1,62 @@
+"""Lets Forge and Forge Neo load the tiny checkpoints of tests/webui/make_checkpoints_forge.py, whose sizes are in their
+metadata; both know the sizes of most models beforehand. Other checkpoints are loaded as ever."""
+
+import json
+import tempfile
+from pathlib import Path
+
+from safetensors import safe_open
+
+
+def sizes_of(path):
+    if not str(path).endswith(".safetensors"):
+        return None
+    with safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {}).get("asag_sizes", "null"))
+
+
+class SmallSizes:
+    """The sizes of the checkpoint that is being loaded, put where the host looks them up."""
+
+    def __init__(self, loader, detection):
+        self.sizes = None
+        self.split, self.load, self.detect = (
+            loader.split_state_dict,
+            loader.load_huggingface_component,
+            detection.detect_unet_config,
+        )
+        loader.split_state_dict, loader.load_huggingface_component = self.split_state_dict, self.load_component
+        detection.detect_unet_config = self.detect_config
+
+    def split_state_dict(self, path, *args, **kwargs):
+        self.sizes = sizes_of(path)
+        try:
+            return self.split(path, *args, **kwargs)
+        finally:
+            # ControlNets are detected by the same function, later.
+            self.sizes = self.sizes and {**self.sizes, "detected": None}
+
+    def detect_config(self, *args, **kwargs):
+        if self.sizes and self.sizes["detected"]:
+            return dict(self.sizes["detected"])
+        return self.detect(*args, **kwargs)
+
+    def load_component(self, guess, name, library, cls, repository, state_dict):
+        if self.sizes and self.sizes["denoiser"] and name in ("unet", "transformer"):
+            guess.unet_config = dict(self.sizes["denoiser"])
+        if not self.sizes or name not in self.sizes["configs"]:
+            return self.load(guess, name, library, cls, repository, state_dict)
+        config = json.loads((Path(repository) / name / "config.json").read_text())
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / name).mkdir()
+            (Path(folder) / name / "config.json").write_text(json.dumps({**config, **self.sizes["configs"][name]}))
+            return self.load(guess, name, library, cls, folder, state_dict)
+
+
+try:
+    from backend import loader
+    from huggingface_guess import detection
+except ImportError:
+    pass  # A1111 and reForge: they load no such checkpoints
+else:
+    SmallSizes(loader, detection)
