@@ -5,7 +5,7 @@ It is a pass of its own (`perturbed`) or branches off inside the host's (`branch
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -125,6 +125,20 @@ def attribute_replaced(module: nn.Module, name: str, value: Any) -> Iterator[Non
             module.__dict__.pop(name, None)
         else:
             module.__dict__[name] = before
+
+
+def sparing(layers: Sequence[AttentionLayer], function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that does what `function` does, with the layers attending as they do now, even while others replace
+    their forwards."""
+    now = {layer.module: layer.module.forward for layer in layers}
+
+    def spared(*args: Any, **kwargs: Any) -> Any:
+        with ExitStack() as stack:
+            for module, forward in now.items():
+                stack.enter_context(forward_replaced(module, forward))
+            return function(*args, **kwargs)
+
+    return spared
 
 
 def slice_rows(given: Any, rows: slice, total: int) -> Any:

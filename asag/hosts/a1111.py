@@ -14,7 +14,8 @@ from modules import script_callbacks
 from torch import Tensor, nn
 
 from asag.guidance import keep_contrast, mean_rows, rescale_factor, shift_rows
-from asag.hosts.a1111_model import FAMILY, fixes_rows, is_timestep_sampler, rows_of, unet
+from asag.hosts.a1111_control import fixes_rows, references_spared, remembers
+from asag.hosts.a1111_model import FAMILY, is_timestep_sampler, rows_of, unet
 from asag.hosts.a1111_step import Step
 from asag.hosts.generation import GuidedRun, Refused, run_of
 from asag.models.base import Family
@@ -29,6 +30,9 @@ class A1111Run(GuidedRun):
         rows = rows_of(params.text_cond), rows_of(params.text_uncond)
         network = unet()
         layers = choose_layers(network, FAMILY, blocks)
+        self.reuse.look_at(network)
+        if remembers(params.denoiser.p):
+            self.reuse.give_up("a unit makes the model remember what it sees (reference)")
         return Step(params.denoiser, scale, *rows, network, layers, FAMILY, self.operator, self.reuse)
 
     def entrance(self, denoiser: Any) -> nn.Module:
@@ -53,7 +57,8 @@ class A1111Run(GuidedRun):
                 "extension changed what the model is given, and ASAG can't guide that",
                 500,
             )
-        perturbed_rows = step.predict(whole_calls=fixes_rows(denoiser.p))
+        with references_spared(denoiser.p, step.layers):
+            perturbed_rows = step.predict(whole_calls=fixes_rows(denoiser.p))
         cond = rows[: step.cond_rows]
         delta = mean_rows(cond - perturbed_rows, weights)
         if self.settings.contrast < 1:

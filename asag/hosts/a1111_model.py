@@ -45,17 +45,6 @@ def is_timestep_sampler(inner_model: nn.Module) -> bool:
     return isinstance(inner_model, (CompVisTimestepsDenoiser, CompVisTimestepsVDenoiser))
 
 
-def fixes_rows(p: Any) -> bool:
-    """Whether the model takes no other number of rows than that of its first call.
-
-    ControlNet (scripts/hook.py: used_hint_cond_latent) repeats a reference latent for the rows of the first call and
-    keeps it: its reference, colorfix and inpaint_only units.
-    """
-    networks = (getattr(script, "latest_network", None) for script in (p.scripts.alwayson_scripts if p.scripts else []))
-    units = (unit for network in networks for unit in getattr(network, "control_params", None) or [])
-    return any(getattr(unit, "used_hint_cond_latent", None) is not None for unit in units)
-
-
 def rows_of(cond: Any) -> int:
     """The number of rows of a text conditioning: a tensor, or SDXL's dict of tensors."""
     return (cond["crossattn"] if isinstance(cond, dict) else cond).shape[0]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from asag.hosts.foreign_memory import ForeignMemory
 from asag.hosts.reuse import Reuse
 from asag.models.base import AttentionLayer, Family, Scene
 from asag.operators import Operator
@@ -19,13 +20,14 @@ from asag.random_state import RandomState
 
 @dataclass
 class Call:
-    """One call of `inner_model`: what it was given, how many rows are wanted perturbed (they come first), and, where
-    they branched off, what the UNet was given and gave for them, call by call."""
+    """One call of `inner_model`: what it was given, what was remembered then, how many rows are wanted perturbed (they
+    come first), and, where they branched off, what the UNet was given and gave for them, call by call."""
 
     x: Tensor
     sigma: Tensor
     cond: Any
     random_state: RandomState
+    memory: ForeignMemory
     wanted: int
     branched: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
@@ -53,7 +55,7 @@ class Step:
         self.scale, self.cond_rows, self.images = scale, cond_rows, images
         self.network, self.layers, self.family, self.operator = network, layers, family, operator
         self.reuse = reuse
-        self.foreign = reuse.on and reuse.is_hooked(network)
+        self.foreign = reuse.look_at(network)
         self.calls: list[Call] = []
         self._undo = ExitStack()
         self._undo.callback(self.inner_model.register_forward_pre_hook(self._record, with_kwargs=True).remove)
@@ -62,7 +64,8 @@ class Step:
 
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         wanted = max(0, min(args[0].shape[0], self.cond_rows - self.recorded_rows))
-        self.calls.append(Call(args[0], args[1], kwargs["cond"], RandomState(args[0].device), wanted))
+        then = RandomState(args[0].device), ForeignMemory(self.reuse.counting)
+        self.calls.append(Call(args[0], args[1], kwargs["cond"], *then, wanted))
 
     def _sharing(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -103,8 +106,10 @@ class Step:
     def predict(self, whole_calls: bool) -> Tensor:
         """The conditional rows perturbed, in the host's own batches: (cond_rows, channels, height, width).
 
-        With `whole_calls` a pass of its own is given all rows of such a batch, as the host gave them.
+        With `whole_calls` a pass of its own is given all rows of such a batch, as the host gave them; so it is beside
+        code that may go by their number.
         """
+        whole_calls = whole_calls or bool(self.reuse.counting)
 
         def whole() -> Tensor:
             scene = Scene(latent_size=tuple(self.calls[0].x.shape[-2:]))
@@ -139,7 +144,7 @@ class Step:
                 break
             total = call.x.shape[0]
             rows = slice(0, total if whole_calls else call.wanted)
-            with call.random_state.again():
+            with call.random_state.again(), call.memory.again():
                 predicted = self.inner_model(call.x[rows], call.sigma[rows], cond=slice_rows(call.cond, rows, total))
             out.append(predicted[: call.wanted])
         return torch.cat(out)

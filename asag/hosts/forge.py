@@ -16,7 +16,9 @@ from modules import script_callbacks
 from torch import Tensor, nn
 
 from asag.guidance import keep_contrast, rescale_factor
-from asag.hosts.forge_step import Step
+from asag.hosts.foreign import foreign, is_stateless, name_of
+from asag.hosts.foreign_memory import ForeignMemory
+from asag.hosts.forge_step import Predict, Step
 from asag.hosts.generation import GuidedRun, Refused, run_of
 from asag.hosts.loaded import loaded_model
 from asag.models.base import Family, UnsupportedModel, family_of
@@ -43,6 +45,9 @@ FAMILIES: tuple[Family, ...] = (
     NeoAnima(),
     NeoWan(),
 )
+
+# In the model options: a function that the host calls in place of its model, with the model as an argument.
+WRAPPER = "model_function_wrapper"
 
 
 class ForgeRun(GuidedRun):
@@ -104,6 +109,10 @@ class ForgeRun(GuidedRun):
             return args["denoised"]
         step, self.step = self.step, None
         step.remove()
+        if not step.ran:
+            # Neo's Spectrum forecasts a step: there is nothing to take a weakened prediction from.
+            self.leave_out(_wrapper_name(args["model_options"]))
+            return args["denoised"]
         with self.errors_told():
             guided = self._guided(args, step)
             self.guided_calls += 1
@@ -113,7 +122,7 @@ class ForgeRun(GuidedRun):
         return self.step is not None and self.step.is_of(args["input"], args["model_options"])
 
     def _guided(self, args: dict[str, Any], step: Step) -> Tensor:
-        perturbed = step.predict(_host_pass(args, step.x), args["cond"])
+        perturbed = step.predict(_pass_for(args, step), args["cond"])
         delta = (args["cond_denoised"] - perturbed) * _weight(args["cond"])
         delta = keep_contrast(delta, args["cond_denoised"], self.settings.contrast)
         sigma = args["sigma"].reshape(-1, *[1] * (delta.ndim - 1))
@@ -180,7 +189,36 @@ def _weight(conds: list[dict[str, Any]]) -> float:
     return sum(weights) / total if total else 1.0
 
 
-def _host_pass(args: dict[str, Any], step_x: Tensor) -> Callable[[list[dict[str, Any]]], Tensor]:
+def _pass_for(args: dict[str, Any], step: Step) -> Predict:
+    """The host's own pass, for the step: without a function of others around the model that may remember what it sees.
+
+    Neo's Spectrum (extensions-builtin/sd_forge_spectrum) keeps a history of predictions; a weakened one must not get
+    into it. Where the pass comes out otherwise without such a function it is needed: then it is as before afterwards.
+    """
+    options = args["model_options"]
+    wrapper = options.get(WRAPPER)
+    through = _host_pass(args, step.x)
+    if wrapper is None or is_stateless(wrapper) or not foreign([wrapper]):
+        return through
+    bare_options = {name: value for name, value in options.items() if name != WRAPPER}
+    bare = _host_pass({**args, "model_options": bare_options}, step.x)
+    if step.repeats(bare, args["cond"], args["cond_denoised"]):
+        return bare
+    memory = ForeignMemory([wrapper])
+
+    def predict(conds: list[dict[str, Any]]) -> Tensor:
+        with memory.again():
+            return through(conds)
+
+    return predict
+
+
+def _wrapper_name(options: dict[str, Any]) -> str:
+    wrapper = options.get(WRAPPER)
+    return "another extension" if wrapper is None else name_of(wrapper)
+
+
+def _host_pass(args: dict[str, Any], step_x: Tensor) -> Predict:
     """The host's own pass on conditionings alone, in the step whose post-CFG arguments these are, and which got
     `step_x` from the sampler."""
     # reForge has no backend package.

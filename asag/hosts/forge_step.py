@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from asag.hosts.foreign import foreign, functions_in
+from asag.hosts.foreign_memory import ForeignMemory
 from asag.hosts.forge_rows import RowLists, cond_rows
 from asag.hosts.reuse import Reuse
 from asag.models.base import AttentionLayer, Family, Scene
@@ -22,6 +24,9 @@ Predict = Callable[[list[dict[str, Any]]], Tensor]
 # By these in transformer_options extensions take part in what the model does.
 FOREIGN = ("patches", "patches_replace", "block_modifiers", "block_inner_modifiers", "group_norm_wrapper")
 
+# How far apart, of the prediction, the same arithmetic on the same numbers may come out.
+SAME = 1e-5
+
 
 class Mismatch(Exception):
     """The second pass asks the model for something else than the first pass did."""
@@ -29,14 +34,16 @@ class Mismatch(Exception):
 
 @dataclass
 class Call:
-    """One call of the model in the host's own pass, which of its rows are conditional, and, where those branched off,
-    what it gave for them perturbed."""
+    """One call of the model in the host's own pass, which of its rows are conditional, what was remembered then, what
+    the model gave for those rows, and, where they branched off, what it gave for them perturbed."""
 
     x: Tensor
     timestep: Tensor
     others: dict[str, Any]
     cond_rows: slice
     random_state: RandomState
+    memory: ForeignMemory
+    own: Tensor | None = None
     branched: Tensor | None = None
 
     def given(self) -> dict[str, Any]:
@@ -68,20 +75,32 @@ class Step:
         self.network, self.x, self.scale = network, x, scale
         self.layers, self.family, self.operator = layers, family, operator
         self.reuse = reuse
-        self.foreign = reuse.on and reuse.is_hooked(network)
+        self.foreign = reuse.look_at(network)
         self.calls: list[Call] = []
         self.entered: Call | None = None
+        self.ran = False
         self._undo = ExitStack()
         self._undo.callback(network.register_forward_pre_hook(self._record, with_kwargs=True).remove)
+        self._undo.callback(network.register_forward_hook(self._record_output, with_kwargs=True).remove)
         if reuse.on:
             self._undo.enter_context(forward_replaced(network, self._sharing(network.forward)))
 
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x, timestep, others = _arguments(args, kwargs)
-        rows, self.entered = cond_rows(x, others), None
+        rows, self.entered, self.ran = cond_rows(x, others), None, True
         if rows is not None:
-            self.entered = Call(x, timestep, {**others, **_copied_control(others)}, rows, RandomState(x.device))
+            options = others["transformer_options"]
+            patches = foreign(functions_in([options.get(name) for name in FOREIGN]))
+            self.foreign = self.foreign or bool(patches)
+            memory = ForeignMemory([*self.reuse.counting, *self.reuse.distrust(patches)])
+            given = {**others, **_copied_control(others)}
+            self.entered = Call(x, timestep, given, rows, RandomState(x.device), memory)
             self.calls.append(self.entered)
+
+    def _record_output(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        x, _, others = _arguments(args, kwargs)
+        if cond_rows(x, others) is not None:
+            self.calls[-1].own = output[self.calls[-1].cond_rows]
 
     def _sharing(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def forward(*args: Any, **kwargs: Any) -> Tensor:
@@ -89,7 +108,6 @@ class Step:
             if call is None or not self.reuse.on:
                 return original(*args, **kwargs)
             options = call.others["transformer_options"]
-            self.foreign = self.foreign or any(options.get(name) for name in FOREIGN)
             self.reuse.dtype = call.x.dtype
 
             def plain() -> Tensor:
@@ -133,7 +151,7 @@ class Step:
             if not self.reuse.on or any(call.branched is None for call in self.calls):
                 return None
             try:
-                with forward_replaced(self.network, self._what_branched(list(self.calls))):
+                with forward_replaced(self.network, self._taken("branched")):
                     return predict(without_control)
             except Mismatch:
                 self.reuse.give_up("the model is asked for other rows than before")
@@ -154,10 +172,23 @@ class Step:
 
         return self.reuse.predict(branched(), whole, self.foreign)
 
-    def _what_branched(self, recorded: list[Call]) -> Callable[..., Tensor]:
+    def repeats(self, predict: Predict, conds: list[dict[str, Any]], expected: Tensor) -> bool:
+        """Whether `predict`, with the model's own outputs in its place, gives what the host's own pass gave."""
+        without_control = [{name: value for name, value in cond.items() if name != "control"} for cond in conds]
+        try:
+            with forward_replaced(self.network, self._taken("own")):
+                again = predict(without_control)
+        except Mismatch:
+            return False
+        return bool((again - expected).norm() <= SAME * expected.norm())
+
+    def _taken(self, name: str) -> Callable[..., Tensor]:
+        """A forward that gives what the recorded calls have under that name."""
+        recorded = list(self.calls)
+
         def forward(*args: Any, **kwargs: Any) -> Tensor:
             x, timestep, _ = _arguments(args, kwargs)
-            return _take(recorded, x, timestep).branched
+            return getattr(_take(recorded, x, timestep), name)
 
         return forward
 
@@ -168,10 +199,14 @@ class Step:
                 scene.enter(x, others.get("context"))
                 return original(x, timestep, **others)
             call = _take(recorded, x, timestep)
-            given = slice_rows(call.given(), call.cond_rows, call.x.shape[0])
-            given["transformer_options"] = others["transformer_options"]
-            scene.enter(x, given.get("context"))
-            with call.random_state.again():
+            with call.random_state.again(), call.memory.again():
+                if call.memory.functions:
+                    # What may go by the number of rows gets all that the host gave it.
+                    scene.enter(call.x, call.others.get("context"))
+                    return original(call.x, call.timestep, **call.given())[call.cond_rows]
+                given = slice_rows(call.given(), call.cond_rows, call.x.shape[0])
+                given["transformer_options"] = others["transformer_options"]
+                scene.enter(x, given.get("context"))
                 return original(x, timestep, **given)
 
         return forward

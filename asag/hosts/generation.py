@@ -52,6 +52,7 @@ class GuidedRun:
         self.announced = 0
         self.guided_calls = 0
         self.missed_calls = 0
+        self.forecast_calls, self.forecaster = 0, ""
         self.blocks_field = "blocks"
         self.reuse = Reuse(settings.reuse)
         self.aside: str | None = None
@@ -140,6 +141,10 @@ class GuidedRun:
             if self.trace:
                 self.trace.add_step(self.call, scale, free)
         return scale
+
+    def leave_out(self, forecaster: str) -> None:
+        """This step isn't guided: an extension of that name forecast it, and the model didn't run."""
+        self.forecast_calls, self.forecaster = self.forecast_calls + 1, forecaster
 
     def _stop(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         raise self.error

@@ -2,17 +2,21 @@
 
 A branch inside the host's call (asag.branch) is exact as long as whatever else is at work in the model treats its rows
 one by one. Where it fails, the step and all after it take a whole extra pass; where something foreign is at work in
-the model, the first step of a pass takes both and compares.
+the model, the first step of a pass takes both and compares. That is a trial inside the host's own pass, so it is made
+only beside code that is known to keep nothing between calls (asag.hosts.foreign). Beside any other all steps take a
+whole extra pass.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from asag.hosts.foreign import hooks_of, is_stateless, name_of
 from asag.random_state import RandomState
 
 logger = logging.getLogger(__name__)
@@ -24,7 +28,7 @@ FLOAT32_AGREEMENT = 1e-3
 
 class Reuse:
     """Prefix reuse in one generation. `shared` and `whole` count the guided steps of either kind; `dtype` is that in
-    which the model computes."""
+    which the model computes; `counting` holds what hooks into the network and may count its calls."""
 
     def __init__(self, wanted: bool) -> None:
         self.wanted = wanted
@@ -33,6 +37,7 @@ class Reuse:
         self.trusted = False
         self.looked_at: nn.Module | None = None
         self.hooked = False
+        self.counting: list[Any] = []
         self.dtype = torch.float32
 
     @property
@@ -43,16 +48,26 @@ class Reuse:
         """A pass of the sampler begins: other sizes, perhaps another model."""
         self.reason, self.trusted, self.looked_at = "", False, None
 
-    def is_hooked(self, network: nn.Module) -> bool:
+    def look_at(self, network: nn.Module) -> bool:
         """Whether something foreign hooks into the network, looked at once a pass: it has hundreds of modules. A
         refiner brings another one."""
         if self.looked_at is not network:
-            self.looked_at, self.trusted, self.hooked = network, False, foreign_code(network)
+            hooks = hooks_of(network)
+            self.looked_at, self.trusted, self.hooked = network, False, bool(hooks)
+            self.counting = self.distrust(hooks)
         return self.hooked
+
+    def distrust(self, functions: Iterable[Any]) -> list[Any]:
+        """Those of the functions that may count calls of the model; beside any of them steps take whole passes."""
+        unknown = [each for each in functions if not is_stateless(each)]
+        if unknown:
+            names = ", ".join(sorted({name_of(each) for each in unknown}))
+            self.give_up(f"what hooks into the model may count its calls ({names})")
+        return unknown
 
     def give_up(self, reason: str) -> None:
         """Take whole passes from here on, until the next pass of the sampler."""
-        if not self.reason:
+        if not self.reason and self.wanted:
             logger.warning("ASAG takes a whole extra pass: %s", reason)
         self.reason = reason
         self.first_reason = self.first_reason or reason
@@ -109,11 +124,3 @@ class Reuse:
             return None
         steps = f"{self.whole} of {self.whole + self.shared} guided steps"
         return f"ASAG took a whole extra pass in {steps}: {self.first_reason}"
-
-
-def foreign_code(network: nn.Module) -> bool:
-    """Whether something hooks into a network's modules: ControlNet in AUTOMATIC1111, say."""
-    return any(
-        "forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks
-        for module in network.modules()
-    )

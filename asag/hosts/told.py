@@ -18,6 +18,10 @@ def told(run: GuidedRun, family: Family) -> list[str]:
         messages.append(f"ASAG is experimental in {family.name}: checked with random weights, not on real pictures")
     if run.reuse.comment():
         messages.append(run.reuse.comment())
+    if run.forecast_calls:
+        messages.append(
+            f"ASAG left out {run.forecast_calls} steps that {run.forecaster} forecast: the model didn't run in them"
+        )
     stopped = how_it_was_stopped()
     if run.missed_calls:
         messages.append(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from asag.hosts import foreign
 from asag.hosts.a1111_step import Step
 from asag.hosts.reuse import Reuse
 from asag.models.ldm_unet import LdmUnet
@@ -96,7 +97,10 @@ class Outer(nn.Module):
 
 
 @pytest.mark.parametrize(("effect", "counts"), [("fails", (0, 1)), ("mixes", (0, 1)), ("does no harm", (1, 0))])
-def test_what_stands_around_the_unet(unet: nn.Module, effect: str, counts: tuple[int, int]) -> None:
+def test_what_stands_around_the_unet(
+    unet: nn.Module, effect: str, counts: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foreign, "STATELESS_CODE", ((__name__, "Outer."),))
     Outer(unet, effect)
     try:
         reuse = Reuse(True)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from asag.blocks import Address
+from asag.hosts import foreign
 from asag.hosts.forge_step import Step
 from asag.hosts.reuse import Reuse
 from asag.models.base import AttentionLayer
@@ -200,6 +201,13 @@ def test_a_branch_that_fails_is_told_and_costs_nothing_but_time(network):
     assert "in 1 of 1 guided steps: RuntimeError: more rows" in reuse.comment()
 
 
+@pytest.fixture
+def known(monkeypatch):
+    """What this file hooks in is known to keep nothing between calls."""
+    monkeypatch.setattr(foreign, "STATELESS_CODE", ((__name__, "test_"),))
+
+
+@pytest.mark.usefixtures("known")
 def test_an_extension_that_mixes_rows_is_found_out(network):
     class Mixing(nn.Module):
         """The double of an extension's module that takes the last row for the conditional one."""
@@ -215,6 +223,7 @@ def test_an_extension_that_mixes_rows_is_found_out(network):
     torch.testing.assert_close(found[:2], guide(network, [cond(4, 0)], [cond(4, 2)])[:2])
 
 
+@pytest.mark.usefixtures("known")
 def test_something_foreign_that_does_no_harm_is_checked_once(network):
     network.last.register_forward_hook(lambda module, args, output: output + 1)
     reuse = Reuse(True)
