@@ -9,19 +9,55 @@ prepare_inputs, and for each batch prepare_models, the denoiser and cleanup_mode
 from __future__ import annotations
 
 import math
+import re
 from contextlib import ExitStack
+from inspect import Parameter, Signature
 from typing import Any
 
 from diffusers.configuration_utils import register_to_config
 from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput, rescale_noise_cfg
 from torch import Tensor, nn
 
-from asag.guidance import in_window
+from asag.guidance import AdaptiveScale, in_window, keep_contrast, scheduled_scale
 from asag.hosts.diffusers import FAMILIES, eager
-from asag.hosts.diffusers_call import scene_of
-from asag.models.base import family_of
+from asag.hosts.diffusers_call import scene_of, velocity_of_grey
+from asag.hosts.diffusers_foreign import foreign_code
+from asag.models.base import Family, UnsupportedModel, family_of
+from asag.models.diffusers_mmdit import FluxTransformer
+from asag.models.diffusers_unet import DiffusersUnet
 from asag.perturb import choose_layers, forward_replaced, perturbed
-from asag.settings import AsagSettings
+from asag.settings import AsagSettings, SettingsError, options, read_settings
+
+# Settings that mean nothing here: a guider has `enabled` itself, a hires pass is a pipeline call of its own, nothing is
+# shared between passes, and figures need the pictures.
+LEFT_OUT = frozenset({"enabled", "hires", "hires_scale", "hires_blocks", "reuse", "figures"})
+# Arguments that are called as those of diffusers' own guiders are; the others have the settings' names.
+ARGUMENTS = {
+    "scale": "adversarial_guidance_scale",
+    "blocks": "adversarial_guidance_blocks",
+    "start": "adversarial_guidance_start",
+    "end": "adversarial_guidance_stop",
+    "rescale": "guidance_rescale",
+} | {name: name for name in options() if name not in LEFT_OUT | {"scale", "blocks", "start", "end", "rescale"}}
+
+
+def _signature() -> Signature:
+    """The constructor's: guidance_scale and the scale by position, the rest by name; defaults are the settings'."""
+    own = {"guidance_scale": 7.5, "use_original_formulation": False, "start": 0.0, "stop": 1.0, "enabled": True}
+    settings = {ARGUMENTS[name]: each.default for name, (each, _) in options().items() if name in ARGUMENTS}
+    defaults = own | settings
+    by_position = ["guidance_scale", ARGUMENTS["scale"]]
+    return Signature(
+        [
+            Parameter("self", Parameter.POSITIONAL_OR_KEYWORD),
+            *(Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=defaults[name]) for name in by_position),
+            *(
+                Parameter(name, Parameter.KEYWORD_ONLY, default=default)
+                for name, default in defaults.items()
+                if name not in by_position
+            ),
+        ]
+    )
 
 
 class AdversarialSinkhornAttentionGuidance(BaseGuidance):
@@ -31,14 +67,12 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
 
     Args:
         guidance_scale: of classifier-free guidance; 1 (0 with `use_original_formulation`) leaves that out.
-        adversarial_guidance_scale: 0 to 100; 0 leaves the perturbed pass out.
-        adversarial_guidance_start: fraction of the steps from which on the perturbed pass runs.
-        adversarial_guidance_stop: fraction of the steps at which it ends.
-        adversarial_guidance_blocks: "auto", "late", "all" or block addresses such as "mid" or "joint.7" (asag.blocks).
-        iterations: Sinkhorn iterations.
-        strength: factor on the paper's λ.
-        method: "asag", or "pag", "seg", "uniform", "similarity" for comparison.
-        guidance_rescale: pulls the prediction's spread back to the conditional one's (arXiv 2305.08891, section 3.4).
+        adversarial_guidance_scale, _blocks, _start, _stop: the settings scale, blocks, start and end; a scale of 0
+            leaves the perturbed pass out.
+        guidance_rescale: the setting rescale; pulls the prediction's spread back to the conditional one's (arXiv
+            2305.08891, section 3.4).
+        iterations, strength, method, schedule, contrast, adaptive, blur, tolerance: the settings of these names (see
+            asag.settings). A contrast below 1 works in models that predict a velocity, SD3 and Flux.
         use_original_formulation: classifier-free guidance starts from pred_cond, as its paper has it.
         start, stop: fractions of the steps between which classifier-free guidance runs.
         enabled: False leaves both out.
@@ -46,49 +80,39 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
     Raises:
         SettingsError: naming every bad value.
         BlocksError: at the first perturbed step, naming the block that the model doesn't have.
+        UnsupportedModel: then, too, naming a model that can't be guided, or a setting that it can't be guided with.
     """
 
     _input_predictions = ["pred_cond", "pred_uncond", "pred_cond_adversarial"]  # noqa: RUF012
 
-    @register_to_config
-    def __init__(
-        self,
-        guidance_scale: float = 7.5,
-        adversarial_guidance_scale: float = 1.5,
-        adversarial_guidance_start: float = 0.0,
-        adversarial_guidance_stop: float = 1.0,
-        adversarial_guidance_blocks: str = "auto",
-        iterations: int = 2,
-        strength: float = 1.0,
-        method: str = "asag",
-        guidance_rescale: float = 0.0,
-        use_original_formulation: bool = False,
-        start: float = 0.0,
-        stop: float = 1.0,
-        enabled: bool = True,
-    ) -> None:
-        super().__init__(start, stop, enabled)
-        self.settings = AsagSettings.from_mapping(
-            {
-                "scale": adversarial_guidance_scale,
-                "start": adversarial_guidance_start,
-                "end": adversarial_guidance_stop,
-                "blocks": adversarial_guidance_blocks,
-                "iterations": iterations,
-                "strength": strength,
-                "method": method,
-                "rescale": guidance_rescale,
-            }
-        )
-        self.guidance_scale = guidance_scale
-        self.guidance_rescale = guidance_rescale
-        self.use_original_formulation = use_original_formulation
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        bound = _signature().bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        super().__init__(given["start"], given["stop"], given["enabled"])
+        read, problems = read_settings({name: given[argument] for name, argument in ARGUMENTS.items()})
+        if problems:
+            names = "|".join(ARGUMENTS)
+            raise SettingsError([re.sub(rf"^({names}):", lambda at: ARGUMENTS[at[1]] + ":", each) for each in problems])
+        self.settings = AsagSettings(**read)
+        self.guidance_scale = given["guidance_scale"]
+        self.guidance_rescale = self.settings.rescale
+        self.use_original_formulation = given["use_original_formulation"]
         self._placed = ExitStack()
+        self._adaptive = AdaptiveScale()
+        self._call: tuple[Any, dict[str, Any]] = (), {}
+        self._flow_timesteps: int | None = None
+
+    # What register_to_config and from_config go by.
+    __init__.__signature__ = _signature()  # type: ignore[attr-defined]
+    __init__ = register_to_config(__init__)
 
     def set_state(self, step: int, num_inference_steps: int, timestep: Any) -> None:
         """Called before each step."""
         self._placed.close()  # what a loop left behind that ended between prepare_models and the denoiser's call
         super().set_state(step, num_inference_steps, timestep)
+        if step == 0:
+            self._adaptive = AdaptiveScale()
 
     def prepare_models(self, denoiser: nn.Module) -> None:
         """Called before each batch; for the perturbed one, make the next call of the denoiser a perturbed one."""
@@ -97,6 +121,7 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
             return
         model = eager(denoiser)
         family = family_of(model, FAMILIES)
+        self._check(model, family)
         layers = choose_layers(model, family, self.settings.blocks)
         operator = self.settings.operator()
         original = model.forward
@@ -104,10 +129,27 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         # The loop calls cleanup_models only if the denoiser raised nothing, so the operators are placed during the
         # call alone, and the call itself ends the replacement.
         def forward(*args: Any, **kwargs: Any) -> Any:
+            self._call = args, kwargs
             with self._placed, perturbed(layers, family, operator, scene_of(args, kwargs)):
                 return original(*args, **kwargs)
 
         self._placed.enter_context(forward_replaced(denoiser, forward))
+
+    def _check(self, model: nn.Module, family: Family) -> None:
+        """Refuse what would be guided wrong."""
+        is_unet = isinstance(family, DiffusersUnet)
+        if is_unet and self.settings.contrast < 1:
+            raise UnsupportedModel(
+                f"contrast: {self.settings.contrast:g} with a UNet; allowed: 1, since a guider isn't given the "
+                "scheduler, by which the picture is known; or asag_guidance with a classic pipeline"
+            )
+        foreign = foreign_code(model)
+        if foreign:
+            raise UnsupportedModel(
+                f"model: {foreign[0]}, which may mind one more pass; allowed: none of it, or asag_guidance with a "
+                "classic pipeline, which repeats what it does"
+            )
+        self._flow_timesteps = 1 if isinstance(family, FluxTransformer) else 1000
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
         """Called after each batch: whatever prepare_models did is undone."""
@@ -131,10 +173,26 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
             start = pred_cond if self.use_original_formulation else pred_uncond
             pred = start + self.guidance_scale * (pred_cond - pred_uncond)
         if pred_cond_adversarial is not None:
-            pred = pred + self.settings.scale * (pred_cond - pred_cond_adversarial)
+            pred = pred + self._push(pred_cond, pred_cond_adversarial)
         if self.guidance_rescale > 0.0:
             pred = rescale_noise_cfg(pred, pred_cond, self.guidance_rescale)
         return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
+
+    def _push(self, pred_cond: Tensor, perturbed_prediction: Tensor) -> Tensor:
+        """s δ of this step."""
+        given, delta, scale = self.settings, pred_cond - perturbed_prediction, self._scale()
+        if given.contrast < 1:
+            picture = velocity_of_grey(*self._call, pred_cond, self._flow_timesteps) - pred_cond
+            delta = keep_contrast(delta, picture, given.contrast, channels=1 if pred_cond.ndim == 4 else -1)
+        self._call = (), {}
+        return (self._adaptive(scale, delta) if given.adaptive else scale) * delta
+
+    def _scale(self) -> float:
+        """The scale of this step, 0 outside the window."""
+        given = self.settings
+        return scheduled_scale(
+            given.scale, given.schedule, self._step, self._num_inference_steps, given.start, given.end
+        )
 
     @property
     def is_conditional(self) -> bool:
@@ -148,15 +206,9 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
     def _predictions(self) -> list[str]:
         """The predictions of the current step, in the order in which the loop makes them."""
         neutral = 0.0 if self.use_original_formulation else 1.0
-        cfg = not math.isclose(self.guidance_scale, neutral) and self._is_within(self._start, self._stop)
-        adversarial = self.settings.scale > 0 and self._is_within(self.settings.start, self.settings.end)
+        cfg = self._enabled and not math.isclose(self.guidance_scale, neutral)
+        adversarial = self._enabled and self.settings.scale > 0
+        if self._num_inference_steps is not None:  # before the first step: those of all steps
+            cfg = cfg and in_window(self._step, self._num_inference_steps, self._start, self._stop)
+            adversarial = adversarial and self._scale() > 0
         return ["pred_cond"] + ["pred_uncond"] * cfg + ["pred_cond_adversarial"] * adversarial
-
-    def _is_within(self, start: float, stop: float) -> bool:
-        if not self._enabled:
-            return False
-        if self._num_inference_steps is None:
-            return True
-        # Heun-like schedulers make more model calls than the steps that the loop counts to.
-        step = min(self._step, self._num_inference_steps - 1)
-        return in_window(step, self._num_inference_steps, start, stop)

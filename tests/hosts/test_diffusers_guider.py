@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from torch import Tensor, nn
 
 from asag.blocks import BlocksError
 from asag.hosts.diffusers import FAMILIES
-from asag.hosts.diffusers_guider import AdversarialSinkhornAttentionGuidance
-from asag.models.base import UnsupportedModel, family_of
-from asag.operators import Identity, Sinkhorn
+from asag.hosts.diffusers_guider import ARGUMENTS, LEFT_OUT, AdversarialSinkhornAttentionGuidance
+from asag.models.base import Scene, UnsupportedModel, family_of
+from asag.operators import Identity, QueryBlur, Sinkhorn
 from asag.perturb import choose_layers, perturbed
-from asag.settings import SettingsError
+from asag.settings import SettingsError, options
 from tests.support import snapshot
 from tests.tiny_diffusers import (
     controlnet,
@@ -180,6 +181,105 @@ def test_flux_is_guided_too() -> None:
     assert (outputs[0] - outputs[1]).abs().max() > 1e-3
 
 
+# The settings ------------------------------------------------------------------------------------------------------
+
+
+def test_every_setting_has_an_argument_but_those_that_mean_nothing_here() -> None:
+    config = dict(AdversarialSinkhornAttentionGuidance().config)
+    assert set(ARGUMENTS) == set(options()) - LEFT_OUT
+    for name, argument in ARGUMENTS.items():
+        assert config[argument] == options()[name][0].default
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "bell"])
+@torch.no_grad()
+@pytest.mark.usefixtures("double")
+def test_a_schedule_scales_each_step(schedule: str) -> None:
+    """Against the formulas in guidance.py's docstring, for a window of steps 2 to 9 of 10."""
+    curve = {
+        "linear": lambda place: 1 - place,
+        "cosine": lambda place: (1 + math.cos(math.pi * place)) / 2,
+        "bell": lambda place: math.sin(math.pi * (place + 0.5 / 8)) ** 2,
+    }[schedule]
+    model = sd3_transformer()
+    cond, uncond, weakened = predictions(model, "auto", Sinkhorn())
+    guider = AdversarialSinkhornAttentionGuidance(
+        3.0, 2.0, adversarial_guidance_start=0.2, schedule=schedule, use_original_formulation=True
+    )
+    for step in range(10):
+        pred, ran = drive(guider, model, step, 10)
+        scale = 2.0 * curve((step / 10 - 0.2) / 0.8) if step >= 2 else 0.0
+        assert ("pred_cond_adversarial" in ran) == (step >= 2)
+        expected = cond + 3.0 * (cond - uncond) + scale * (cond - weakened)
+        torch.testing.assert_close(pred, expected, rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("double")
+def test_the_adaptive_scale_divides_by_the_running_size_and_starts_anew_with_each_picture() -> None:
+    model = sd3_transformer()
+    cond, _, weakened = predictions(model, "auto", Sinkhorn())
+    delta = cond - weakened
+    size = delta.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    guider = AdversarialSinkhornAttentionGuidance(1.0, 0.1, adaptive=True)
+    for step in (0, 1, 0):
+        pred, _ = drive(guider, model, step)
+        torch.testing.assert_close(pred, cond + 0.1 / (size + 1e-3) * delta, rtol=1e-6, atol=1e-8)
+    # Another size in the second step: nine tenths of the average are the first one's.
+    drive(guider, model, 0)
+    model.proj_out.weight *= 3
+    model.proj_out.bias *= 3
+    pred, _ = drive(guider, model, 1)
+    average = (0.9 * size + 0.1 * 3 * size).float().double()
+    torch.testing.assert_close(pred, 3 * cond + 0.1 / (average + 1e-3) * 3 * delta, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.25])
+@torch.no_grad()
+@pytest.mark.usefixtures("double")
+def test_contrast_leaves_out_what_lies_along_the_picture(kept: float) -> None:
+    """SD3's x₀ is x - σ v; here σ is 0.5."""
+    model = sd3_transformer()
+    cond, uncond, weakened = predictions(model, "auto", Sinkhorn())
+    picture = sd3_call()["hidden_states"].double() - 0.5 * cond
+    pattern = picture - picture.mean(dim=(2, 3), keepdim=True)
+    delta = cond - weakened
+    along = (delta * pattern).sum((2, 3), keepdim=True) / pattern.square().sum((2, 3), keepdim=True) * pattern
+    pred, _ = drive(AdversarialSinkhornAttentionGuidance(4.0, 2.0, contrast=kept), model)
+    expected = uncond + 4.0 * (cond - uncond) + 2.0 * (delta - (1 - kept) * along)
+    torch.testing.assert_close(pred, expected, rtol=1e-5, atol=1e-5)  # the picture is float32
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("double")
+def test_blur_and_tolerance_reach_the_operator() -> None:
+    model = sd3_transformer()
+    for settings, operator in (
+        ({"method": "seg", "blur": 0.8}, QueryBlur(0.8)),
+        ({"iterations": 9, "tolerance": 0.3}, Sinkhorn(iterations=9, tolerance=0.3)),
+    ):
+        guider = AdversarialSinkhornAttentionGuidance(1.0, 1.0, **settings)
+        family, call = family_of(model, FAMILIES), sd3_call()
+        text = text_inputs("sd3", images=2)
+        cond = {name: text[fields[0]] for name, fields in FIELDS.items()}
+        plain = model(**call, **cond).sample
+        with perturbed(choose_layers(model, family, "auto"), family, operator, Scene((8, 12))):
+            weakened = model(**call, **cond).sample
+        pred, _ = drive(guider, model)
+        torch.testing.assert_close(pred, 2 * plain - weakened, rtol=1e-10, atol=1e-10)
+
+
+def test_contrast_with_a_unet_and_other_code_in_the_model_are_refused_by_name() -> None:
+    unet = sdxl_unet()
+    pipe = modular_pipe(AdversarialSinkhornAttentionGuidance(4.0, contrast=0.5), unet=unet)
+    with pytest.raises(UnsupportedModel, match=r"contrast: 0\.5 with a UNet; allowed: 1"):
+        pipe(**modular_inputs(), output="latents")
+    pipe = modular_pipe(AdversarialSinkhornAttentionGuidance(4.0), unet=unet)
+    unet.mid_block.register_forward_hook(lambda module, args, output: output)
+    with pytest.raises(UnsupportedModel, match=r"model: mid_block has the hook .*allowed: none of it"):
+        pipe(**modular_inputs(), output="latents")
+
+
 # In a modular pipeline ---------------------------------------------------------------------------------------------
 
 
@@ -260,6 +360,11 @@ def test_its_configuration_survives_saving(tmp_path: Path) -> None:
         "iterations": 3,
         "strength": 0.5,
         "method": "similarity",
+        "schedule": "bell",
+        "contrast": 0.5,
+        "adaptive": True,
+        "blur": 2.0,
+        "tolerance": 0.1,
         "guidance_rescale": 0.2,
         "use_original_formulation": True,
         "start": 0.05,
@@ -280,7 +385,11 @@ def test_its_configuration_survives_saving(tmp_path: Path) -> None:
 def test_bad_values_are_refused_at_once() -> None:
     with pytest.raises(SettingsError, match=r"iterations: 0; .*method: 'none'"):
         AdversarialSinkhornAttentionGuidance(iterations=0, method="none")
-    with pytest.raises(SettingsError, match=r"blocks: 'mid\.x\.y'"):
+    with pytest.raises(SettingsError, match=r"adversarial_guidance_scale: -1.0; .*guidance_rescale: 'x'"):
+        AdversarialSinkhornAttentionGuidance(7.5, -1.0, guidance_rescale="x")
+    with pytest.raises(TypeError, match="strenght"):
+        AdversarialSinkhornAttentionGuidance(strenght=2)
+    with pytest.raises(SettingsError, match=r"adversarial_guidance_blocks: 'mid\.x\.y'"):
         AdversarialSinkhornAttentionGuidance(adversarial_guidance_blocks="mid.x.y")
     with pytest.raises(BlocksError, match=r"'mid'; this model has: joint\.0-3"):
         drive(AdversarialSinkhornAttentionGuidance(adversarial_guidance_blocks="mid"), sd3_transformer())
