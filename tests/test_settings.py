@@ -172,7 +172,7 @@ def test_axes_write_into_the_cells_own_copy_and_are_added_once():
     assert xyz.overrides(cell) == {"enabled": True, "scale": 3.0}
     assert xyz.overrides(other) == {"enabled": True, "scale": 3.0, "blocks": "mid, in.4"}
     assert axes["[ASAG] Method"].choices() == ["asag", "pag", "seg", "uniform", "similarity"]
-    with pytest.raises(SettingsError, match="iterations: 0"):
+    with pytest.raises(Refused, match="iterations: 0"):
         axes["[ASAG] Iterations"].confirm(p, [2, 0])
 
 

@@ -5,13 +5,17 @@ An axis writes into a dict on the cell's own `p`; a setting on an axis also swit
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from asag.settings import AsagSettings, Option, options
+from asag.hosts.refused import Refused
+from asag.settings import AsagSettings, Option, SettingsError, options
 
 PREFIX = "[ASAG] "
 ATTRIBUTE = "_asag_axes"
+
+logger = logging.getLogger(__name__)
 
 
 def overrides(p: Any) -> dict[str, Any]:
@@ -49,7 +53,11 @@ def _apply(name: str) -> Callable[[Any, Any, Sequence[Any]], None]:
 
 def _confirm(name: str) -> Callable[[Any, Sequence[Any]], None]:
     def confirm(p: Any, values: Sequence[Any]) -> None:
-        for value in values:
-            AsagSettings.from_mapping({name: value})
+        try:
+            for value in values:
+                AsagSettings.from_mapping({name: value})
+        except SettingsError as error:
+            logger.warning(str(error))
+            raise Refused(str(error), 422) from None
 
     return confirm

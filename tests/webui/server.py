@@ -20,7 +20,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -168,8 +168,12 @@ def extension_link(folder: Path) -> Path:
 class WebUI:
     """A running WebUI. `log` is everything it has written so far."""
 
-    def __init__(self, folder: Path, scratch: Path) -> None:
+    def __init__(
+        self, folder: Path, scratch: Path, *, flags: Sequence[str] = (), auth: tuple[str, str] | None = None
+    ) -> None:
+        """`flags` are added to the command line; `auth` is the name and the password that its API asks for."""
         self.folder = folder
+        self.flags = list(flags)
         self.kind = detect_host(folder)
         self.python = find_python(folder)
         self.sd15 = find_checkpoint(folder, "ASAG_WEBUI_SD15", "sd15", "v1-5")
@@ -180,6 +184,7 @@ class WebUI:
         self._session = requests.Session()
         # Forge closes a connection on which it has answered with an error.
         self._session.headers["Connection"] = "close"
+        self._session.auth = auth
         self._session.trust_env = False  # a proxy of the user's has nothing to do with 127.0.0.1
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -214,7 +219,7 @@ class WebUI:
         flags = ["--port", self.url.rpartition(":")[2], "--ui-settings-file", str(settings)]
         flags += ["--ui-config-file", str(self.scratch / "ui-config.json")]
         chosen = os.environ.get("ASAG_WEBUI_FLAGS")
-        return [*COMMON_FLAGS, *(HOST_FLAGS[self.kind] if chosen is None else chosen.split()), *flags]
+        return [*COMMON_FLAGS, *(HOST_FLAGS[self.kind] if chosen is None else chosen.split()), *flags, *self.flags]
 
     def _environment(self) -> dict[str, str]:
         environment = {name: value for name, value in os.environ.items() if name != "COMMANDLINE_ARGS"}

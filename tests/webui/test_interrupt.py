@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,11 @@ def ask_and(webui: WebUI, command: str, **changes: Any) -> Answer:
         return answer.result()
 
 
+def unquoted(answer: Answer) -> str:
+    """The first image's infotext; hosts quote values with colons."""
+    return answer.infotexts[0].replace('"', "")
+
+
 @pytest.mark.parametrize("command", ["interrupt", "skip"])
 @pytest.mark.parametrize(
     "changes",
@@ -42,6 +48,11 @@ def test_ends_and_leaves_nothing(
     unguided, before, clean = plain(**changes), guided(**changes), webui.fingerprint()
     answer = ask_and(webui, command, **changes)
     assert len(answer.images) >= 1
+    stopped = {"interrupt": "interrupted", "skip": "skipped"}[command]
+    told = re.search(rf"ASAG note: ASAG guided (\d+) of (\d+) steps: the image was {stopped}", unquoted(answer))
+    assert told, answer.infotexts
+    assert 0 < int(told[1]) < int(told[2])
+    assert "ASAG: scale 8" in answer.infotexts[0]
     assert webui.fingerprint() == clean
     assert_same(webui.txt2img(**request(**changes)).image, unguided)
     assert_same(guided(**changes), before)
