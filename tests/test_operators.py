@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from asag.attention import adversarial_sinkhorn_attention
 from asag.operators import METHODS, Identity, Operator, QueryBlur, Sinkhorn, gaussian_matrix, make_operator
+from asag.settings import AsagSettings
 
 
 class PlainSoftmax(Operator):
@@ -190,6 +191,23 @@ def test_a_map_normalized_by_columns_has_no_rows_that_sum_to_one():
     query, key, _ = sequence()
     with pytest.raises(ValueError, match="normalize: 'columns'; allowed: 'rows'"):
         Sinkhorn(normalize="columns").map_rows(query, key, torch.tensor([0]))
+
+
+@pytest.mark.parametrize(("method", "cost"), [("asag", "adversarial"), ("similarity", "similarity")])
+def test_a_setting_of_tolerance_stops_the_iterations_of_algorithm_1_early(method, cost):
+    query, key, value = sequence()
+    query = 4 * query  # converges in some iterations and not in one
+
+    def attention(iterations, **options):
+        return adversarial_sinkhorn_attention(query, key, value, iterations=iterations, cost=cost, **options)
+
+    def by_setting(tolerance):
+        return AsagSettings(method=method, iterations=50, tolerance=tolerance).operator().plain(query, key, value)
+
+    assert torch.equal(by_setting(0.0), attention(50))
+    assert torch.equal(by_setting(1e-3), attention(50, tolerance=1e-3))
+    assert torch.equal(by_setting(10.0), attention(1))
+    assert not torch.equal(by_setting(10.0), attention(50))
 
 
 def test_every_method_has_its_own_operator():

@@ -80,14 +80,15 @@ def asag_guidance(pipe: Any, **settings: Any) -> Iterator[Trace | None]:
             too, for what is seen only then.
     """
     given = AsagSettings.from_mapping({"enabled": True, **settings})
-    elsewhere = [f"{name}: {settings[name]!r}; allowed: nothing, here" for name in settings if name.startswith("hires")]
+    elsewhere = [f"{name}: given; allowed: nothing, here" for name in settings if name.startswith("hires")]
     if elsewhere:
         raise SettingsError(elsewhere)  # a hires pass is a pipeline call of its own
+    if given.enabled and given.empty_window:
+        logger.warning("ASAG guides no step: %s", given.empty_window)
     denoiser = denoiser_of(pipe)
     stack = _open.setdefault(denoiser, [])
     if stack and stack[-1].thread != get_ident():
-        name = type(denoiser).__name__
-        raise UnsupportedModel(f"model: {name} is being guided by another thread; allowed: one thread at a time")
+        raise UnsupportedModel(f"model: {type(denoiser).__name__} is guided by another thread; allowed: one at a time")
     guidance = Guidance(pipe, denoiser, given) if given.active else None
     handles = guidance.attach() if guidance else []
     stack.append(Opened(guidance, get_ident()))

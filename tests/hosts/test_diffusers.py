@@ -211,13 +211,21 @@ def test_guidance_is_deterministic_and_does_something(kind: str) -> None:
     assert difference(first, latents(pipe, given)) > 1e-3
 
 
-@pytest.mark.parametrize("settings", [{"scale": 0}, {"enabled": False}, {"start": 0.4, "end": 0.4}])
+@pytest.mark.parametrize(
+    "settings", [{"scale": 0}, {"enabled": False}, {"start": 0.4, "end": 0.4}, {"start": 0.8, "end": 0.2}]
+)
 def test_settings_that_change_nothing_touch_nothing(settings: dict[str, Any]) -> None:
     pipe, given = sd3_pipe(), inputs("sd3")
     before, plain = snapshot(pipe.transformer), latents(pipe, given)
     with asag_guidance(pipe, **settings):
         assert snapshot(pipe.transformer) == before
         assert torch.equal(pipe(**given).images, plain)
+
+
+def test_an_empty_window_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with asag_guidance(sd3_pipe(), start=0.8, end=0.2):
+        pass
+    assert caplog.messages == ["ASAG guides no step: start, 0.8, isn't before end, 0.2"]
 
 
 def test_outputs_keep_their_type() -> None:

@@ -73,6 +73,19 @@ def test_bad_values_are_refused_before_the_first_cell(webui: WebUI, plot: Callab
     assert "iterations: 0; allowed: a whole number from 1" in str(answer.body)
 
 
+def test_a_cell_whose_window_is_empty_is_the_plain_image_and_says_so(
+    plot: Callable[..., Answer], plain: Image, guided: Image
+) -> None:
+    """The second of four cells; the one after it keeps nothing of its note."""
+    answer = plot(("Start", "0.3, 0.8"), ("End", "0.6, 1"), alwayson_scripts=asag())
+    windows = [(0.3, 0.6), (0.8, 0.6), (0.3, 1), (0.8, 1)]
+    for (start, end), cell, text in zip(windows, answer.images[1:], answer.infotexts[1:], strict=True):
+        empty = start > end
+        assert_same(cell, plain() if empty or start == 0.8 else guided({"start": start, "end": end}))
+        assert ("ASAG note" in text) == (start == 0.8)
+        assert ("start, 0.8, isn't before end, 0.6" in text) == empty
+
+
 def test_plots_leave_nothing_to_later_requests(plot: Callable[..., Answer], plain: Image, webui: WebUI) -> None:
     assert_differ(plot(("Scale", "8, 4")).images[1], plain())
     after = webui.txt2img(**request())
