@@ -44,7 +44,7 @@ class Family(Protocol):
         """What "auto" means for `model`."""
 
     def matches(self, model: nn.Module) -> bool:
-        """Whether `model` is of this family."""
+        """Whether `model` is of this family; raises UnsupportedModel for one of it that can't be guided as it runs."""
 
     def layers(self, model: nn.Module) -> list[AttentionLayer]:
         """The self-attention layers in the order in which the model runs them."""

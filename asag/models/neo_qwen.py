@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from asag.models.base import AttentionLayer
+from asag.models.base import AttentionLayer, UnsupportedModel
 from asag.models.host_attention import HostTransformer, numbered
 
 
@@ -19,6 +19,17 @@ class NeoQwen(HostTransformer):
     name = "Qwen-Image (Neo)"
     class_name = "QwenImageTransformer2DModel"
     homes = (("backend.nn.qwen", "attention_function"), ("backend.nn.svdq", "attention_function"))
+
+    def matches(self, model: nn.Module) -> bool:
+        """Raises UnsupportedModel for Nunchaku's CPU offload, which runs copies of the blocks in two buffers."""
+        if not super().matches(model):
+            return False
+        if getattr(model, "offload", False):
+            raise UnsupportedModel(
+                f"model: {type(model).__name__} runs its blocks in buffers, where attention can't be weakened; "
+                "allowed: Nunchaku's CPU Offload switched off, in the settings"
+            )
+        return True
 
     def layers(self, model: nn.Module) -> list[AttentionLayer]:
         return numbered("joint", [block.attn for block in model.transformer_blocks], patch=model.patch_size)

@@ -223,6 +223,16 @@ def test_the_images_attention_alone_is_weakened_in_segments(homes):
     torch.testing.assert_close(weakened[:, :-images], plain[:, :-images], rtol=0, atol=0)
 
 
+def test_nunchakus_offload_is_refused_since_it_runs_other_blocks(homes):
+    """svdq.py: offload_manager.get_block gives one of two buffers that the weights are copied to."""
+    model = NunchakuQwenImageTransformer2DModel()
+    model.offload = True
+    with pytest.raises(
+        UnsupportedModel, match=r"Nunchaku.* runs its blocks in buffers.*allowed: .*Offload switched off"
+    ):
+        family_of(model, [NeoLumina(), NeoQwen()])
+
+
 class WanSelfAttention(nn.Module):
     def forward(self, x):
         return sys.modules["backend.nn.wan"].attention(x, x, x, HEADS)
