@@ -6,16 +6,14 @@ fit every model family.
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from asag.echo import shown, shown_names
-from asag.settings import AsagSettings, options
+from asag.preset_file import PresetError, PresetFile
+from asag.settings import AsagSettings, SettingsError, options
 
 # Fast: three fifths of the steps, the early ones, which decide the picture's structure; and a block after the middle.
 # Clean: ASAG's best on the small MMDiT, better than PAG and SEG there without captions, on noise that its search hadn't
@@ -28,12 +26,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "Fast": {"blocks": "late", "end": 0.6},
 }
 LONGEST_NAME = 60
+# How many unusable entries of the file a notice names.
+MOST_TOLD = 4
 # Stands for settings that are no preset's.
 CUSTOM = "Custom"
-
-
-class PresetError(ValueError):
-    """What is asked of the presets can't be done; the message says why and what is allowed."""
 
 
 def compact(settings: AsagSettings) -> dict[str, Any]:
@@ -54,13 +50,23 @@ def complete(preset: Mapping[str, Any]) -> AsagSettings:
 class Presets:
     """The built-in presets and those in `path`, a JSON object of name to preset.
 
-    The file is read anew for every question, since other tabs, and people, write to it. One that can't be read is
-    moved aside to a name ending in ".broken", and `notice` says so.
+    The file is read anew for every question, since other tabs, and people, write to it. Entries that can't be used
+    stay in it as they stand. `notice` names them, as of the last question, and says so if the whole file was moved
+    aside (PresetFile).
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.notice = ""
+        self.file = PresetFile(path)
+        self.unusable: dict[str, str] = {}
+
+    @property
+    def notice(self) -> str:
+        if not self.unusable:
+            return self.file.aside
+        told = [f"{shown(name)} ({reason})" for name, reason in self.unusable.items()]
+        more = f" and {len(told) - MOST_TOLD} more" if len(told) > MOST_TOLD else ""
+        entries = f"These can't be used and stay in {self.file.path.name}: {', '.join(told[:MOST_TOLD])}{more}."
+        return f"{self.file.aside} {entries}".strip()
 
     def names(self) -> list[str]:
         return [*PRESETS, *self._own()]
@@ -81,76 +87,81 @@ class Presets:
     def save(self, name: str, settings: AsagSettings) -> str:
         """Keep settings under a name, replacing the user's own preset of that name; returns the name, trimmed."""
         name = _checked(name)
-        self._write({**self._own(), name: compact(settings)})
+
+        def put(found: dict[str, Any]) -> dict[str, Any]:
+            _check_usable(name, found)
+            return {**found, name: compact(settings)}
+
+        self.file.change(put)
         return name
 
     def rename(self, name: str, new: str) -> str:
         """Give the user's own preset another name that is free; returns the new one, trimmed."""
-        own, new = self._own(), _checked(new)
-        self._check_own(name, own)
-        if new in own and new != name:
-            raise PresetError(f"name: {new!r} is taken; allowed: one that no preset has")
-        self._write({new if each == name else each: preset for each, preset in own.items()})
+        new = _checked(new)
+
+        def put(found: dict[str, Any]) -> dict[str, Any]:
+            _check_own(name, found)
+            _check_usable(new, found)
+            if new in found and new != name:
+                raise PresetError(f"name: {new!r} is taken; allowed: one that no preset has")
+            return {new if each == name else each: preset for each, preset in found.items()}
+
+        self.file.change(put)
         return new
 
     def delete(self, name: str) -> None:
-        own = self._own()
-        self._check_own(name, own)
-        self._write({each: preset for each, preset in own.items() if each != name})
+        def take(found: dict[str, Any]) -> dict[str, Any]:
+            _check_own(name, found)
+            return {each: preset for each, preset in found.items() if each != name}
 
-    def _check_own(self, name: str, own: Mapping[str, Any]) -> None:
-        if name not in own:
-            raise PresetError(
-                f"preset: {shown(name)}; allowed: your own: {shown_names(list(own)) or 'there is none yet'}"
-            )
+        self.file.change(take)
 
     def _own(self) -> dict[str, dict[str, Any]]:
-        try:
-            text = self.path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return {}
-        except (OSError, UnicodeDecodeError) as error:
-            return self._put_aside(error)
-        try:
-            found = json.loads(text)
-            if not isinstance(found, dict) or not all(isinstance(preset, dict) for preset in found.values()):
-                raise ValueError("not an object of objects")
-            for name, preset in found.items():
-                complete(preset)
-                _checked(name)
-        except (ValueError, RecursionError) as error:
-            return self._put_aside(error)
-        return found
+        own, self.unusable = _sorted(self.file.read())
+        return own
 
-    def _put_aside(self, error: Exception) -> dict[str, dict[str, Any]]:
-        aside = self.path.with_name(self.path.name + ".broken")
-        number = 2
-        while aside.exists():
-            aside = self.path.with_name(f"{self.path.name}.broken{number}")
-            number += 1
-        told = f"The file of presets, {self.path.name}, can't be read ({error})"
-        try:
-            os.replace(self.path, aside)
-        except OSError as second:
-            raise PresetError(f"{told}, nor moved aside ({second.strerror})") from error
-        self.notice = f"{told}; it is kept as {aside.name}."
-        return {}
 
-    def _write(self, own: Mapping[str, Any]) -> None:
-        """Whole or not at all: into a file beside it that then takes its place."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=self.path.name) as folder:
-                written = Path(folder) / self.path.name
-                written.write_text(json.dumps(own, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-                os.replace(written, self.path)
-        except OSError as error:
-            raise PresetError(f"The presets can't be written to {self.path.name}: {error.strerror}") from error
+def _sorted(found: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """The entries that can be used, and why each of the others can't."""
+    reasons = {name: _why_unusable(name, preset) for name, preset in found.items()}
+    usable = {name: found[name] for name, reason in reasons.items() if reason is None}
+    return usable, {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def _why_unusable(name: str, preset: Any) -> str | None:
+    if not isinstance(preset, dict):
+        return f"{shown(preset)}; allowed: an object of settings"
+    try:
+        _checked(name)
+        complete(preset)
+    except PresetError as error:
+        return _printable(str(error))
+    except SettingsError as error:
+        return _printable("; ".join(error.problems))
+    return None
+
+
+def _printable(text: str) -> str:
+    """Without what UTF-8, and so a page, can't hold."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _check_own(name: str, found: Mapping[str, Any]) -> None:
+    own = _sorted(found)[0]
+    if name not in own:
+        allowed = shown_names(list(own)) or "there is none yet"
+        raise PresetError(f"preset: {shown(name)}; allowed: your own: {allowed}")
+
+
+def _check_usable(name: str, found: Mapping[str, Any]) -> None:
+    """Raise PresetError rather than write over what can't be read."""
+    if name in _sorted(found)[1]:
+        raise PresetError(f"name: {name!r} stands in the file for a preset that can't be used; allowed: another name")
 
 
 def _checked(name: str) -> str:
     name = " ".join(str(name).split())
-    if not name or len(name) > LONGEST_NAME or ":" in name:
+    if not name or len(name) > LONGEST_NAME or ":" in name or _printable(name) != name:
         raise PresetError(f"name: {shown(name)}; allowed: 1 to {LONGEST_NAME} characters without a colon")
     if name in PRESETS or name == CUSTOM:
         raise PresetError(f"name: {name!r} comes with ASAG; allowed: another name")

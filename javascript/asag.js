@@ -27,13 +27,22 @@
     class BlockMap {
         constructor(place) {
             this.place = place;
-            this.shown = null; // the text that the map shows
-            this.asked = 0;
+            this.shown = null; // the text that was asked about last
+            this.asked = 0; // when
             this.questions = 0;
+            this.open = 0; // questions without an answer yet
+            this.clicks = Promise.resolve(); // one is done after the other
+            this.pressed = false; // a mouse button is down on the map
+            this.waiting = null; // the answer to draw when it's up
+            this.note = {}; // why a click changed nothing, and the text at which it didn't
             this.drawn = "";
             this.focused = null;
             place.addEventListener("click", (event) => this.clicked(event));
             place.addEventListener("keydown", (event) => this.moved(event));
+            place.addEventListener("pointerdown", () => (this.pressed = true));
+            for (const end of ["pointerup", "pointercancel"]) {
+                window.addEventListener(end, () => setTimeout(() => this.released(), 0)); // after the click
+            }
         }
 
         field() {
@@ -43,28 +52,59 @@
         tick() {
             const field = this.field();
             if (!field || !this.place.offsetParent) return;
-            if (field.value !== this.shown || Date.now() - this.asked > STALE_MS) this.ask(field.value);
+            // A slow answer isn't asked for again: it would never be the last question's.
+            const stale = !this.open && Date.now() - this.asked > STALE_MS;
+            if (field.value !== this.shown || stale) this.look(field.value);
         }
 
-        async ask(text, toggle) {
-            const question = ++this.questions;
+        async look(text) {
             this.shown = text;
+            const question = ++this.questions;
+            const answer = await this.ask({blocks: text});
+            if (question === this.questions) this.show(answer, text); // else a later question is on its way
+        }
+
+        // The field's text without the block, or with it. Where someone wrote in the field meanwhile, that holds.
+        async toggle(block) {
+            const text = this.field().value;
+            const answer = await this.ask({blocks: text, toggle: block});
+            if (this.field().value !== text) return;
+            this.questions++;
+            if (answer.blocks && answer.text !== text) this.write(answer.text);
+            this.show(answer, this.field().value);
+        }
+
+        async ask(parameters) {
             this.asked = Date.now();
-            const asked = new URLSearchParams(toggle ? {blocks: text, toggle} : {blocks: text});
-            let answer;
+            this.open++;
             try {
-                const response = await fetch(`${this.place.dataset.route}?${asked}`);
-                answer = await response.json();
-                if (!response.ok) answer = {told: answer.detail || "The model's blocks can't be shown."};
+                const response = await fetch(`${this.place.dataset.route}?${new URLSearchParams(parameters)}`);
+                const answer = await response.json();
+                return response.ok ? answer : {told: answer.detail || "The model's blocks can't be shown."};
             } catch (error) {
-                answer = {told: "The block map can't be reached; the list above works all the same."};
+                return {told: "The block map can't be reached; the list above works all the same."};
+            } finally {
+                this.open--;
             }
-            if (question !== this.questions) return; // a later question is on its way
-            if (toggle && answer.blocks) this.write(answer.text);
+        }
+
+        show(answer, text) {
+            if (answer.note) this.note = {text, note: answer.note};
+            if (this.note.text === text) answer.note = this.note.note;
+            else this.note = {};
             const drawn = JSON.stringify(answer);
             if (drawn === this.drawn) return;
             this.drawn = drawn;
-            this.draw(answer);
+            // A button that goes while it's pressed gets no click.
+            if (this.pressed) this.waiting = answer;
+            else this.draw(answer);
+        }
+
+        released() {
+            const answer = this.waiting;
+            this.pressed = false;
+            this.waiting = null;
+            if (answer) this.draw(answer);
         }
 
         write(text) {
@@ -79,9 +119,10 @@
             this.focused = button.dataset.key;
             if (button.dataset.word) {
                 this.write(button.dataset.word);
-                this.ask(button.dataset.word);
+                this.look(button.dataset.word);
             } else {
-                this.ask(this.field().value, button.dataset.block);
+                const act = () => this.toggle(button.dataset.block);
+                this.clicks = this.clicks.then(act, act);
             }
         }
 
@@ -169,12 +210,27 @@
             for (const item of answer.unknown) {
                 notes.push(element("span", "asag-unknown", `\u2717 ${item}: not in this model`));
             }
+            for (const [item, means] of Object.entries(answer.counted || {})) {
+                notes.push(element("span", "asag-counted", `${item} is ${means} here`));
+            }
             if (answer.problem && !answer.unknown.length) notes.push(element("p", "asag-told", answer.problem));
+            if (answer.note) {
+                notes.push(element("p", "asag-told asag-note", answer.note));
+                notes[notes.length - 1].setAttribute("role", "status");
+            }
             const legend = element("p", "asag-legend", "\u25a0 weakened  \u25e7 in part  \u25cb as it is  dashed: auto");
             legend.setAttribute("aria-hidden", "true");
             const known = answer.experimental ? `${answer.family} (experimental)` : answer.family;
             notes.push(legend, element("p", "asag-family", `${known}; auto is ${answer.auto}: ${answer.auto_reason}`));
+            if (answer.checkpoint) notes.push(this.whose(answer));
             return notes;
+        }
+
+        whose(answer) {
+            const loaded = `These are the blocks of ${answer.checkpoint}, the checkpoint that is loaded.`;
+            if (!answer.chosen_checkpoint) return element("p", "asag-whose", loaded);
+            const other = `${answer.chosen_checkpoint} is chosen: it loads when you generate, and its blocks may differ.`;
+            return element("p", "asag-told asag-whose", `${loaded} ${other}`);
         }
     }
 

@@ -9,11 +9,13 @@ from modules.ui_components import InputAccordion
 from asag.hosts import generation, notes, webui
 from asag.presets import Presets
 from asag.webui import api, copies, figures, infotext, routes, ui, xyz
+from asag.webui.paste import PasteFields
 
 first = copies.first_copy(__file__)
 host = webui.find_host() if first is None else None
 blocks_route = routes.secret_route() if webui.asks_for_password() else routes.BLOCKS
 presets = Presets(Path(data_path) / "asag-presets.json")
+paste_fields = PasteFields(presets)
 
 
 class AsagScript(scripts.Script):
@@ -25,11 +27,8 @@ class AsagScript(scripts.Script):
 
     def ui(self, is_img2img):
         accordion = ui.build(self.elem_id, InputAccordion, presets, blocks_route)
-        self.infotext_fields = [
-            (component, lambda parameters, name=name: infotext.pasted_value(parameters, name))
-            for name, component in accordion.settings.items()
-        ]
-        self.infotext_fields.append((accordion.preset, lambda parameters: infotext.pasted_preset(parameters, presets)))
+        self.infotext_fields = paste_fields.fields(accordion)
+        self.paste_field_names = paste_fields.sent()
         return list(accordion.settings.values())
 
     def process_batch(self, p, *args, **kwargs):

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asag.presets import PRESETS, PresetError, Presets, compact, complete, read_shared, write_shared
+from asag.preset_file import PresetError
+from asag.presets import PRESETS, Presets, compact, complete, read_shared, write_shared
 from asag.settings import AsagSettings, SettingsError
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -38,7 +44,7 @@ def test_what_does_not_change_the_picture_is_no_part_of_a_preset(presets):
 
 def test_save_rename_delete(presets):
     assert presets.save("  my\n own ", MINE) == "my own"
-    again = Presets(presets.path)
+    again = Presets(presets.file.path)
     assert again.names()[-1] == "my own"
     assert again.get("my own") == MINE
     assert again.rename("my own", "Überholt 🎨") == "Überholt 🎨"
@@ -46,7 +52,7 @@ def test_save_rename_delete(presets):
     presets.save("second", AsagSettings())
     presets.delete("Überholt 🎨")
     assert presets.names()[5:] == ["second"]
-    assert [path.name for path in presets.path.parent.iterdir()] == ["presets.json"]
+    assert {path.name for path in presets.file.path.parent.iterdir()} <= {"presets.json", "presets.json.lock"}
 
 
 @pytest.mark.parametrize(
@@ -71,41 +77,151 @@ def test_what_cannot_be_done_is_told_and_loses_nothing(presets, act, message):
     assert presets.get("kept") == presets.get("kept 2") == MINE
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"a": 1}', '{"a": {"sclae": 1}}', '{"a": {"scale": "x"}}', "\x00", '{"Paper": {}}']
-)
+@pytest.mark.parametrize("content", ["", "{", "[]", "1", "null", "\x00", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"])
 def test_a_broken_file_is_kept_aside_and_told(presets, content):
-    presets.path.parent.mkdir(parents=True)
+    presets.file.path.parent.mkdir(parents=True)
     for number in ("", "2"):
-        presets.path.write_text(content)
+        presets.file.path.write_text(content)
         assert presets.names() == list(PRESETS)
-        assert presets.path.with_name(f"presets.json.broken{number}").read_text() == content
+        assert presets.file.path.with_name(f"presets.json.broken{number}").read_text() == content
         assert f"kept as presets.json.broken{number}." in presets.notice
     presets.save("mine", MINE)
     assert presets.get("mine") == MINE
 
 
 def test_bytes_that_are_no_text_are_kept_aside(presets):
-    presets.path.parent.mkdir(parents=True)
-    presets.path.write_bytes(b"\xff\xfe\x80")
+    presets.file.path.parent.mkdir(parents=True)
+    presets.file.path.write_bytes(b"\xff\xfe\x80")
     assert presets.names() == list(PRESETS)
-    assert presets.path.with_name("presets.json.broken").read_bytes() == b"\xff\xfe\x80"
+    assert presets.file.path.with_name("presets.json.broken").read_bytes() == b"\xff\xfe\x80"
 
 
 def test_a_write_that_fails_leaves_the_file_as_it_was(presets, monkeypatch):
     presets.save("mine", MINE)
-    before = presets.path.read_text()
+    before = presets.file.path.read_text()
 
     def full(self, *args, **kwargs):
         with open(self, "w") as file:
             file.write("{")
         raise OSError(28, "No space left")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(PresetError, match="No space left"):
         presets.save("other", MINE)
-    assert presets.path.read_text() == before
-    assert [path.name for path in presets.path.parent.iterdir()] == ["presets.json"]
+    assert presets.file.path.read_text() == before
+    assert {path.name for path in presets.file.path.parent.iterdir()} <= {"presets.json", "presets.json.lock"}
+
+
+MIXED = {
+    "newer": {"scale": 2.0, "sharpness": 3},
+    "mine": {"scale": 2.25, "blocks": "mid"},
+    "too much": {"scale": 999},
+    "a:b": {"scale": 1.0},
+    "Fast": {"scale": 5.0},
+    "no object": 1,
+    "": {"scale": 1.0},
+    "x" * 99: {"scale": 1.0},
+    "half \ud800": {"scale": 1.0},
+    "Übung 🎨": {"scale": 3.0},
+}
+
+
+@pytest.fixture
+def mixed(presets):
+    """A file in which good entries stand among others, behind a byte order mark."""
+    presets.file.path.parent.mkdir(parents=True)
+    presets.file.path.write_text("\ufeff" + json.dumps(MIXED), encoding="utf-8")
+    return presets
+
+
+def test_bad_entries_hide_no_good_ones_and_are_told(mixed):
+    assert mixed.names()[5:] == ["mine", "Übung 🎨"]
+    assert mixed.get("mine") == AsagSettings(scale=2.25, blocks="mid")
+    assert mixed.name_of(AsagSettings(scale=3.0)) == "Übung 🎨"
+    assert mixed.notice.startswith(
+        "These can't be used and stay in presets.json: 'newer' (sharpness: unknown; allowed: "
+    )
+    assert "'too much' (scale: 999; allowed: a number from 0 to 100), 'a:b' (name: 'a:b'; allowed:" in mixed.notice
+    assert mixed.notice.endswith("'Fast' (name: 'Fast' comes with ASAG; allowed: another name) and 4 more.")
+    assert [path.name for path in mixed.file.path.parent.iterdir()] == ["presets.json"]
+
+
+def test_changes_keep_what_cannot_be_used_as_it_stands(mixed):
+    mixed.save("second", MINE)
+    mixed.rename("mine", "ours")
+    mixed.delete("Übung 🎨")
+    expected = {("ours" if name == "mine" else name): value for name, value in MIXED.items() if name != "Übung 🎨"}
+    assert list(json.loads(mixed.file.path.read_text("utf-8")).items())[:-1] == list(expected.items())
+    assert mixed.names()[5:] == ["ours", "second"]
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda p: p.save("newer", MINE), "'newer' stands in the file for a preset that can't be used"),
+        (lambda p: p.rename("mine", "too much"), "'too much' stands in the file"),
+        (lambda p: p.rename("newer", "older"), "preset: 'newer'; allowed: your own: mine, Übung 🎨"),
+        (lambda p: p.delete("a:b"), "preset: 'a:b'; allowed: your own: mine"),
+        (lambda p: p.get("no object"), "preset: 'no object'; allowed: Paper"),
+        (lambda p: p.save("\ud800", MINE), "allowed: 1 to 60"),
+    ],
+)
+def test_what_cannot_be_used_is_not_written_over(mixed, act, message):
+    before = mixed.file.path.read_bytes()
+    with pytest.raises(PresetError, match=message):
+        act(mixed)
+    assert mixed.file.path.read_bytes() == before
+
+
+def test_a_notice_can_be_shown_by_a_page(mixed):
+    mixed.file.path.write_text(json.dumps({"half \ud800": {"half \udc00": 1}}), encoding="utf-8")
+    mixed.names()
+    assert mixed.notice.encode("utf-8")
+
+
+def test_a_file_that_cannot_be_opened_is_told_and_stays(presets):
+    presets.file.path.mkdir(parents=True)
+    for act in (presets.names, lambda: presets.save("mine", MINE)):
+        with pytest.raises(PresetError, match=r"presets\.json can't be read: Is a directory"):
+            act()
+    assert presets.file.path.is_dir()
+
+
+SAVING = """
+import sys
+from pathlib import Path
+from asag.preset_file import PresetFile
+file = PresetFile(Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(20):
+    file.change(lambda found: {**found, f"{sys.argv[2]} {number}": {"scale": float(number)}})
+"""
+
+
+def test_four_processes_that_save_at_once_keep_everything(presets):
+    command = [sys.executable, "-c", SAVING, str(presets.file.path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    writers = [subprocess.Popen([*command, name], cwd=ROOT, **pipes) for name in "abcd"]
+    for writer in writers:
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate()
+        assert writer.returncode == 0
+    assert set(presets.names()[5:]) == {f"{name} {number}" for name in "abcd" for number in range(20)}
+
+
+def test_four_threads_that_save_at_once_keep_everything(presets):
+    def save(name):
+        for number in range(20):
+            presets.save(f"{name} {number}", MINE)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(save, "abcd"))
+    assert len(presets.names()[5:]) == 80
 
 
 settings = st.builds(

@@ -18,6 +18,7 @@ from asag.hosts.a1111_control import fixes_rows, references_spared, remembers
 from asag.hosts.a1111_model import FAMILY, is_timestep_sampler, rows_of, unet
 from asag.hosts.a1111_step import Step
 from asag.hosts.generation import GuidedRun, Refused, run_of
+from asag.hosts.loaded import checkpoints
 from asag.models.base import Family
 from asag.perturb import choose_layers
 from asag.settings import AsagSettings
@@ -112,6 +113,9 @@ class A1111:
 
     def model(self) -> tuple[nn.Module, Family]:
         return unet(), FAMILY
+
+    def checkpoints(self) -> tuple[str, str | None]:
+        return checkpoints()
 
     def _cfg_denoiser(self, params: Any) -> None:
         self.current = run_of(params.denoiser)

@@ -20,7 +20,7 @@ from asag.hosts.foreign import foreign, is_stateless, name_of
 from asag.hosts.foreign_memory import ForeignMemory
 from asag.hosts.forge_step import Predict, Step
 from asag.hosts.generation import GuidedRun, Refused, run_of
-from asag.hosts.loaded import loaded_model
+from asag.hosts.loaded import checkpoints, loaded_model
 from asag.models.base import Family, UnsupportedModel, family_of
 from asag.models.forge_flux import ForgeFlux
 from asag.models.forge_sd3 import ForgeSd3
@@ -157,6 +157,9 @@ class Forge:
             return network, family_of(network, FAMILIES)
         except UnsupportedModel as error:
             raise Refused(f"ASAG settings: {error}", 422) from error
+
+    def checkpoints(self) -> tuple[str, str | None]:
+        return checkpoints()
 
     def _cfg_denoiser(self, params: Any) -> None:
         run = run_of(params.denoiser)

@@ -197,6 +197,9 @@ class Host(Protocol):
     def model(self) -> tuple[nn.Module, Family]:
         """The denoiser that is loaded now, and its family; raises Refused when it can't be perturbed."""
 
+    def checkpoints(self) -> tuple[str, str | None]:
+        """The names of the checkpoint that it is of, and of another one that the next generation loads, or None."""
+
 
 def arm(host: Host, p: Any, settings: AsagSettings, unguided: Callable[[], None]) -> Trace | None:
     """Guide what the next `p.sample` generates. `unguided` is called if no step of it came to be guided.

@@ -26,6 +26,7 @@ from asag.models.base import family_of
 from asag.presets import Presets
 from asag.settings import AsagSettings, SettingsError
 from asag.webui import block_map, ui
+from asag.webui.plain import as_html
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "javascript" / "asag.js"
@@ -66,7 +67,7 @@ class Studio:
                 settings = AsagSettings.from_mapping(dict(zip(ui.names(), values, strict=True)))
                 return [self.plain(*asked), self._guided(settings, *asked), ""]
             except (SettingsError, ValueError) as error:
-                return [gr.update(), gr.update(), f"**{error}**"]
+                return [gr.update(), gr.update(), as_html(str(error))]
 
     def _plain(self, *asked: Any) -> Image.Image:
         return self._sample(*asked)
@@ -109,7 +110,7 @@ def page(studio: Studio, presets: Presets, first_steps: int) -> gr.Blocks:
                 with gr.Row():
                     plain = gr.Image(label="Without ASAG", elem_id="plain", interactive=False)
                     guided = gr.Image(label="With ASAG", elem_id="guided", interactive=False)
-                told = gr.Markdown("", elem_id="told")
+                told = gr.HTML("", elem_id="told")
         given = [caption, cfg, steps, seed, *accordion.settings.values()]
         outputs = [plain, guided, told]
         for component in given:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from asag.hosts.refused import Refused
-from asag.presets import CUSTOM, PresetError, Presets
+from asag.preset_file import PresetError
+from asag.presets import CUSTOM, Presets
 from asag.settings import AsagSettings, SettingsError, options, read_settings
 
 KEY = "ASAG"

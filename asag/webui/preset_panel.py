@@ -7,8 +7,10 @@ from typing import Any
 
 import gradio as gr
 
-from asag.presets import CUSTOM, PRESETS, PresetError, Presets, read_shared, write_shared
+from asag.preset_file import PresetError
+from asag.presets import CUSTOM, PRESETS, Presets, read_shared, write_shared
 from asag.settings import AsagSettings, SettingsError
+from asag.webui.plain import as_html
 
 QUIET = {"queue": False, "show_progress": "hidden"}
 
@@ -30,7 +32,7 @@ class PresetPanel:
             names,
             value=names[0],
             label="ASAG preset",
-            info="Sets everything below at once." + (f" {told}" if told else ""),
+            info=_info(told),
             # Else gradio 4 refuses names that were saved after the page was built.
             allow_custom_value=True,
             elem_id=self.elem_id("preset"),
@@ -57,7 +59,7 @@ class PresetPanel:
                 )
                 for name in ("Write", "Read"):
                     self._button(name)
-            self.notice = gr.Markdown("", elem_id=self.elem_id("preset_notice"))
+            self.notice = gr.HTML("", elem_id=self.elem_id("preset_notice"))
 
     def _button(self, name: str) -> None:
         elem_id = self.elem_id(f"preset_{name.lower()}")
@@ -112,7 +114,7 @@ class PresetPanel:
             try:
                 return gr.update(value=write_shared(chosen, given(values))), gr.update(value="")
             except SettingsError as error:
-                return gr.update(), gr.update(value=str(error))
+                return gr.update(), gr.update(value=as_html(str(error)))
 
         def read(text: str) -> list[Any]:
             def act() -> tuple[str, str, list[Any]]:
@@ -122,10 +124,14 @@ class PresetPanel:
 
             return self._told(act, unchanged)
 
+        def look_again() -> Any:
+            names, told = self._names()
+            return gr.update(choices=names, info=_info(told))
+
         outputs = [self.list, self.notice, *components]
         self.list.input(choose, [self.list], outputs, **QUIET)
         # Another tab may have saved presets since. Not on focus: gradio 4 would filter the open list by what is chosen.
-        switch.change(lambda: gr.update(choices=self._choices()), [], [self.list], **QUIET)
+        switch.change(look_again, [], [self.list], **QUIET)
         for component in components:
             component.input(touched, components, [self.list], **QUIET)
         self.buttons["Save"].click(save, [self.name, *components], outputs, **QUIET)
@@ -139,8 +145,8 @@ class PresetPanel:
         try:
             chosen, notice, rest = act()
         except (PresetError, SettingsError) as error:
-            return [gr.update(), gr.update(value=str(error)), *unchanged]
-        return [gr.update(choices=self._choices(), value=chosen), gr.update(value=notice), *rest]
+            return [gr.update(), gr.update(value=as_html(str(error))), *unchanged]
+        return [gr.update(choices=self._choices(), value=chosen), gr.update(value=as_html(notice)), *rest]
 
     def _names(self) -> tuple[list[str], str]:
         try:
@@ -150,3 +156,7 @@ class PresetPanel:
 
     def _choices(self) -> list[str]:
         return self._names()[0]
+
+
+def _info(told: str) -> str:
+    return f"Sets everything below at once. {told}".strip()

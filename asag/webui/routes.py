@@ -28,12 +28,17 @@ def add_routes(app: FastAPI, host: Host, page_route: str = BLOCKS) -> None:
     """GET /asag/schema and GET /asag/blocks, the latter with `blocks` and `toggle` as block_map.inventory has them;
     protected as the host's API is. `page_route` gives the blocks to the page.
 
+    Its answer also has `checkpoint`, whose blocks these are, and `chosen_checkpoint`, another one that the next
+    generation loads, or null.
+
     Where there is no model to tell of, /asag/blocks says why, with the status of an error.
     """
 
     def blocks(blocks: str = "auto", toggle: str = "") -> Any:
         try:
-            return block_map.inventory(*host.model(), blocks, toggle)
+            found = block_map.inventory(*host.model(), blocks, toggle)
+            checkpoint, chosen = host.checkpoints()
+            return {**found, "checkpoint": checkpoint, "chosen_checkpoint": chosen}
         except Refused as error:
             return JSONResponse({"detail": error.detail}, status_code=error.status_code)
 

@@ -22,11 +22,12 @@ NARROWEST = 250
 
 @dataclass(frozen=True)
 class Accordion:
-    """What was built: a component for each setting, in the order in which the script's arguments come; the list of
-    presets, which is no argument."""
+    """What was built: a component for each setting, in the order in which the script's arguments come; and what is no
+    argument: the list of presets, and the place of what is to be said of a pasted text, a gr.HTML."""
 
     settings: dict[str, Any]
     preset: Any
+    notice: Any
 
 
 def build(
@@ -43,6 +44,7 @@ def build(
         with gr.Row(elem_classes=["asag-first"]):
             _build(groups.pop(""), elem_id, found)
             panel.build_list()
+        notice = gr.HTML("", elem_id=elem_id("notice"))
         with gr.Accordion("Advanced", open=False, elem_id=elem_id("advanced")):
             for group, names in groups.items():
                 _build_group(group, names, elem_id, found, blocks_route)
@@ -50,7 +52,7 @@ def build(
     in_order = {name: found[name] for name in options()}
     held = {name: each for name, each in in_order.items() if name != "enabled" and options()[name][1].picture}
     panel.connect(in_order["enabled"], held)
-    return Accordion(in_order, panel.list)
+    return Accordion(in_order, panel.list, notice)
 
 
 def names() -> list[str]:

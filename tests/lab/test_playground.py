@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -23,6 +24,7 @@ from playwright.sync_api import (
     ConsoleMessage,
     Locator,
     Page,
+    Route,
     TimeoutError,
     expect,
     sync_playwright,
@@ -97,6 +99,10 @@ def browser() -> Iterator[Browser]:
         yield playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
 
 
+def is_strangers(url: str) -> bool:
+    return urlsplit(url).hostname == "stranger.test"
+
+
 @pytest.fixture
 def open_page(playground: Playground, browser: Browser) -> Iterator[Callable[..., Page]]:
     """Opens the playground, with everything unfolded. An error in the console or in a script fails the test."""
@@ -108,12 +114,22 @@ def open_page(playground: Playground, browser: Browser) -> Iterator[Callable[...
         if message.type == "error" and "ERR_" not in message.text and "fonts" not in message.text:
             errors.append(message.text)
 
-    def page(inventory: Callable[[], dict[str, Any]] | None = None, **context: Any) -> Page:
+    def page(
+        inventory: Callable[[], dict[str, Any]] | None = None,
+        hurried: bool = False,
+        watched: bool = False,
+        **context: Any,
+    ) -> Page:
         contexts.append(browser.new_context(**context))
         page = contexts[-1].new_page()
+        if hurried:
+            # The page's time is the test's then: page.clock.
+            page.clock.install()
         page.set_default_timeout(WAIT)
         page.on("console", note)
         page.on("pageerror", lambda error: errors.append(str(error)))
+        if watched:
+            page.on("request", lambda request: errors.append(request.url) if is_strangers(request.url) else None)
         if inventory:
             page.route("**/asag/blocks*", lambda route: route.fulfill(json=inventory()))
         page.goto(playground.url)
@@ -208,12 +224,108 @@ def test_map_and_list_are_in_step(page: Page) -> None:
     expect(block(page, "mid")).to_have_attribute("aria-pressed", "false")
     # The last one stays: a list can't be empty.
     block(page, "in.1").click()
+    expect(page.locator(".asag-note")).to_contain_text("in.1 is the only block")
     expect(blocks(page)).to_have_value("in.1")
     blocks(page).fill("out.0-1")
     expect(block(page, "out.1")).to_have_attribute("aria-pressed", "true")
     page.locator('.asag-map button[data-word="all"]').click()
     expect(blocks(page)).to_have_value("all")
     expect(block(page, "in.3")).to_have_attribute("aria-pressed", "true")
+
+
+class HeldAnswers:
+    """Holds the map's questions until they are let go; those that toggle a block alone, if so wanted."""
+
+    def __init__(self, page: Page, toggles: bool = True) -> None:
+        self.page, self.routes, self.everything = page, [], not toggles
+        page.route("**/asag/blocks*", self._came)
+
+    def _came(self, route: Route) -> None:
+        if self.everything or "toggle=" in route.request.url:
+            self.routes.append(route)
+        else:
+            route.continue_()
+
+    def wait_for(self, count: int) -> None:
+        for _ in range(WAIT // 50):
+            if len(self.routes) >= count:
+                return
+            self.page.wait_for_timeout(50)
+        raise AssertionError(f"{len(self.routes)} questions of {count}")
+
+    def let_go(self) -> None:
+        """Answer the oldest, and wait until the page has the answer."""
+        route = self.routes.pop(0)
+        with self.page.expect_response(route.request.url):
+            route.continue_()
+        self.page.wait_for_timeout(300)
+
+
+def test_what_is_typed_holds_against_a_late_answer_to_a_click(page: Page) -> None:
+    held = HeldAnswers(page)
+    block(page, "in.1").click()
+    held.wait_for(1)
+    blocks(page).fill("out.0-1")
+    held.let_go()
+    expect(blocks(page)).to_have_value("out.0-1")
+    expect(block(page, "out.1")).to_have_attribute("aria-pressed", "true")
+
+
+def test_clicks_that_come_faster_than_answers_all_count(page: Page) -> None:
+    held = HeldAnswers(page)
+    for name in ("in.1", "in.3"):
+        block(page, name).click()
+    held.wait_for(1)
+    held.let_go()
+    held.wait_for(1)
+    held.let_go()
+    expect(blocks(page)).to_have_value("in.1, in.3, mid")
+    expect(block(page, "in.3")).to_have_attribute("aria-pressed", "true")
+
+
+def test_a_slow_answer_is_waited_for(open_page: Callable[..., Page]) -> None:
+    page = open_page(hurried=True)
+    held = HeldAnswers(page, toggles=False)
+    blocks(page).fill("out.0-1")
+    page.clock.run_for(1000)
+    held.wait_for(1)
+    # Longer than any answer holds: it isn't asked for again, and the first one counts.
+    page.clock.run_for(30_000)
+    assert len(held.routes) == 1
+    held.let_go()
+    page.clock.run_for(1000)
+    expect(block(page, "out.1")).to_have_attribute("aria-pressed", "true")
+
+
+def test_a_button_that_is_pressed_while_an_answer_comes_gets_its_click(page: Page) -> None:
+    held = HeldAnswers(page, toggles=False)
+    blocks(page).fill("out.0-1")
+    held.wait_for(1)
+    block(page, "in.1").hover()
+    page.mouse.down()
+    held.let_go()
+    held.everything = False
+    page.mouse.up()
+    held.wait_for(1)
+    held.let_go()
+    expect(blocks(page)).to_have_value("in.1, out.0-1")
+
+
+def test_a_click_on_the_only_chosen_block_says_why_nothing_changes(page: Page) -> None:
+    block(page, "mid").click()
+    note = page.locator(".asag-note")
+    expect(note).to_have_text("mid is the only block that is weakened: choose another one first, or switch ASAG off.")
+    expect(blocks(page)).to_have_value("auto")
+    block(page, "in.1").click()
+    expect(blocks(page)).to_have_value("in.1, mid")
+    expect(note).to_have_count(0)
+
+
+def test_shared_lists_are_told_in_the_models_own_addresses(page: Page) -> None:
+    blocks(page).fill("d0-d1, u1")
+    expect(page.locator(".asag-counted")).to_have_text(["d0-1 is in.1, in.3 here", "u1 is out.1 here"])
+    expect(block(page, "in.3")).to_have_attribute("aria-pressed", "true")
+    expect(block(page, "out.0")).to_have_attribute("aria-pressed", "false")
 
 
 def test_unknown_and_unreadable_lists_are_told_by_the_map(page: Page) -> None:
@@ -268,6 +380,16 @@ def test_a_ladder_for_transformers_redrawn_when_the_model_changes(open_page: Cal
     answers.append({"family": "other", **{k: v for k, v in flux("").items() if k != "family"}, "blocks": []})
     expect(page.locator(".asag-ladder .asag-block")).to_have_count(0)
     expect(page.locator(".asag-family")).to_contain_text("other")
+
+
+def test_whose_blocks_the_map_shows(open_page: Callable[..., Page]) -> None:
+    """The route's answers are a double's here, as a WebUI gives them."""
+    answers = [{**flux("single.9"), "checkpoint": "one.safetensors", "chosen_checkpoint": None}]
+    page = open_page(lambda: answers[-1])
+    whose = page.locator(".asag-whose")
+    expect(whose).to_have_text("These are the blocks of one.safetensors, the checkpoint that is loaded.")
+    answers.append({**answers[0], "chosen_checkpoint": "two.safetensors"})
+    expect(whose).to_contain_text("two.safetensors is chosen: it loads when you generate, and its blocks may differ.")
 
 
 def test_presets_set_everything_and_say_when_something_was_changed(page: Page) -> None:
@@ -334,3 +456,45 @@ def test_everything_has_a_name_for_screen_readers(open_page: Callable[..., Page]
     )
     assert not unnamed
     assert page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
+
+
+MARKUP = '<img src="//stranger.test/a.png"><script>fetch("//stranger.test/b")</script>![x](//stranger.test/c.png)'
+
+
+def test_texts_of_strangers_are_shown_as_text(playground: Playground, open_page: Callable[..., Page]) -> None:
+    """Markup in every text field, with every button pressed, and in the file of presets: nothing in it is loaded."""
+    short = "<img src=//stranger.test/d>![x](//stranger.test/e)"
+    kept = playground.presets.read_text() if playground.presets.exists() else None
+    playground.presets.write_text(json.dumps({short: {"scale": 2.75}, f"{short} 2": {MARKUP: 1}}))
+    try:
+        page = open_page(watched=True)
+        # The file is read when the page is built, and again whenever the accordion's switch changes.
+        page.get_by_label("ASAG", exact=True).uncheck()
+        expect(page.locator("#asag_preset")).to_contain_text("stay in asag-presets.json")
+        page.click("#asag_presets > .label-wrap")
+        choose(page, short)
+        expect(number(page, "scale")).to_have_value("2.75")
+        fields = page.locator("input[type=text], input:not([type]), textarea").filter(visible=True)
+        for field in fields.all():
+            field.fill(MARKUP)
+            field.press("Tab")
+        notice = page.locator("#asag_preset_notice").first
+        text = page.locator("#asag_preset_text textarea, #asag_preset_text input")
+        for button in ("save", "rename", "delete", "write", "read"):
+            page.click(f"#asag_preset_{button}")
+            expect(notice).to_contain_text("allowed: ")
+        text.fill(f"{short} 3: scale 2.5")
+        blocks(page).fill("mid")
+        page.click("#asag_preset_read")
+        expect(notice).to_have_text(f"Saved: {short} 3")
+        text.fill(f"{short} 4: scale {MARKUP}")
+        page.click("#asag_preset_read")
+        expect(notice).to_contain_text("<img src=")
+        blocks(page).fill(MARKUP)
+        expect(page.locator(".asag-map .asag-told")).to_contain_text("<img src=")
+        expect(page.locator("#told").first).to_contain_text("<img src=")
+        page.wait_for_timeout(500)
+    finally:
+        playground.presets.unlink()
+        if kept is not None:
+            playground.presets.write_text(kept)

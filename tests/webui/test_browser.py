@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import ConsoleMessage, Locator, Page, expect, sync_playwright
@@ -129,6 +130,68 @@ def test_pasting_a_text_sets_the_accordion(page: Page) -> None:
     expect(page.locator(f"{ACCORDION}-visible-checkbox")).not_to_be_checked()
     assert "ASAG" not in generate(page)[0]
     expect(scale_field(page)).to_have_value("2.5")
+
+
+def test_a_text_that_cannot_be_read_is_told_and_the_rest_is_taken(page: Page) -> None:
+    hosts: set[str | None] = set()
+    page.on("request", lambda each: hosts.add(urlsplit(each.url).hostname))
+    text = "a dog\nSteps: 3, Sampler: Euler, CFG scale: 7, Seed: 5, Size: 128x128"
+    value = "scale 2.5; sharpness 3; <img/src=//stranger.test/a> ![x](//stranger.test/b); blocks mid"
+    page.fill("#txt2img_prompt textarea", f'{text}, ASAG: "{value}"')
+    page.click("#paste")
+    expect(scale_field(page)).to_have_value("2.5")
+    expect(page.locator(f"{ACCORDION}-visible-checkbox")).to_be_checked()
+    expect(page.locator(BLOCKS)).to_have_value("mid")
+    for told in (page.get_by_test_id("toast-body"), page.locator("#script_txt2img_asag_notice .asag-notice")):
+        expect(told.first).to_contain_text(
+            "not all of the pasted text can be read; the rest is taken. sharpness: unknown"
+        )
+        expect(told.first).to_contain_text("<img/src=//stranger.test/a>: unknown")
+    assert "ASAG: " in generate(page)[0]
+    page.fill("#txt2img_prompt textarea", f"{text}, ASAG: scale 2.5")
+    page.click("#paste")
+    expect(page.locator("#script_txt2img_asag_notice .asag-notice")).to_have_count(0)
+    assert "stranger.test" not in hosts
+
+
+def test_send_to_img2img_takes_the_settings_along(page: Page) -> None:
+    switch(page)
+    unfold(page)
+    scale_field(page).fill("2.5")
+    scale_field(page).press("Tab")
+    page.fill(BLOCKS, "mid, out.3")
+    generate(page)
+    page.click("#txt2img_send_to_img2img")
+    expect(page.locator("#script_img2img_asag_scale input[type=number]")).to_have_value("2.5")
+    expect(page.locator("#script_img2img_asag_enabled-visible-checkbox")).to_be_checked()
+    blocks = "#script_img2img_asag_blocks textarea, #script_img2img_asag_blocks input"
+    expect(page.locator(blocks)).to_have_value("mid, out.3")
+    expect(page.locator("#script_img2img_asag_preset input")).to_have_value("Custom")
+
+
+def test_the_map_says_whose_blocks_it_shows(webui: WebUI, page: Page) -> None:
+    generate(page)
+    switch(page)
+    unfold(page)
+    whose = page.locator("#script_txt2img_asag_map .asag-whose")
+    expect(whose).to_have_text(f"These are the blocks of {webui.sd15}, the checkpoint that is loaded.")
+    if webui.kind not in ("forge", "neo") or not webui.sdxl:
+        return
+    # These two load what is chosen when it's needed.
+    try:
+        choose_checkpoint(page, webui.sdxl)
+        expect(whose).to_contain_text(
+            f"blocks of {webui.sd15}, the checkpoint that is loaded. {webui.sdxl} is chosen: "
+        )
+    finally:
+        choose_checkpoint(page, webui.sd15)
+    expect(whose).not_to_contain_text(webui.sdxl)
+
+
+def choose_checkpoint(page: Page, name: str) -> None:
+    dropdown = page.locator("#setting_sd_model_checkpoint, .model_selection").first
+    dropdown.locator("input").click()
+    dropdown.locator(f'[data-testid="dropdown-option"][aria-label^="{name}"]').click()
 
 
 def test_two_tabs(open_page: Callable[[], Page]) -> None:
