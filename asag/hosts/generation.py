@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from asag.blocks import BlocksError
+from asag.counted import Counted
 from asag.guidance import AdaptiveScale, scheduled_scale
 from asag.hosts.checked import blocks_field, check_blocks
 from asag.hosts.conflicts import conflict
@@ -46,7 +47,7 @@ class GuidedRun:
     def __init__(self, settings: AsagSettings) -> None:
         self.settings = settings
         self.trace = Trace() if settings.figures else None
-        self.operator = Watched(settings.operator(), self.trace) if self.trace else settings.operator()
+        self.operator = Counted(Watched(settings.operator(), self.trace) if self.trace else settings.operator())
         self.adaptive = AdaptiveScale()
         self.call = 0
         self.announced = 0

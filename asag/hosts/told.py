@@ -32,11 +32,13 @@ def told(run: GuidedRun, family: Family) -> list[str]:
         messages.append(f"ASAG guided {run.guided_calls} of {run.announced} steps: the image was {stopped}")
     elif not run.guided_calls and not run.aside:
         messages.append("ASAG guided no step of this image: none lies in its window, or hires fix was off")
-    if run.largest is not None and not bool(run.largest):
+    if run.operator.changes_nothing:
         messages.append(
-            "ASAG changed nothing: the weakened attention is the ordinary one, as it is in a block with a single "
-            "token, for a small image; choose blocks with more of them, such as all"
+            "ASAG changed nothing: in an image this small the weakened blocks have a single token, whose attention is "
+            "what it is; choose others, such as all"
         )
+    elif run.largest is not None and not bool(run.largest):
+        messages.append("ASAG changed nothing: the weakened attention gave exactly what the ordinary one gives")
     return messages
 
 
