@@ -11,90 +11,21 @@ checkpoint are in its metadata, and probe/scripts/asag_sizes.py lets the host re
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from tiny_checkpoint import TOKENS, Checkpoint, write
 
 SD15, SDXL = "runwayml/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0"
 SD3, FLUX = "stabilityai/stable-diffusion-3-medium-diffusers", "black-forest-labs/FLUX.1-dev"
 WIDTH = 64  # channels of a UNet at every level
 HIDDEN = 256  # of a transformer
-TOKENS = 64  # width of T5's tokens, where the model may choose it
-VAE = {"block_out_channels": [32, 32, 32, 32]}
-# Hidden sizes stay: the hosts concatenate and pad to what they expect.
-CLIP = {"num_hidden_layers": 2, "intermediate_size": 64}
-# Branches whose sum would otherwise drown the input.
-RESIDUAL = ("out_layers.3", "to_out.0", "ff.net.2", "proj_out", "c_proj", "fc2", "out_proj", "conv2")
-EMBEDDINGS = ("embed_tokens.weight", "shared.weight", "attention_bias.weight", "pos_embed", "pad_token")
 
 
-@dataclass
-class Checkpoint:
-    """Shapes by key, and what the host is to know of them: `detected`, what it looks up the kind of model with (None:
-    as it reads it from the weights); `configs`, by component, what differs from its own config.json; `denoiser`, what
-    the denoiser's class is made with (None: what was detected)."""
-
-    folder: str = "Stable-diffusion"
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    detected: dict[str, Any] | None = None
-    denoiser: dict[str, Any] | None = None
-    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def add(self, prefix: str, make: Callable[[], nn.Module]) -> None:
-        with torch.device("meta"):
-            module = make()
-        self.shapes |= {prefix + key: tuple(value.shape) for key, value in module.state_dict().items()}
-
-    def add_vae(self, host: Path, repository: str, prefix: str = "first_stage_model.") -> None:
-        from backend.nn.vae import IntegratedAutoencoderKL
-
-        config = json.loads((host / "backend/huggingface" / repository / "vae/config.json").read_text())
-        self.configs["vae"] = VAE
-        self.add(prefix, lambda: IntegratedAutoencoderKL.from_config({**config, **VAE}))
-
-    def add_clip(self, host: Path, repository: str, component: str, prefix: str, projected: bool = False) -> None:
-        from transformers import CLIPTextConfig, CLIPTextModel
-
-        config = CLIPTextConfig.from_pretrained(host / "backend/huggingface" / repository / component, **CLIP)
-        self.configs[component] = CLIP
-        self.add(prefix, lambda: CLIPTextModel(config))
-        if projected:
-            self.shapes[f"{prefix}text_projection.weight"] = (config.hidden_size, config.hidden_size)
-
-    def add_open_clip(self, component: str, prefix: str, width: int = 1280) -> None:
-        """SDXL's second text encoder, which its checkpoints have in open_clip's layout."""
-        self.configs[component] = CLIP
-        layers, inner = CLIP["num_hidden_layers"], CLIP["intermediate_size"]
-        shapes = {
-            "positional_embedding": (77, width),
-            "text_projection": (width, width),
-            "logit_scale": (),
-            "token_embedding.weight": (49408, width),
-        }
-        norms = ["ln_final", *(f"transformer.resblocks.{i}.ln_{j}" for i in range(layers) for j in (1, 2))]
-        shapes |= {f"{norm}.{name}": (width,) for norm in norms for name in ("weight", "bias")}
-        for block in (f"transformer.resblocks.{i}" for i in range(layers)):
-            shapes |= {f"{block}.attn.in_proj_weight": (3 * width, width), f"{block}.attn.in_proj_bias": (3 * width,)}
-            for name, outs, ins in (("attn.out_proj", width, width), ("mlp.c_fc", inner, width)):
-                shapes |= {f"{block}.{name}.weight": (outs, ins), f"{block}.{name}.bias": (outs,)}
-            shapes |= {f"{block}.mlp.c_proj.weight": (width, inner), f"{block}.mlp.c_proj.bias": (width,)}
-        self.shapes |= {prefix + key: shape for key, shape in shapes.items()}
-
-    def add_t5(self, host: Path, repository: str, component: str, prefix: str, width: int = TOKENS) -> None:
-        from backend.nn.t5 import T5
-
-        config = json.loads((host / "backend/huggingface" / repository / component / "config.json").read_text())
-        changes = {"d_model": width, "d_ff": 64, "num_layers": 2, "num_heads": 4}
-        self.configs[component] = changes
-        self.add(prefix, lambda: T5({**config, **changes}))
+def is_neo(host: Path) -> bool:
+    return (host / "modules_forge" / "packages").is_dir()
 
 
 def unet(**sizes: Any) -> dict[str, Any]:
@@ -162,8 +93,9 @@ def control(host: Path) -> Checkpoint:
     from backend.nn.cnets.cldm import ControlNet
 
     made = Checkpoint(folder="ControlNet")
-    sizes = {"image_size": 32, "hint_channels": 3, "in_channels": 4, "model_channels": WIDTH}
-    made.add("control_model.", lambda: ControlNet(**sizes, **SD15_UNET, use_spatial_transformer=True))
+    sizes = {"hint_channels": 3, "in_channels": 4, "model_channels": WIDTH, "use_spatial_transformer": True}
+    sizes |= {"hint_width": 16} if is_neo(host) else {"image_size": 32}
+    made.add("control_model.", lambda: ControlNet(**sizes, **SD15_UNET))
     return made
 
 
@@ -210,7 +142,8 @@ FLUX_SIZES = {
 def flux(host: Path, distilled: bool = True) -> Checkpoint:
     from backend.nn.flux import IntegratedFluxTransformer2DModel
 
-    made = Checkpoint(denoiser={**FLUX_SIZES, "guidance_embed": distilled})
+    neos = {"out_channels": 16, "patch_size": 2} if is_neo(host) else {}
+    made = Checkpoint(denoiser={**FLUX_SIZES, **neos, "guidance_embed": distilled})
     made.detected = {"image_model": "flux", **made.denoiser}
     made.add("model.diffusion_model.", lambda: IntegratedFluxTransformer2DModel(**made.denoiser))
     made.add_vae(host, FLUX, "vae.")
@@ -219,16 +152,51 @@ def flux(host: Path, distilled: bool = True) -> Checkpoint:
     return made
 
 
+ZIMAGE_SIZES = {
+    "patch_size": 2,
+    "in_channels": 16,
+    "dim": HIDDEN,
+    "n_layers": 4,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "qk_norm": True,
+    "ffn_dim_multiplier": 8 / 3,
+    "axes_dims": [32, 48, 48],
+    "axes_lens": [1536, 512, 512],
+    "rope_theta": 256.0,
+    "z_image_modulation": True,
+    "time_scale": 1000.0,
+    "pad_tokens_multiple": 32,
+}
+
+
 def chroma(host: Path) -> Checkpoint:
     from backend.nn.chroma import IntegratedChromaTransformer2DModel
 
-    guidance = {"guidance_out_dim": HIDDEN, "guidance_hidden_dim": 64, "guidance_n_layers": 2}
-    made = Checkpoint(denoiser={**FLUX_SIZES, **guidance})
-    # Forge finds it among Flux schnell's.
-    made.detected = {"image_model": "flux", **FLUX_SIZES, "guidance_embed": False}
+    if is_neo(host):
+        patches = {"in_channels": 64, "out_channels": 64, "patch_size": 2, "txt_ids_dims": []}
+        guidance = {"in_dim": 64, "out_dim": HIDDEN, "hidden_dim": 64, "n_layers": 2}
+        made = Checkpoint(denoiser={**FLUX_SIZES, **patches, **guidance})
+        made.detected = {"image_model": "chroma", **made.denoiser}
+    else:
+        guidance = {"guidance_out_dim": HIDDEN, "guidance_hidden_dim": 64, "guidance_n_layers": 2}
+        made = Checkpoint(denoiser={**FLUX_SIZES, **guidance})
+        # Forge finds it among Flux schnell's.
+        made.detected = {"image_model": "flux", **FLUX_SIZES, "guidance_embed": False}
     made.add("model.diffusion_model.", lambda: IntegratedChromaTransformer2DModel(**made.denoiser))
     made.add_vae(host, FLUX, "vae.")
     made.add_t5(host, "Chroma", "text_encoder", "text_encoders.t5xxl.transformer.")
+    return made
+
+
+def zimage(host: Path) -> Checkpoint:
+    from backend.nn.lumina import NextDiT
+
+    made = Checkpoint(denoiser={**ZIMAGE_SIZES, "cap_feat_dim": TOKENS})
+    made.detected = {"image_model": "lumina2", **made.denoiser, "dim": 3840}
+    made.add("model.diffusion_model.", lambda: NextDiT(**made.denoiser))
+    made.add_vae(host, "Tongyi-MAI/Z-Image-Turbo", "vae.")
+    made.add_llama("text_encoder", "Qwen3_4BConfig", "text_encoders.qwen3_4b.transformer.model.")
     return made
 
 
@@ -241,36 +209,9 @@ KINDS: dict[str, Callable[[Path], Checkpoint]] = {
     "flux": flux,
     "flux-schnell": lambda host: flux(host, distilled=False),
     "chroma": chroma,
+    "zimage": zimage,
 }
-
-
-def random_tensor(key: str, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
-    """Normal, so that every layer keeps the size of what it is given; norms near 1, biases near 0. Half precision."""
-    if key.endswith("position_ids"):
-        return torch.arange(shape[-1]).expand(shape).contiguous()
-    if key.endswith("logit_scale"):
-        return torch.tensor(4.6055)
-    drawn = torch.randn(shape, generator=random)
-    if key.endswith("bias"):
-        return (0.02 * drawn).half()
-    if len(shape) <= 1:
-        return (1 + 0.02 * drawn).half()
-    if "embedding" in key or key.endswith(EMBEDDINGS):
-        return (0.02 * drawn).half()
-    gain = 0.4 if any(name in key for name in RESIDUAL) else 1.0
-    if key.endswith(("attn1.to_q.weight", "attn1.to_k.weight")):
-        gain = 2.0  # attention that is far from uniform
-    return (gain / math.sqrt(math.prod(shape[1:])) * drawn).half()
-
-
-def write(host: Path, kind: str) -> Path:
-    made, random = KINDS[kind](host), torch.Generator().manual_seed(1)
-    tensors = {key: random_tensor(key, shape, random) for key, shape in made.shapes.items()}
-    sizes = {"detected": made.detected, "denoiser": made.denoiser, "configs": made.configs}
-    file = host / "models" / made.folder / f"tiny-{kind}.safetensors"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, file, metadata={"format": "pt", "asag_sizes": json.dumps(sizes)})
-    return file
+ONLY_FORGES, ONLY_NEOS = {"sd3"}, {"zimage"}
 
 
 def main() -> None:
@@ -278,11 +219,12 @@ def main() -> None:
     parser.add_argument("webui", type=lambda text: Path(text).expanduser().resolve(), help="the folder of the WebUI")
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; default: all")
     asked = parser.parse_args()
-    sys.argv[1:] = ["--always-cpu"]
+    sys.argv[1:] = ["--cpu" if is_neo(asked.webui) else "--always-cpu"]
     packages = ["", "packages_3rdparty", "repositories/huggingface_guess", "modules_forge/packages"]
     sys.path[:0] = [str(asked.webui / package) for package in packages]
-    for kind in asked.kinds or KINDS:
-        print(write(asked.webui, kind), flush=True)
+    others = ONLY_FORGES if is_neo(asked.webui) else ONLY_NEOS
+    for kind in asked.kinds or [kind for kind in KINDS if kind not in others]:
+        print(write(KINDS[kind](asked.webui), asked.webui, kind), flush=True)
 
 
 if __name__ == "__main__":

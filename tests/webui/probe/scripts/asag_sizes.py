@@ -1,8 +1,11 @@
 """Lets Forge and Forge Neo load the tiny checkpoints of tests/webui/make_checkpoints_forge.py, whose sizes are in their
 metadata; both know the sizes of most models beforehand. Other checkpoints are loaded as ever."""
 
+import functools
+import importlib
 import json
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import safe_open
@@ -50,7 +53,22 @@ class SmallSizes:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / name).mkdir()
             (Path(folder) / name / "config.json").write_text(json.dumps({**config, **self.sizes["configs"][name]}))
-            return self.load(guess, name, library, cls, folder, state_dict)
+            with changed_dataclasses(self.sizes["dataclasses"]):
+                return self.load(guess, name, library, cls, folder, state_dict)
+
+
+@contextmanager
+def changed_dataclasses(changes):
+    """Neo's language models have their sizes in dataclasses and compare the file's with them."""
+    llama = importlib.import_module("backend.nn.llm.llama") if changes else None
+    before = {name: getattr(llama, name) for name in changes}
+    for name, sizes in changes.items():
+        setattr(llama, name, functools.partial(before[name], **sizes))
+    try:
+        yield
+    finally:
+        for name, made in before.items():
+            setattr(llama, name, made)
 
 
 try:
