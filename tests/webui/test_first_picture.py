@@ -24,7 +24,7 @@ SIZE = {"width": 256, "height": 256}
 def test_switched_off_is_the_plain_image(webui: WebUI, plain: Image, settings: dict[str, Any]) -> None:
     answer = webui.txt2img(**request(**SIZE, alwayson_scripts=asag(**settings)))
     assert_same(answer.image, plain(**SIZE))
-    assert "ASAG" not in answer.infotexts[0]
+    assert "ASAG: " not in answer.infotexts[0]
 
 
 def test_guided_differs_and_is_deterministic(guided: Image, plain: Image) -> None:
