@@ -2,14 +2,14 @@
 
 Source: modules/sd_samplers_cfg_denoiser.py. In a step the `cfg_denoiser` callback comes first, then `inner_model` runs
 on all rows, in one call or several, then comes the `cfg_denoised` callback, in which edits of `params.x` in place
-count.
+count, then the host combines the rows, and then comes the `cfg_after_cfg` callback, in which `params.x` is the result.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from modules import script_callbacks
 from torch import Tensor, nn
 
@@ -27,6 +27,10 @@ from asag.settings import AsagSettings
 class A1111Run(GuidedRun):
     """Guides by the row-shift rule, in place, between the host's pass and its combination of the rows."""
 
+    def __init__(self, settings: AsagSettings) -> None:
+        super().__init__(settings)
+        self.rescaling: Rescaling | None = None
+
     def open_step(self, params: Any, scale: float, blocks: str) -> Step:
         rows = rows_of(params.text_cond), rows_of(params.text_uncond)
         network = unet()
@@ -42,12 +46,20 @@ class A1111Run(GuidedRun):
     def on_cfg_denoised(self, params: Any) -> None:
         """After the host's pass: the perturbed pass on the conditional rows, and the row shift, in place."""
         step, self.step = self.step, None
+        self.rescaling = None
         if step is None:
             return
         step.remove()
         with self.errors_told():
             self._guide(params.x, step)
             self.guided_calls += 1
+
+    def on_cfg_after_cfg(self, params: Any) -> None:
+        """After the host's combination: what is left to do to its result."""
+        if self.rescaling is not None:
+            with self.errors_told():
+                params.x = self.rescaling.of(params.x)
+        self.rescaling = None
 
     def _guide(self, rows: Tensor, step: Step) -> None:
         denoiser = step.denoiser
@@ -62,20 +74,25 @@ class A1111Run(GuidedRun):
             perturbed_rows = step.predict(whole_calls=fixes_rows(denoiser.p))
         cond = rows[: step.cond_rows]
         delta = mean_rows(cond - perturbed_rows, weights)
+        level = _noise_level(step)
+        pictures = cond if level is None else step.x[: step.cond_rows] - level * cond
         if self.settings.contrast < 1:
-            delta = keep_contrast(delta, mean_rows(_pictures(cond, step), weights), self.settings.contrast)
-        # The timestep samplers predict noise, whose δ is free of σ already.
-        sigma = 1.0 if is_timestep_sampler(step.inner_model) else step.calls[0].sigma[0]
-        shift = delta * self.scale_of(step.scale, delta, sigma)
+            delta = keep_contrast(delta, mean_rows(pictures, weights), self.settings.contrast)
+        # Noise has a δ that is free of σ already.
+        shift = delta * self.scale_of(step.scale, delta, step.calls[0].sigma[0] if level is None else 1.0)
         # Conditional rows image by image, then a block of one row per image: uncond, or two with InstructPix2Pix.
         images = [image for image, parts in enumerate(weights) for _ in parts]
         images += list(range(step.images)) * ((rows.shape[0] - step.cond_rows) // step.images)
-        reference = rows[[images.index(image) for image in range(step.images)]].clone()
+        firsts = [images.index(image) for image in range(step.images)]
+        reference = pictures[firsts]
         shift_rows(rows, shift, images)
-        if self.settings.rescale:
+        if not self.settings.rescale:
+            return
+        if level is None:
             guided = self._combined(rows, weights, step)
-            factor = rescale_factor(reference, guided, self.settings.rescale)
-            rows *= factor[images]
+            rows *= rescale_factor(reference, guided, self.settings.rescale)[images]
+        else:
+            self.rescaling = Rescaling(step.x[firsts], level, reference, self.settings.rescale)
 
     def _combined(self, rows: Tensor, weights: list[list[float]], step: Step) -> Tensor:
         """What the host will make of the rows, (images, …): rows scaled by a factor give it scaled by the factor."""
@@ -90,23 +107,42 @@ class A1111Run(GuidedRun):
         return denoiser.combine_denoised(rows, conds_list, rows[-step.images :], scale)
 
 
-def _pictures(cond: Tensor, step: Step) -> Tensor:
-    """What the conditional rows stand for, up to their size: denoised pictures are that themselves, of noise at a
-    timestep it is x - √(1-ᾱ) ε."""
+@dataclass(frozen=True)
+class Rescaling:
+    """Rescale for samplers of noise ε, whose picture is x - √(1-ᾱ) ε up to its size: `level` is √(1-ᾱ), `reference`
+    the picture of the conditional prediction. x and reference are (images, channels, height, width).
+
+    It is done to the result and not to the rows: CFG++ renoises with the unconditional rows. The samplers of pictures
+    need it before, since the host blends an inpainting's mask in before the result is seen.
+    """
+
+    x: Tensor
+    level: Tensor
+    reference: Tensor
+    amount: float
+
+    def of(self, noise: Tensor) -> Tensor:
+        """The noise whose picture is that of `noise`, rescaled."""
+        picture = self.x - self.level * noise
+        return (self.x - rescale_factor(self.reference, picture, self.amount) * picture) / self.level
+
+
+def _noise_level(step: Step) -> Tensor | None:
+    """√(1-ᾱ) of a step whose rows are noise; None when they are pictures."""
     if not is_timestep_sampler(step.inner_model):
-        return cond
-    x = torch.cat([call.x for call in step.calls])[: len(cond)]
+        return None
     alphas = step.inner_model.inner_model.alphas_cumprod
-    return x - (1 - alphas[step.calls[0].sigma[0].long()]).sqrt() * cond
+    return (1 - alphas[step.calls[0].sigma[0].long()]).sqrt()
 
 
 class A1111:
-    """The host, for the script. Registers the two callbacks that the host calls in every step of every generation."""
+    """The host, for the script. Registers the callbacks that the host calls in every step of every generation."""
 
     def __init__(self) -> None:
         self.current: A1111Run | None = None
         script_callbacks.on_cfg_denoiser(self._cfg_denoiser)
         script_callbacks.on_cfg_denoised(self._cfg_denoised)
+        script_callbacks.on_cfg_after_cfg(self._cfg_after_cfg)
 
     def run(self, settings: AsagSettings) -> A1111Run:
         return A1111Run(settings)
@@ -123,6 +159,10 @@ class A1111:
             self.current.on_cfg_denoiser(params)
 
     def _cfg_denoised(self, params: Any) -> None:
+        if self.current is not None:
+            self.current.on_cfg_denoised(params)
+
+    def _cfg_after_cfg(self, params: Any) -> None:
         run, self.current = self.current, None
         if run is not None:
-            run.on_cfg_denoised(params)
+            run.on_cfg_after_cfg(params)

@@ -100,6 +100,11 @@ class Step:
         self._undo.close()
 
     @property
+    def x(self) -> Tensor:
+        """What the model was given, of all calls: (rows, channels, height, width)."""
+        return torch.cat([call.x for call in self.calls])
+
+    @property
     def recorded_rows(self) -> int:
         return sum(call.x.shape[0] for call in self.calls)
 

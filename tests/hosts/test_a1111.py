@@ -1,0 +1,125 @@
+"""AUTOMATIC1111's adapter in whole requests, against the definition: on a real UNet in a double of the host."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from ldm.modules import attention
+from torch import nn
+
+from tests.hosts.a1111_double import Host, Options
+from tests.hosts.guided import FIRST, HIRES, MIXED, PLAIN, assert_steps, expected, guided
+from tests.hosts.reference import ALPHAS, Prompts, identity_map, real_unet
+
+OWN = ("asag.hosts.a1111", "asag.hosts.a1111_model", "asag.hosts.loaded")
+
+
+@pytest.fixture(scope="module")
+def unet() -> nn.Module:
+    return real_unet()
+
+
+@pytest.fixture
+def host(unet: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    monkeypatch.setattr(attention, "_ATTN_PRECISION", "that of its input")
+    host = Host(unet, PLAIN)
+    for name, module in host.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    for name in OWN:
+        sys.modules.pop(name, None)
+    from asag.hosts.a1111 import A1111
+
+    host.adapter = A1111()
+    yield host
+    for name in OWN:
+        sys.modules.pop(name, None)
+
+
+CONSTANT = [[2.0] * 2]
+DENOISER_NAMES = ("sigmas", "noise", "velocity")
+
+
+@pytest.mark.parametrize("reuse", [True, False], ids=["shared", "whole"])
+@pytest.mark.parametrize("batched", [True, False], ids=["one call", "calls"])
+@pytest.mark.parametrize(("denoiser", "cfg"), [("sigmas", 1.0), ("sigmas", 7.0), ("noise", 7.0), ("velocity", 4.0)])
+@pytest.mark.parametrize("prompts", [PLAIN, MIXED], ids=["plain", "AND"])
+def test_steps_are_those_of_the_definition(
+    host: Host, prompts: list[Prompts], denoiser: str, cfg: float, batched: bool, reuse: bool
+) -> None:
+    host.prompts = prompts
+    assert_steps(host, guided(host, Options(denoiser, cfg, batched=batched), reuse=reuse), CONSTANT)
+
+
+@pytest.mark.parametrize("settings", [{"contrast": 0.0}, {"contrast": 0.4}, {"rescale": 0.7}, {"adaptive": True}])
+@pytest.mark.parametrize("denoiser", DENOISER_NAMES)
+def test_what_is_done_to_the_push(host: Host, denoiser: str, settings: dict[str, Any]) -> None:
+    assert_steps(host, guided(host, Options(denoiser), **settings), CONSTANT, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "scales"),
+    [
+        ({"start": 0.25, "end": 0.75}, [0, 2, 2, 0]),
+        ({"schedule": "linear"}, [2, 1.5, 1, 0.5]),
+        ({"schedule": "linear", "start": 0.5}, [0, 0, 2, 1]),
+        ({"schedule": "cosine"}, [2, 1 + math.sqrt(0.5), 1, 1 - math.sqrt(0.5)]),
+        ({"schedule": "bell"}, [2 * math.sin(math.pi * place) ** 2 for place in (0.125, 0.375, 0.625, 0.875)]),
+    ],
+)
+def test_schedules_and_the_window(host: Host, settings: dict[str, Any], scales: list[float]) -> None:
+    options = Options(passes=[FIRST + FIRST], timesteps=(801, 601, 401, 201))
+    assert_steps(host, guided(host, options, **settings), [scales])
+
+
+def test_the_hires_pass_has_a_scale_and_blocks_of_its_own(host: Host) -> None:
+    found = guided(host, Options(passes=[FIRST, HIRES]), hires_scale=3.0, hires_blocks="out.0,in.1")
+    assert_steps(host, found, [[2.0] * 2, [3.0] * 2], blocks=("mid", "out.0,in.1"))
+
+
+@pytest.mark.parametrize(("hires", "scales"), [("first", [[2.0] * 2, [0.0] * 2]), ("hires", [[0.0] * 2, [2.0] * 2])])
+def test_one_pass_alone(host: Host, hires: str, scales: list[list[float]]) -> None:
+    assert_steps(host, guided(host, Options(passes=[FIRST, HIRES]), hires=hires), scales)
+
+
+def test_the_hires_pass_begins_its_adaptive_scale_anew(host: Host) -> None:
+    found = guided(host, Options(passes=[FIRST, HIRES]), adaptive=True)
+    assert_steps(host, found, CONSTANT * 2, adaptive=True)
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_cfg_plus_plus_renoises_with_the_shifted_unconditional_noise(host: Host, rescale: float) -> None:
+    found = guided(host, Options("noise", cfg_plus_plus=True), rescale=rescale)
+    assert_steps(host, found, CONSTANT, rescale=rescale)
+    _, unconditional, _ = expected(host, CONSTANT)
+    for result, wanted in zip(host.unconditional, unconditional, strict=True):
+        torch.testing.assert_close(result, wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("denoiser", "rescale"), [("sigmas", 0.0), ("sigmas", 0.7), ("noise", 0.7)])
+def test_steps_without_a_negative_prompt(host: Host, denoiser: str, rescale: float) -> None:
+    found = guided(host, Options(denoiser, without_uncond=(1,)), rescale=rescale)
+    assert_steps(host, found, CONSTANT, rescale=rescale)
+
+
+def test_rescale_is_the_same_for_pictures_and_for_noise(host: Host) -> None:
+    pictures, noise = (guided(host, Options(denoiser), rescale=1.0) for denoiser in ("sigmas", "noise"))
+    for one, other in zip(pictures, noise, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_an_inpainting_is_rescaled_before_its_mask_is_blended_in(host: Host) -> None:
+    mask = torch.ones(4, 6, dtype=torch.float64)
+    mask[:, 3:] = 0
+    whole, masked = (guided(host, Options(mask=each), rescale=0.7) for each in (None, mask))
+    for x, timestep, one, other in zip(FIRST, Options().timesteps, whole, masked, strict=True):
+        pictures = [x - (1 - ALPHAS[timestep]).sqrt() * noise for noise in (one, other)]
+        torch.testing.assert_close(pictures[0] * mask, pictures[1])
+
+
+def test_other_methods_take_the_same_way(host: Host) -> None:
+    assert_steps(host, guided(host, Options(), method="pag"), CONSTANT, attention_map=identity_map)

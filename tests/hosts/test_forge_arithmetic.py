@@ -1,0 +1,117 @@
+"""Forge's adapter in whole requests, against the definition: on a real UNet in a double of the host."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from ldm.modules import attention
+from torch import nn
+
+from tests.hosts.forge_double import Host, Options, Patcher
+from tests.hosts.guided import AND, FIRST, HIRES, PLAIN, assert_steps, expected, guided
+from tests.hosts.reference import Prompts, identity_map, real_unet
+
+OWN = ("asag.hosts.forge", "asag.hosts.loaded")
+CONSTANT = [[2.0] * 2]
+
+
+@pytest.fixture(scope="module")
+def unet() -> nn.Module:
+    return real_unet()
+
+
+@pytest.fixture
+def host(unet: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    monkeypatch.setattr(attention, "_ATTN_PRECISION", "that of its input")
+    host = Host(unet, PLAIN)
+    for name, module in host.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    for name in OWN:
+        sys.modules.pop(name, None)
+    from asag.hosts.forge import Forge
+
+    host.adapter = Forge()
+    patcher = host.objects.unet
+    yield host
+    assert host.objects.unet is patcher
+    assert "sampler_post_cfg_function" not in patcher.model_options
+    for name in OWN:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("reuse", [True, False], ids=["shared", "whole"])
+@pytest.mark.parametrize("batched", [True, False], ids=["one call", "calls"])
+@pytest.mark.parametrize(
+    ("prompts", "cfg"), [(PLAIN, 1.0), (PLAIN, 7.0), (AND, 7.0)], ids=["plain, no CFG", "plain", "AND"]
+)
+def test_steps_are_those_of_the_definition(
+    host: Host, prompts: list[Prompts], cfg: float, batched: bool, reuse: bool
+) -> None:
+    host.prompts = prompts
+    assert_steps(host, guided(host, Options(cfg, batched), reuse=reuse), CONSTANT)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 7.0])
+@pytest.mark.parametrize(
+    "settings", [{"contrast": 0.0}, {"contrast": 0.4}, {"rescale": 0.7}, {"contrast": 0.4, "rescale": 1.0}]
+)
+def test_what_is_done_to_the_push(host: Host, cfg: float, settings: dict[str, Any]) -> None:
+    assert_steps(host, guided(host, Options(cfg), **settings), CONSTANT, **settings)
+
+
+def test_contrast_of_parts_of_prompts(host: Host) -> None:
+    host.prompts = AND
+    assert_steps(host, guided(host, Options(), contrast=0.0), CONSTANT, contrast=0.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "scales"),
+    [
+        ({"start": 0.25, "end": 0.75}, [0, 2, 2, 0]),
+        ({"schedule": "cosine"}, [2, 1 + math.sqrt(0.5), 1, 1 - math.sqrt(0.5)]),
+    ],
+)
+def test_schedules_and_the_window(host: Host, settings: dict[str, Any], scales: list[float]) -> None:
+    options = Options(passes=[FIRST + FIRST], timesteps=(801, 601, 401, 201))
+    assert_steps(host, guided(host, options, **settings), [scales])
+
+
+def test_the_hires_pass_has_a_scale_and_blocks_of_its_own(host: Host) -> None:
+    found = guided(host, Options(passes=[FIRST, HIRES]), hires_scale=3.0, hires_blocks="out.0,in.1")
+    assert_steps(host, found, [[2.0] * 2, [3.0] * 2], blocks=("mid", "out.0,in.1"))
+
+
+def test_the_hires_pass_begins_its_adaptive_scale_anew(host: Host) -> None:
+    found = guided(host, Options(passes=[FIRST, HIRES]), adaptive=True)
+    assert_steps(host, found, CONSTANT * 2, adaptive=True)
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_cfg_plus_plus_renoises_with_the_shifted_unconditional_noise(host: Host, rescale: float) -> None:
+    guided(host, Options(), rescale=rescale)
+    _, unconditional, _ = expected(host, CONSTANT)
+    for result, wanted in zip(host.unconditional, unconditional, strict=True):
+        torch.testing.assert_close(result, wanted, rtol=0, atol=1e-9)
+
+
+def test_another_model_in_the_middle_of_a_run_is_guided_too(host: Host) -> None:
+    """A refiner brings another patcher."""
+    before, first = host.objects.unet, host._sampling_function
+
+    def sampling(denoiser: Any, *args: Any) -> Any:
+        if denoiser.step == 1:
+            host.objects.unet = Patcher(host.model)
+        return first(denoiser, *args)
+
+    host._sampling_function = sampling
+    assert_steps(host, guided(host, Options()), CONSTANT)
+    host.objects.unet = before
+
+
+def test_method_pag_is_perturbed_attention_guidance(host: Host) -> None:
+    assert_steps(host, guided(host, Options(), method="pag"), CONSTANT, attention_map=identity_map)
