@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from asag.guidance import keep_contrast, rescale_factor, scheduled_scale
-from asag.hosts.diffusers_call import Call, Shift, argument, picture_of, scene_of, velocity_of_grey, with_rows
+from asag.hosts.diffusers_call import Call, Shift, argument, grey_of, picture_of, scene_of, velocity_of_grey, with_rows
 from asag.hosts.diffusers_caller import calling_pipeline
 from asag.hosts.diffusers_foreign import Foreign, caches, foreign_code, nothing_kept
 from asag.hosts.diffusers_pass import Passes
@@ -284,11 +284,11 @@ class Guidance:
             guided = uncond + self.current.pipe.guidance_scale * (cond - uncond)
         guided = guided + added
         # The weights that the pipeline combines rows with have the sum 1, so what is done to every row is done to the
-        # guided result. In a UNet it is done to the prediction, as in pipelines that have a guidance_rescale. A
-        # velocity is noise for the most part, so there it is done to the picture, as in the WebUIs.
+        # guided result. It is done to the picture, as in the WebUIs: noise and velocities are noise for the most part.
         if isinstance(self.family, DiffusersUnet):
-            return Shift(added, rescale_factor(cond, guided, self.settings.rescale))
-        zero = velocity_of_grey(call.args, call.kwargs, cond, self.timesteps_of_sigma)
+            zero = grey_of(self.current.pipe.scheduler, call.args, call.kwargs, cond, "rescale: above 0")
+        else:
+            zero = velocity_of_grey(call.args, call.kwargs, cond, self.timesteps_of_sigma)
         return Shift(added, rescale_factor(zero - cond, zero - guided, self.settings.rescale), zero)
 
     def less_contrast(self, delta: Tensor, cond: Tensor, call: Call) -> Tensor:

@@ -14,6 +14,10 @@ from asag.models.base import Scene, UnsupportedModel
 from asag.random_state import RandomState
 
 
+# The settings that need to know the picture, and at what value they don't.
+UNCHANGED = {"contrast: below 1": 1, "rescale: above 0": 0}
+
+
 def argument(args: Any, kwargs: dict[str, Any], position: int, *names: str) -> Any:
     """An argument of a denoiser's forward, given by position or by one of its names; None if it isn't there."""
     if position < len(args):
@@ -55,8 +59,7 @@ class Shift:
         shift_rows(rows, self.added, images)
         if self.factor is not None:
             rows *= self.factor[images]
-            if self.zero is not None:
-                rows += ((1 - self.factor) * self.zero)[images]
+            rows += ((1 - self.factor) * self.zero)[images]
 
 
 def velocity_of_grey(args: Any, kwargs: dict[str, Any], prediction: Tensor, timesteps: int) -> Tensor:
@@ -71,31 +74,35 @@ def velocity_of_grey(args: Any, kwargs: dict[str, Any], prediction: Tensor, time
     return sample.narrow(axis, 0, prediction.shape[axis]) / sigma.reshape(-1, *[1] * (sample.ndim - 1))
 
 
-def picture_of(scheduler: Any, args: Any, kwargs: dict[str, Any], prediction: Tensor) -> Tensor:
-    """x₀, (images, channels, …), that the prediction of a UNet stands for, up to its size.
+def grey_of(scheduler: Any, args: Any, kwargs: dict[str, Any], prediction: Tensor, setting: str) -> Tensor:
+    """What a UNet predicts for a picture of zeros, (images, channels, …), in at least float32.
 
     args and kwargs: those of its call. The UNet's x is √ᾱ x₀ + √(1-ᾱ) ε in every scheduler: those of sigmas scale it
-    to that first.
+    to that first. `setting` is what needs it, for the error.
 
     Raises:
         UnsupportedModel: naming a scheduler that doesn't say its ᾱ.
     """
     kind, alphas = scheduler.config.get("prediction_type", "epsilon"), getattr(scheduler, "alphas_cumprod", None)
     if kind == "sample":
-        return prediction
+        return torch.zeros_like(prediction)
     if alphas is None or kind not in ("epsilon", "v_prediction"):
         raise UnsupportedModel(
-            f"contrast: below 1 with {type(scheduler).__name__} and its prediction_type {kind}; allowed: 1, or a "
-            "scheduler with alphas_cumprod that predicts epsilon, v_prediction or sample"
+            f"{setting} with {type(scheduler).__name__} and its prediction_type {kind}; allowed: "
+            f"{UNCHANGED[setting]}, or a scheduler with alphas_cumprod that predicts epsilon, v_prediction or sample"
         )
     sample = argument(args, kwargs, 0, "sample")[:, : prediction.shape[1]]
     timestep = torch.as_tensor(argument(args, kwargs, 1, "timestep"), device=sample.device)
     # Timesteps of sigmas lie between whole ones.
     kept = alphas.to(sample.device)[timestep.round().long().clamp(0, len(alphas) - 1)]
-    kept = kept.to(sample.dtype).reshape(-1, *[1] * (sample.ndim - 1))
-    if kind == "epsilon":
-        return sample - (1 - kept).sqrt() * prediction
-    return kept.sqrt() * sample - (1 - kept).sqrt() * prediction
+    kept = kept.to(torch.promote_types(sample.dtype, torch.float32)).reshape(-1, *[1] * (sample.ndim - 1))
+    return (1.0 if kind == "epsilon" else kept.sqrt()) * sample / (1 - kept).sqrt()
+
+
+def picture_of(scheduler: Any, args: Any, kwargs: dict[str, Any], prediction: Tensor) -> Tensor:
+    """x₀, (images, channels, …), that the prediction of a UNet stands for, up to its size; the rest as in grey_of."""
+    zero = grey_of(scheduler, args, kwargs, prediction, "contrast: below 1")
+    return prediction if scheduler.config.get("prediction_type") == "sample" else zero - prediction
 
 
 @dataclass

@@ -117,12 +117,41 @@ def test_rows_of_an_image_are_shifted_by_scale_times_delta() -> None:
 PROMPTS = ("prompt_embeds", "pooled_prompt_embeds")
 
 
+PREDICTED = {
+    "sd15": DDIMScheduler,
+    "sd15, sigmas": EulerDiscreteScheduler,
+    "sd15, v": DDIMScheduler,
+    "sd15, picture": DDIMScheduler,
+    "sd3": None,
+    "flux": None,
+}
+
+
+def predicting(kind: str) -> Any:
+    """A pipeline whose denoiser predicts what `kind` says."""
+    pipe = PIPES[kind[:4]]()
+    if PREDICTED[kind] is not None:
+        told = {"sd15, v": "v_prediction", "sd15, picture": "sample"}.get(kind, "epsilon")
+        pipe.scheduler = PREDICTED[kind].from_config(pipe.scheduler.config, prediction_type=told)
+    return pipe
+
+
+def picture_by(pipe: Any, prediction: Tensor, sample: Tensor) -> Tensor:
+    """What a prediction in the first step stands for, by the scheduler."""
+    scheduler = pipe.scheduler
+    if not hasattr(pipe, "unet"):
+        return sample - scheduler.sigmas[0] * prediction
+    scheduler.set_timesteps(scheduler.num_inference_steps)
+    sample = (sample * scheduler.init_noise_sigma).repeat(len(prediction) // len(sample), 1, 1, 1)
+    return scheduler.step(prediction, scheduler.timesteps[0], sample).pred_original_sample
+
+
 @pytest.mark.parametrize("guided", [True, False], ids=["cfg", "no cfg"])
-@pytest.mark.parametrize("kind", ["sd15", "sd3"])
+@pytest.mark.parametrize("kind", [each for each in PREDICTED if each != "flux"])
 def test_rescale_brings_the_spread_to_that_of_the_conditional_prediction(kind: str, guided: bool) -> None:
-    """A UNet's prediction itself; of a velocity v the picture x₀ = x - σ v that it stands for."""
-    pipe, given = PIPES[kind](), inputs(kind, images=2, steps=2, guided=guided)
-    denoiser = pipe.unet if kind == "sd15" else pipe.transformer
+    """Of the picture that the prediction stands for, as the scheduler itself makes it."""
+    pipe, given = predicting(kind), inputs(kind[:4], images=2, steps=2, guided=guided)
+    denoiser = pipe.unet if kind.startswith("sd15") else pipe.transformer
     found = {}
     for amount in (None, 0.0, 0.7, 1.0):
         with recorded_rows(denoiser) as rows:
@@ -130,8 +159,7 @@ def test_rescale_brings_the_spread_to_that_of_the_conditional_prediction(kind: s
         found[amount] = rows[0]
 
     def spread(prediction: Tensor) -> Tensor:
-        picture = prediction if kind == "sd15" else given["latents"] - pipe.scheduler.sigmas[0] * prediction
-        return picture.std(dim=(1, 2, 3), keepdim=True)
+        return picture_by(pipe, prediction, given["latents"]).std(dim=(1, 2, 3), keepdim=True)
 
     def combined(rows: Tensor) -> Tensor:
         if not guided:
@@ -145,35 +173,16 @@ def test_rescale_brings_the_spread_to_that_of_the_conditional_prediction(kind: s
     torch.testing.assert_close(found[0.7], 0.3 * found[0.0] + 0.7 * found[1.0], rtol=1e-4, atol=1e-5)
 
 
-PREDICTED = {
-    "sd15": DDIMScheduler,
-    "sd15, sigmas": EulerDiscreteScheduler,
-    "sd15, v": DDIMScheduler,
-    "sd15, picture": DDIMScheduler,
-    "sd3": None,
-    "flux": None,
-}
-
-
 @pytest.mark.parametrize("kind", PREDICTED)
 def test_without_contrast_a_push_has_no_part_along_the_picture(kind: str) -> None:
     """The picture is the one that the scheduler itself makes of the prediction."""
-    pipe, given = PIPES[kind[:4]](), inputs(kind[:4], images=2, steps=3, guided=False)
-    if PREDICTED[kind] is not None:
-        told = {"sd15, v": "v_prediction", "sd15, picture": "sample"}.get(kind, "epsilon")
-        pipe.scheduler = PREDICTED[kind].from_config(pipe.scheduler.config, prediction_type=told)
+    pipe, given = predicting(kind), inputs(kind[:4], images=2, steps=3, guided=False)
     denoiser = pipe.unet if kind.startswith("sd15") else pipe.transformer
     with recorded_rows(denoiser) as rows:
         for settings in ({}, {"scale": 2.0}, {"scale": 2.0, "contrast": 0.0}, {"scale": 2.0, "contrast": 0.5}):
             latents(pipe, given, **settings)
     plain, whole, without, half = (rows[index] for index in (0, 3, 6, 9))  # all on the same latents
-    scheduler, sample = pipe.scheduler, given["latents"]
-    if kind.startswith("sd15"):
-        scheduler.set_timesteps(3)
-        step = scheduler.step(plain, scheduler.timesteps[0], sample * scheduler.init_noise_sigma)
-        picture = step.pred_original_sample
-    else:
-        picture = sample - scheduler.sigmas[0] * plain
+    picture = picture_by(pipe, plain, given["latents"])
     over = (1,) if kind == "flux" else (2, 3)
     pattern = picture - picture.mean(over, keepdim=True)
 
@@ -185,11 +194,14 @@ def test_without_contrast_a_push_has_no_part_along_the_picture(kind: str) -> Non
     assert difference(without, plain) > 1e-3
 
 
-def test_contrast_with_a_scheduler_that_tells_no_noise_level_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("settings", "told"), [({"contrast": 0.5}, "contrast: below 1.*: 1,"), ({"rescale": 0.5}, "rescale: above 0.*: 0,")]
+)
+def test_a_scheduler_that_tells_no_noise_level_is_refused(settings: dict[str, float], told: str) -> None:
     pipe, given = sd15_pipe(), inputs("sd15", steps=2)
     pipe.scheduler = EDMEulerScheduler()
-    with pytest.raises(UnsupportedModel, match="contrast: below 1 with EDMEulerScheduler"):
-        latents(pipe, given, contrast=0.5)
+    with pytest.raises(UnsupportedModel, match=told.replace(".*", " with EDMEulerScheduler.*allowed")):
+        latents(pipe, given, **settings)
 
 
 @pytest.mark.parametrize("kind", PIPES)
