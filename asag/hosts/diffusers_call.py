@@ -13,7 +13,6 @@ from asag.guidance import shift_rows
 from asag.models.base import Scene, UnsupportedModel
 from asag.random_state import RandomState
 
-
 # The settings that need to know the picture, and at what value they don't.
 UNCHANGED = {"contrast: below 1": 1, "rescale: above 0": 0}
 

@@ -147,6 +147,7 @@ class Host:
         self.comments: list[str] = []
         self.unconditional: list[Tensor] = []
         self.p = SimpleNamespace(scripts=None, comment=self.comments.append, is_hr_pass=False, sample=self.sample)
+        self.p.__dict__.update(extra_generation_params={}, iteration=0, script_args=(), seeds=[1, 2], batch_index=0)
 
     def network(self) -> nn.Module:
         """The UNet that the host runs."""
@@ -156,8 +157,9 @@ class Host:
         """The packages that the adapter imports, by name."""
         found = {name: ModuleType(f"modules.{name}") for name in ("sd_models", "sd_unet", "shared", "hypernetworks")}
         found["sd_models"].model_data = SimpleNamespace(sd_model=self.sd_model)
+        found["sd_models"].checkpoint_aliases = {}
         found["sd_unet"].current_unet = None
-        found["shared"].loaded_hypernetworks = []
+        found["shared"].__dict__.update(loaded_hypernetworks=[], opts=SimpleNamespace(sd_model_checkpoint=None))
         found["hypernetworks"].hypernetwork = SimpleNamespace(apply_hypernetworks=lambda loaded, each: (each, each))
         found["sd_samplers_timesteps"] = ModuleType("modules.sd_samplers_timesteps")
         for denoiser in (CompVisTimestepsDenoiser, CompVisTimestepsVDenoiser):

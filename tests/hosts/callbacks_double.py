@@ -3,7 +3,10 @@
 from types import ModuleType
 from typing import Any
 
-NAMES = ("on_cfg_denoiser", "on_cfg_denoised", "on_cfg_after_cfg", "on_before_ui", "on_app_started")
+NAMES = (
+    *("on_cfg_denoiser", "on_cfg_denoised", "on_cfg_after_cfg"),
+    *("on_before_ui", "on_app_started", "on_infotext_pasted"),
+)
 
 
 class Callbacks(ModuleType):

@@ -160,6 +160,7 @@ class Host:
         self.comments: list[str] = []
         self.unconditional: list[Tensor] = []
         self.p = SimpleNamespace(scripts=None, comment=self.comments.append, is_hr_pass=False, sample=self.sample)
+        self.p.__dict__.update(extra_generation_params={}, iteration=0, script_args=(), seeds=[1, 2], batch_index=0)
 
     def network(self) -> nn.Module:
         """The UNet that the host runs."""

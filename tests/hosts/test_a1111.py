@@ -112,6 +112,12 @@ def test_rescale_is_the_same_for_pictures_and_for_noise(host: Host) -> None:
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
+def test_rescale_knows_the_hosts_own_factor_on_cfg(host: Host) -> None:
+    """DDIM CFG++ has one; nothing keeps others from it."""
+    found = guided(host, Options("sigmas", cfg_plus_plus=True), rescale=0.7)
+    assert_steps(host, found, CONSTANT, rescale=0.7)
+
+
 def test_an_inpainting_is_rescaled_before_its_mask_is_blended_in(host: Host) -> None:
     mask = torch.ones(4, 6, dtype=torch.float64)
     mask[:, 3:] = 0

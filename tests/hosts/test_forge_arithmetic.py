@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from ldm.modules import attention
-from torch import nn
+from torch import Tensor, nn
 
-from tests.hosts.forge_double import Host, Options, Patcher
+from tests.hosts.forge_double import Host, Options, Patcher, calc_cond_uncond_batch
 from tests.hosts.guided import AND, FIRST, HIRES, PLAIN, assert_steps, expected, guided
 from tests.hosts.reference import Prompts, identity_map, real_unet
+from tests.support import snapshot
 
 OWN = ("asag.hosts.forge", "asag.hosts.loaded")
 CONSTANT = [[2.0] * 2]
@@ -111,6 +112,22 @@ def test_another_model_in_the_middle_of_a_run_is_guided_too(host: Host) -> None:
     host._sampling_function = sampling
     assert_steps(host, guided(host, Options()), CONSTANT)
     host.objects.unet = before
+
+
+@pytest.mark.parametrize("reuse", [True, False], ids=["shared", "whole"])
+def test_a_pass_that_another_makes_after_the_hosts_own_is_free_of_asag(host: Host, reuse: bool) -> None:
+    """As Forge's own perturbed-attention guidance does, between the host's pass and ours."""
+    clean, inside = snapshot(host.network()), []
+
+    def another(args: dict[str, Any]) -> Tensor:
+        inside.append(snapshot(host.network()))
+        calc_cond_uncond_batch(args["model"], args["cond"], None, args["input"], args["sigma"], args["model_options"])
+        return args["denoised"]
+
+    host.objects.unet.model_options["sampler_post_cfg_function"] = [another]
+    assert_steps(host, guided(host, Options(), reuse=reuse), CONSTANT)
+    assert inside == [clean] * 2
+    del host.objects.unet.model_options["sampler_post_cfg_function"]
 
 
 def test_method_pag_is_perturbed_attention_guidance(host: Host) -> None:
