@@ -18,8 +18,8 @@ from asag.hosts.diffusers import asag_guidance
 from asag.lab.embedded import drawings, quality, shipped, shipped_mmdit
 from asag.lab.embedded.classifier import Classifier, objects_right
 
-# The small MMDiT without CFG, where its pictures often go wrong. Each method has the settings that were best for it in a
-# search with other captions and other noise (research/asag, "Captions without CFG").
+# The small MMDiT without CFG, where its pictures often go wrong. Each method has the settings that were best for it in
+# a search with other captions and other noise (research/asag, "Captions without CFG").
 METHODS: dict[str, dict[str, Any]] = {
     "without": {},
     "PAG": {"method": "pag", "blocks": "joint.4", "scale": 0.5, "contrast": 0.0},
