@@ -33,7 +33,7 @@ _PICTURES, _SEED = 24, 102
 
 
 @contextmanager
-def watched(model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def watched(model: Any) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """While open, each call adds queries and keys, (batch, heads, tokens, head_dim), of the default block's
     self-attention; of the image tokens alone in a transformer. The UNet's are those of the middle block, the
     transformer's those of the middle one of its blocks."""

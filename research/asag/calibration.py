@@ -36,6 +36,7 @@ _ROUNDS = 16  # of the fixed point, which converges slowly where the size of δ 
 def push(sampler: Sampler, run: Run) -> float:
     """Mean over guided steps and 48 pictures of the RMS of s δ, along the run's own trajectory."""
     _, trace = sampler.batch(run, captions(_PICTURES), shipped.start_noise(_PICTURES, _SEED), figures=True)
+    assert trace is not None  # since figures are wanted
     pushes = [torch.tensor(step.scales) * torch.tensor(step.sizes) for step in trace.passes[0].steps]
     return float(torch.stack(pushes).mean())
 
@@ -125,7 +126,7 @@ def _of_one_size(lines: list[Line]) -> list[Line]:
 
 
 def _distance(line: Line) -> float:
-    return line["metrics"]["fd"]["value"]
+    return float(line["metrics"]["fd"]["value"])
 
 
 def _in_one_block(line: Line) -> bool:

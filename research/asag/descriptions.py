@@ -58,7 +58,7 @@ class Store:
         self.folder = folder
 
     def path(self, run: Run, part: Part) -> Path:
-        return self.folder / run.key / f"{part.captions}-{part.seed}-{part.number}-{part.count}.safetensors"
+        return self.folder / run.key / f"{part.captions}-{part.seed}-{part.number}-{part.pictures}.safetensors"
 
     def has(self, run: Run, part: Part) -> bool:
         return self.path(run, part).exists()

@@ -25,8 +25,9 @@ class Scales:
     def get(self, model: str, condition: str, protocol: str) -> dict[str, Any]:
         """By method (by setting, for "chosen"); those that haven't been found yet are missing."""
         if protocol == "paper":
-            return papers.SCALES
-        return self.found.get(model, {}).get(condition, {}).get(protocol, {})
+            return dict(papers.SCALES)
+        found: dict[str, Any] = self.found.get(model, {}).get(condition, {}).get(protocol, {})
+        return found
 
     def put(self, model: str, condition: str, protocol: str, scales: dict[str, Any]) -> None:
         with lock(self.path):

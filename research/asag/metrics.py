@@ -145,7 +145,7 @@ class Metrics:
     """All metrics, against the descriptions of reference drawings (see records.describe)."""
 
     def __init__(self, reference: dict[str, Tensor], kernel_rows: int = 4000) -> None:
-        self.distances = {
+        self.distances: dict[str, tuple[str, Callable[[Tensor, Tensor], Estimate]]] = {
             "fd": ("features", Frechet(reference["features"])),
             "fd_layout": ("layout", Frechet(reference["layout"])),
             "fd_spectrum": ("spectrum", Frechet(reference["spectrum"])),

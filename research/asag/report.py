@@ -102,7 +102,7 @@ def along_part(folder: Path, model: str, lines: list[Line]) -> Iterator[str]:
     )
 
     def mean(cost: str, kind: str, key: str) -> float:
-        return sum(line["costs"][cost][kind][key] for line in lines) / len(lines)
+        return sum(float(line["costs"][cost][kind][key]) for line in lines) / len(lines)
 
     rows = [
         [name, *(f"{mean(cost, 'needed', tolerance):.1f}" for tolerance in ("0.01", "0.001", "0.0001")), paper]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,7 @@ def directions(lines: Sequence[Line], title: str, path: Path) -> None:
     _save_over_steps(figure, path)
 
 
-def losses(curves: dict[str, Sequence[Line]], path: Path) -> None:
+def losses(curves: Mapping[str, Sequence[Line]], path: Path) -> None:
     """Training losses by model over pictures; each has its own target, so only their course compares."""
     figure = Figure(figsize=(6, 3), layout="constrained")
     axis = figure.subplots()

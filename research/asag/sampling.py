@@ -87,17 +87,17 @@ def weights(model: str) -> str:
 
 
 class Part(NamedTuple):
-    """Of the pictures of noise seed `seed` the `count` from number `number * PART` on; `captions` is their seed."""
+    """Of the pictures of noise seed `seed` the `pictures` from number `number * PART` on; `captions` is their seed."""
 
     seed: int
     number: int
-    count: int = PART
+    pictures: int = PART
     captions: int = CAPTIONS_SEED
 
     def labels(self) -> Tensor:
         """(count,2,2): what the pictures are asked for."""
         first = self.number * PART
-        return captions(first + self.count, self.captions)[first:]
+        return captions(first + self.pictures, self.captions)[first:]
 
 
 def trained() -> list[str]:

@@ -168,7 +168,7 @@ def verdicts(lines: Sequence[Line]) -> list[str]:
                 if (line["condition"], line["protocol"]) == (condition, protocol) and line["method"] != "asag"
             ]
             for line, called in zip(rivals, called_in(rivals), strict=True):
-                parts = {"better": [], "worse": [], "not told apart": []}
+                parts: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
                 for name, sign in BETTER.items():
                     metric = line["metrics"].get(name, {})
                     if not metric.get("to_asag_error"):

@@ -106,6 +106,7 @@ def digits(principal: int = 20) -> Target:
 
     def restore(points: Tensor) -> Tensor:
         """Points (count, 64) to pixels (count, 8, 8), 0 to 16."""
-        return (points.double() * scale + torch.from_numpy(mean)).unflatten(1, (8, 8))
+        pixels: Tensor = (points.double() * scale + torch.from_numpy(mean)).unflatten(1, (8, 8))
+        return pixels
 
     return Target("digits", train, held_out, 10, 16, classify, lambda points: points @ directions.T, restore)

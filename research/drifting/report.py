@@ -237,7 +237,11 @@ def draw_panel(axes: Axes, records: Sequence[Record], figures: Figures) -> None:
             [found["temperature"] for found in drawn],
             [found[figures.name] for found in drawn],
             [found[figures.name + "_se"] for found in drawn],
-            **{"color": colour, "marker": marker, "markersize": 5, "capsize": 3, "label": method},
+            color=colour,
+            marker=marker,
+            markersize=5,
+            capsize=3,
+            label=method,
         )
     floor = next(found for found in records if found["method"] == "data")
     axes.axhline(floor[figures.name], color="#555555", linestyle="--", linewidth=1, label="training data")
@@ -276,8 +280,8 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def draw_points(axes: Axes, held_out: Tensor, samples: Tensor, colour: str) -> None:
-    axes.scatter(*held_out.T, s=6, color="#cccccc", linewidths=0)
-    axes.scatter(*samples.T, s=2, color=colour, linewidths=0)
+    axes.scatter(held_out[:, 0], held_out[:, 1], s=6, color="#cccccc", linewidths=0)
+    axes.scatter(samples[:, 0], samples[:, 1], s=2, color=colour, linewidths=0)
     axes.set(xlim=(-1.7, 1.7), ylim=(-1.7, 1.7), aspect="equal")
 
 

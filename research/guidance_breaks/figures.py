@@ -61,16 +61,30 @@ def frontier(records: Sequence[Record]) -> Figure:
             found = chosen(records, experiment="frontier", times_beta=times_beta, method=method, schedule=schedule)
             drawn = [record for record in found if not diverged(record)]
             reward, diversity = ([mean(record, metric) for record in drawn] for metric in ("reward", "diversity"))
-            style = {"color": colour, "marker": marker, "markersize": 5 if line else 7, "linewidth": 1.4}
+            style: dict[str, Any] = {
+                "color": colour,
+                "marker": marker,
+                "markersize": 5 if line else 7,
+                "linewidth": 1.4,
+            }
             each.plot(reward, diversity, label=label, linestyle=line or "none", **style)
         start = chosen(records, experiment="frontier", times_beta=times_beta, method="unguided")[0]
         each.plot(mean(start, "reward"), 1, "P", color=BLACK, markersize=9, label="unguided")
-        for (method, scale), (reward, diversity, _) in PAPER.items():
+        for (method, scale), (claimed_reward, claimed_diversity, _) in PAPER.items():
             own = method == "adaptive"
-            each.plot(reward, diversity, "*", markersize=14, color="white", markeredgecolor=ORANGE if own else BLUE)
+            each.plot(
+                claimed_reward,
+                claimed_diversity,
+                "*",
+                markersize=14,
+                color="white",
+                markeredgecolor=ORANGE if own else BLUE,
+            )
             place = (10, 2) if own else (-10, -13)
             text = f"λ₀ {scale:g}" if own else f"{scale:g}"
-            each.annotate(text, (reward, diversity), place, textcoords="offset points", fontsize=8, color=GREY)
+            each.annotate(
+                text, (claimed_reward, claimed_diversity), place, textcoords="offset points", fontsize=8, color=GREY
+            )
         each.plot([], [], "*", markersize=12, color="white", markeredgecolor=BLUE, label="paper, fixed λ")
         each.plot([], [], "*", markersize=12, color="white", markeredgecolor=ORANGE, label="paper, adaptive")
         each.set(xlabel="reward", xlim=(0.6, 1.01), ylim=(0, 1.05))
@@ -88,7 +102,7 @@ def energy(records: Sequence[Record]) -> Figure:
             if method == "target":
                 continue
             scales, energies = [record["scale"] for record in found], [mean(record, "energy") for record in found]
-            style = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.4}
+            style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.4}
             each.plot(scales, energies, label=label, linestyle=line or "none", **style)
         each.axvline(22.5, color=GREY, linewidth=1, linestyle=":")
         each.text(24, 0.13, "paper's λ*", va="bottom", fontsize=8, color=GREY)
@@ -126,7 +140,7 @@ def ablations(records: Sequence[Record]) -> Figure:
                 ("scale_variation", "λₜ", "s", "-"),
                 ("push_variation", "‖λₜ∇log r‖", "^", ":"),
             ):
-                style = {"color": colour, "marker": marker, "ls": line}
+                style: dict[str, Any] = {"color": colour, "marker": marker, "ls": line}
                 draw_curve(below, constant, experiment, metric, label=f"{what}, {reading}", **style)
         rows[1, column].set_xlabel(f"{symbol}, at λ₀ = 50; bars: 2 standard errors")
         for each in rows[:, column]:

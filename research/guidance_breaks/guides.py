@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from asag.guidance import AdaptiveScale
@@ -35,7 +36,8 @@ Guide = Callable[[Moment], Tensor]
 
 def length(vectors: Tensor) -> Tensor:
     """‖v‖ of each, (…, 1), of vectors (…, dimensions)."""
-    return vectors.norm(dim=-1, keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return lengths
 
 
 def bounded(vectors: Tensor, bound: float) -> Tensor:

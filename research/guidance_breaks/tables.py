@@ -46,7 +46,7 @@ def chosen(records: Iterable[Record], **settings: Any) -> list[Record]:
 
 
 def mean(record: Record, metric: str) -> float:
-    return record["metrics"][metric][0]
+    return float(record["metrics"][metric][0])
 
 
 def shown(record: Record, metric: str) -> str:
@@ -142,8 +142,8 @@ def misfit(found: Sequence[Record]) -> float:
     gaps = []
     for record in found:
         if record["method"] == "fixed":
-            paper = PAPER["fixed", record["scale"]]
-            gaps += [(mean(record, metric) - paper[place]) ** 2 for place, metric in enumerate(("reward", "diversity"))]
+            reward, diversity, _ = PAPER["fixed", record["scale"]]
+            gaps += [(mean(record, "reward") - reward) ** 2, (mean(record, "diversity") - diversity) ** 2]
     return math.sqrt(sum(gaps) / len(gaps))
 
 

@@ -159,7 +159,8 @@ def modes_kept(points: Tensor, mixture: Mixture) -> Tensor:
     has everything."""
     counts = torch.stack([mixture.nearest(each).bincount(minlength=len(mixture.means)) for each in points])
     shares = counts / points.shape[1]
-    return torch.special.entr(shares).sum(-1).exp() / len(mixture.means)
+    entropy: Tensor = torch.special.entr(shares).sum(-1)
+    return entropy.exp() / len(mixture.means)
 
 
 class Experiment:

@@ -188,8 +188,8 @@ def test_other_weights_make_other_keys(tmp_path, monkeypatch):
 
 def test_a_part_with_fewer_pictures_is_not_taken_for_a_whole_one():
     short, long = (Size(count, (1,)).parts() for count in (300, 500))
-    assert [part.count for part in short] == [250, 50]
-    assert [part.count for part in long] == [250, 250]
+    assert [part.pictures for part in short] == [250, 50]
+    assert [part.pictures for part in long] == [250, 250]
     store = Store(Path("store"))
     run = Run.of("unet", False)
     assert store.path(run, short[0]) == store.path(run, long[0])
