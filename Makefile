@@ -39,29 +39,33 @@ lint: $(VENV)/.test
 	$(RUN) -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) $(VENV)-gradio4 $(VENV)-gradio3 demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-gradio4 $(VENV)-gradio3 demo build *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.torch: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version) if sys.version_info < (3, 10) else None'
+	@echo "Installing torch in $(abspath $(VENV)): 2.2 GB to download on Linux, with CUDA; 0.2 GB for the CPU build (see TORCH_ARGS)."
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(TORCH_ARGS) torch numpy
+	$(RUN) -m pip install --disable-pip-version-check --constraint constraints.txt $(TORCH_ARGS) torch numpy
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo]'
+	@echo "Installing diffusers, matplotlib and what the demo needs in $(abspath $(VENV))."
+	$(RUN) -m pip install --progress-bar off --disable-pip-version-check --constraint constraints.txt --editable '.[demo]'
 	touch $@
 
 # stable-diffusion-sdkit is the `ldm` package that AUTOMATIC1111 runs; its own pins are years old, hence --no-deps.
 $(VENV)/.test: $(VENV)/.demo
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@echo "Installing what the tests need in $(abspath $(VENV))."
+	$(RUN) -m pip install --progress-bar off --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps stable-diffusion-sdkit
 	touch $@
 
 # The gradio of the WebUIs needs older packages; torch and the rest are those of $(VENV), found after its own. Where a
-# gradio can't be installed (3.41.2 needs Python 3.12 or older), its browser tests skip.
-$(VENV)-gradio%/.ready: constraints-gradio%.txt $(VENV)/.demo
+# gradio can't be installed (3.41.2 needs Python 3.12 or older, 4.40.0 needs 3.13 or older), its browser tests skip.
+$(VENV)-gradio%/.ready: constraints-gradio%.txt requirements-playground.txt $(VENV)/.demo
+	@echo "Installing the playground in $(abspath $(VENV)-gradio$*), with the versions of $<: 0.5 GB."
 	$(PYTHON) -m venv $(VENV)-gradio$*
 	$(VENV)-gradio$*/bin/python -c 'import sysconfig, pathlib, sys; pathlib.Path(sysconfig.get_path("purelib"), "base.pth").write_text(sys.argv[1])' \
 		"$$($(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-	$(VENV)-gradio$*/bin/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --constraint $< \
-		gradio diffusers transformers pillow numpy && touch $@ || echo "The playground can't be installed with $<" >&2
+	$(VENV)-gradio$*/bin/python -m pip install --progress-bar off --disable-pip-version-check --no-warn-conflicts \
+		--constraint $< --requirement requirements-playground.txt && touch $@ || echo "The playground can't be installed with $<" >&2
