@@ -185,8 +185,7 @@ class Guidance:
         if not self.holds():
             return
         if self.thread not in (None, get_ident()):
-            name = type(self.model).__name__
-            raise UnsupportedModel(f"model: {name} was called by two threads at once; allowed: one call after another")
+            raise UnsupportedModel("model: two threads called it at once; allowed: one call after another")
         self.thread, self.call = get_ident(), None
         current = self.current = self.passes_of(calling_pipeline(self.pipe, denoiser))
         if current.repeats_step(args, kwargs, self.settings.rescale):
