@@ -11,6 +11,7 @@ from asag.presets import Presets
 from asag.webui import api, copies, figures, infotext, routes, ui, xyz
 from asag.webui.paste import PasteFields
 
+webui.log_warnings()
 first = copies.first_copy(__file__)
 host = webui.find_host() if first is None else None
 blocks_route = routes.secret_route() if webui.asks_for_password() else routes.BLOCKS

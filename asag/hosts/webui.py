@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 
 from asag.hosts.generation import Host
@@ -16,6 +17,11 @@ def find_host() -> Host:
     from asag.hosts.a1111 import A1111
 
     return A1111()
+
+
+def log_warnings() -> None:
+    """Have the host's log show ASAG's warnings. Forge Neo drops all that are no errors (modules/logging_config.py)."""
+    logging.getLogger("asag").setLevel(logging.WARNING)
 
 
 def asks_for_password() -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from .payloads import asag, assert_differ, assert_same, request
+from .payloads import ROUNDING, asag, assert_differ, largest_difference, request
 from .server import Answer, WebUI
 from .test_hires import HIRES
 
@@ -40,7 +40,8 @@ def test_a_picture_that_guidance_left_alone_says_so(
     webui: WebUI, plain: Image, settings: dict, changes: dict, told: str
 ) -> None:
     answer = webui.txt2img(**request(alwayson_scripts=asag(**settings), **changes))
-    assert_same(answer.image, plain(**changes))
+    # With one token the predictions differ by rounding, which the scale multiplies.
+    assert largest_difference(answer.image, plain(**changes)) < ROUNDING
     assert told in note_of(answer)
     assert told in in_info(answer)
     after = webui.txt2img(**request())

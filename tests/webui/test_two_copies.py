@@ -45,7 +45,7 @@ def test_a_request_to_the_second_copy_is_an_error(double: WebUI, args: list) -> 
 
 def test_the_log_and_the_page_say_so(double: WebUI) -> None:
     assert "ASAG is installed twice. The copy in " in double.log
-    assert "Error loading script" not in double.log
+    assert "Error loading script: asag.py" not in double.log
     page = requests.get(f"{double.url}/config", timeout=60).text
     assert "ASAG: a second copy of the extension, which does nothing" in page
     assert "ASAG is installed twice. The copy in " in page
