@@ -69,8 +69,9 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         guidance_scale: of classifier-free guidance; 1 (0 with `use_original_formulation`) leaves that out.
         adversarial_guidance_scale, _blocks, _start, _stop: the settings scale, blocks, start and end; a scale of 0
             leaves the perturbed pass out.
-        guidance_rescale: the setting rescale; pulls the prediction's spread back to the conditional one's (arXiv
-            2305.08891, section 3.4).
+        guidance_rescale: 0 to 1; pulls the prediction's spread back to the conditional one's (arXiv 2305.08891,
+            section 3.4). It acts on the prediction, as in diffusers' other guiders; the setting rescale acts on the
+            picture elsewhere, so that one value isn't equally strong.
         iterations, strength, method, schedule, contrast, adaptive, blur, tolerance: the settings of these names (see
             asag.settings). A contrast below 1 works in models that predict a velocity, SD3 and Flux.
         use_original_formulation: classifier-free guidance starts from pred_cond, as its paper has it.
