@@ -143,10 +143,8 @@ def test_a_text_that_cannot_be_read_is_told_and_the_rest_is_taken(page: Page) ->
     expect(page.locator(f"{ACCORDION}-visible-checkbox")).to_be_checked()
     expect(page.locator(BLOCKS)).to_have_value("mid")
     for told in (page.get_by_test_id("toast-body"), page.locator("#script_txt2img_asag_notice .asag-notice")):
-        expect(told.first).to_contain_text(
-            "not all of the pasted text can be read; the rest is taken. sharpness: unknown"
-        )
-        expect(told.first).to_contain_text("<img/src=//stranger.test/a>: unknown")
+        expect(told.first).to_contain_text("not all of the pasted text can be read; the rest is taken. ")
+        expect(told.first).to_contain_text("sharpness, <img/src=//stranger.test/a>: unknown")
     assert "ASAG: " in generate(page)[0]
     page.fill("#txt2img_prompt textarea", f"{text}, ASAG: scale 2.5")
     page.click("#paste")
