@@ -21,7 +21,7 @@ from asag.settings import AsagSettings, SettingsError, options
 PRESETS: dict[str, dict[str, Any]] = {
     "Paper": {"scale": 1.5},
     "Gentle": {"scale": 0.8},
-    "Strong": {"scale": 4.0, "rescale": 0.2},
+    "Strong": {"scale": 4.0},
     "Clean": {"scale": 0.6, "blocks": "late", "strength": 0.25, "contrast": 0.0},
     "Fast": {"blocks": "late", "end": 0.6},
 }
@@ -169,7 +169,7 @@ def _checked(name: str) -> str:
 
 
 def write_shared(name: str, settings: AsagSettings) -> str:
-    """A preset in one line of text, to hand to others: "Strong: scale 4.0; rescale 0.2"."""
+    """A preset in one line of text, to hand to others: "Fast: scale 1.5; blocks late; end 0.6"."""
     return f"{name}: " + "; ".join(f"{key} {value}" for key, value in compact(settings).items())
 
 

@@ -34,8 +34,8 @@ class AsagSettings:
     scale: float = option(
         1.5,
         "Scale",
-        "How far each step is pushed away from the weakened prediction. Higher: more structure; "
-        "too high: burnt colours.",
+        "How far each step is pushed away from the weakened prediction. Higher changes the picture more; "
+        "too high burns its colours.",
         minimum=0.0,
         maximum=100.0,
         slider_maximum=30.0,
@@ -112,8 +112,8 @@ class AsagSettings:
     contrast: float = option(
         1.0,
         "Contrast",
-        "How much of what is mere contrast in the push stays. 1: all, as in the paper; 0: none, so that higher scales "
-        "change shapes instead of burning colours.",
+        "How much of what is mere contrast in the push stays. 1: all, as in the paper; 0: none. Try 0 "
+        "where higher scales burn colours.",
         minimum=0.0,
         maximum=1.0,
         step=0.01,

@@ -7,6 +7,10 @@ With logits ``L`` of shape (n, m) and uniform marginals, one iteration (paper: A
 
 from ``g = 0``. The solver below knows only a function that does one such sweep; how the sweep is computed, from a
 whole matrix or tile by tile from queries and keys, is the business of the two classes that supply it.
+
+Two signs of the paper aren't followed. Algorithm 1 goes on while Δv < ε_max (line 2), and Δv begins at ∞, so that it
+would never run; `iterate` goes on while the change is at least the tolerance. Eq. 6 subtracts <P, log P> / λ, which
+would minimise the entropy; what Algorithm 1's updates solve, and the code, adds it, as Sinkhorn distances do.
 """
 
 from __future__ import annotations

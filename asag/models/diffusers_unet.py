@@ -48,7 +48,7 @@ class DiffusersUnet:
     """
 
     name = "diffusers UNet2DConditionModel (SD1.x, SD2, SDXL)"
-    reason = "the middle block, as the paper and PAG use: the coarsest tokens, where attention decides structure"
+    reason = "the middle block, as PAG and SEG use: the coarsest tokens, where attention decides structure"
     experimental = False
     row_methods = ()
 

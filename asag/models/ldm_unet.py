@@ -24,7 +24,7 @@ class LdmUnet:
     """
 
     name = "SD1.x, SD2 and SDXL UNets (ldm, sgm)"
-    reason = "the middle block, as the paper and PAG use: the coarsest tokens, where attention decides structure"
+    reason = "the middle block, as PAG and SEG use: the coarsest tokens, where attention decides structure"
     experimental = False
     row_methods = ()
 

@@ -34,7 +34,7 @@ class NeoAnima(HostTransformer):
 class NeoWan(NeoAnima):
     """layer.N is blocks[N]."""
 
-    name = "Wan (Neo)"
+    name = "Wan 2.1's class (Neo)"
     class_name = "WanModel"
     hint = "; RadialAttention Integrated puts its own there: switch it off"
     homes = (("backend.nn.wan", "attention_function"),)

@@ -27,8 +27,8 @@ photographs: the directions are evidence, the sizes of the effects are these mod
 
 **How.** The second-order solver DPM-Solver++ (2M), the WebUIs' DPM++ 2M, with 14 steps for the UNet, what it predicts
 clipped to the range of pictures, and 10 for the MMDiT; the plans along sampling say their own. diffusers' stock
-pipelines; guidance in the default block (the middle). *Unconditional*: no caption, no CFG. *Conditional*: with CFG 2,
-which the paper's conditional rows have too. Every run starts from the same noise and has the same captions, so
+pipelines; guidance in the default block (the middle). *Unconditional*: no caption, no CFG. *Conditional*: with CFG 2;
+the paper gives no CFG scale. Every run starts from the same noise and has the same captions, so
 differences are paired; errors are by jackknife over 40 blocks of captions. In tables, (+5σ) is a difference to the
 baseline (vanilla or CFG) in paired standard errors, given from 3 on; bold where it is an improvement. By chance alone
 that happens once in 210 comparisons, so among the hundreds here one or two are expected.
