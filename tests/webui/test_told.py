@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -91,6 +91,14 @@ def test_a_mistake_is_told_in_short_and_without_a_traceback(webui: WebUI, settin
     assert len(said) < 3000
 
 
+@pytest.fixture
+def first_checkpoint_again(webui: WebUI) -> Iterator[None]:
+    """Afterwards the host has its own checkpoint again, not the hires pass's."""
+    yield
+    webui.txt2img(**request(steps=1))
+
+
+@pytest.mark.usefixtures("first_checkpoint_again")
 def test_blocks_that_the_hires_checkpoint_lacks_are_refused_before_the_first_pass(webui: WebUI) -> None:
     if not webui.sdxl:
         pytest.skip("no SDXL checkpoint")
