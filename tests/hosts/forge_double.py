@@ -159,6 +159,7 @@ class Host:
         self.sd_model = SimpleNamespace(forge_objects=self.objects)
         self.comments: list[str] = []
         self.unconditional: list[Tensor] = []
+        self.dropped = 0  # how many post-CFG functions, from the first, an extension takes off the list
         self.p = SimpleNamespace(scripts=None, comment=self.comments.append, is_hr_pass=False, sample=self.sample)
         self.p.__dict__.update(extra_generation_params={}, iteration=0, script_args=(), seeds=[1, 2], batch_index=0)
 
@@ -205,7 +206,7 @@ class Host:
         run = None if math.isclose(scale, 1.0) else uncond
         cond_pred, uncond_pred = calc_cond_uncond_batch(self.model, cond, run, x, sigma, options)
         result = uncond_pred + (cond_pred - uncond_pred) * scale * edit_strength
-        for function in options.get("sampler_post_cfg_function", []):
+        for function in options.get("sampler_post_cfg_function", [])[self.dropped :]:
             args = {"denoised": result, "cond": cond, "uncond": uncond, "model": self.model, "sigma": sigma, "input": x}
             args |= {"uncond_denoised": uncond_pred, "cond_denoised": cond_pred, "model_options": options}
             result = function(args)

@@ -130,5 +130,10 @@ def test_a_pass_that_another_makes_after_the_hosts_own_is_free_of_asag(host: Hos
     del host.objects.unet.model_options["sampler_post_cfg_function"]
 
 
+def test_what_guides_needs_no_other_of_its_functions(host: Host) -> None:
+    host.dropped = 1
+    assert_steps(host, guided(host, Options()), CONSTANT)
+
+
 def test_method_pag_is_perturbed_attention_guidance(host: Host) -> None:
     assert_steps(host, guided(host, Options(), method="pag"), CONSTANT, attention_map=identity_map)
