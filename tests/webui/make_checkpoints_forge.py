@@ -16,12 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tiny_checkpoint import TOKENS, Checkpoint, write
+from tiny_checkpoint import HIDDEN, TOKENS, Checkpoint, write
+from tiny_checkpoints_neo import NEOS
 
 SD15, SDXL = "runwayml/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0"
 SD3, FLUX = "stabilityai/stable-diffusion-3-medium-diffusers", "black-forest-labs/FLUX.1-dev"
 WIDTH = 64  # channels of a UNet at every level
-HIDDEN = 256  # of a transformer
 
 
 def is_neo(host: Path) -> bool:
@@ -74,7 +74,7 @@ def sd15(host: Path) -> Checkpoint:
     made = Checkpoint()
     depths = {"transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "use_linear_in_transformer": False}
     make_unet(made, unet(**SD15_UNET, **depths))
-    made.add_vae(host, SD15)
+    made.add_vae(host, SD15, "first_stage_model.")
     made.add_clip(host, SD15, "text_encoder", "cond_stage_model.transformer.")
     return made
 
@@ -82,7 +82,7 @@ def sd15(host: Path) -> Checkpoint:
 def sdxl(host: Path) -> Checkpoint:
     made = Checkpoint()
     make_unet(made, unet(**SDXL_UNET))
-    made.add_vae(host, SDXL)
+    made.add_vae(host, SDXL, "first_stage_model.")
     made.add_clip(host, SDXL, "text_encoder", "conditioner.embedders.0.transformer.")
     made.add_open_clip("text_encoder_2", "conditioner.embedders.1.model.")
     return made
@@ -117,7 +117,7 @@ def sd3(host: Path) -> Checkpoint:
     sizes = {"in_channels": 16, "patch_size": 2, "out_channels": 16, "depth": depth, "adm_in_channels": 2048}
     patches = {"num_patches": 64 * 64, "pos_embed_max_size": 64, "pos_embed_scaling_factor": None, "input_size": None}
     made.add("model.diffusion_model.", lambda: MMDiTX(**sizes, **patches, context_embedder_config=context))
-    made.add_vae(host, SD3)
+    made.add_vae(host, SD3, "first_stage_model.")
     for component, name in (("text_encoder", "clip_l"), ("text_encoder_2", "clip_g")):
         made.add_clip(host, SD3, component, f"text_encoders.{name}.transformer.", projected=True)
     made.add_t5(host, SD3, "text_encoder_3", "text_encoders.t5xxl.transformer.", width=4096)
@@ -146,28 +146,10 @@ def flux(host: Path, distilled: bool = True) -> Checkpoint:
     made = Checkpoint(denoiser={**FLUX_SIZES, **neos, "guidance_embed": distilled})
     made.detected = {"image_model": "flux", **made.denoiser}
     made.add("model.diffusion_model.", lambda: IntegratedFluxTransformer2DModel(**made.denoiser))
-    made.add_vae(host, FLUX, "vae.")
+    made.add_vae(host, FLUX)
     made.add_clip(host, FLUX, "text_encoder", "text_encoders.clip_l.transformer.")
     made.add_t5(host, FLUX, "text_encoder_2", "text_encoders.t5xxl.transformer.")
     return made
-
-
-ZIMAGE_SIZES = {
-    "patch_size": 2,
-    "in_channels": 16,
-    "dim": HIDDEN,
-    "n_layers": 4,
-    "n_heads": 2,
-    "n_kv_heads": 2,
-    "qk_norm": True,
-    "ffn_dim_multiplier": 8 / 3,
-    "axes_dims": [32, 48, 48],
-    "axes_lens": [1536, 512, 512],
-    "rope_theta": 256.0,
-    "z_image_modulation": True,
-    "time_scale": 1000.0,
-    "pad_tokens_multiple": 32,
-}
 
 
 def chroma(host: Path) -> Checkpoint:
@@ -184,19 +166,8 @@ def chroma(host: Path) -> Checkpoint:
         # Forge finds it among Flux schnell's.
         made.detected = {"image_model": "flux", **FLUX_SIZES, "guidance_embed": False}
     made.add("model.diffusion_model.", lambda: IntegratedChromaTransformer2DModel(**made.denoiser))
-    made.add_vae(host, FLUX, "vae.")
+    made.add_vae(host, FLUX)
     made.add_t5(host, "Chroma", "text_encoder", "text_encoders.t5xxl.transformer.")
-    return made
-
-
-def zimage(host: Path) -> Checkpoint:
-    from backend.nn.lumina import NextDiT
-
-    made = Checkpoint(denoiser={**ZIMAGE_SIZES, "cap_feat_dim": TOKENS})
-    made.detected = {"image_model": "lumina2", **made.denoiser, "dim": 3840}
-    made.add("model.diffusion_model.", lambda: NextDiT(**made.denoiser))
-    made.add_vae(host, "Tongyi-MAI/Z-Image-Turbo", "vae.")
-    made.add_llama("text_encoder", "Qwen3_4BConfig", "text_encoders.qwen3_4b.transformer.model.")
     return made
 
 
@@ -209,9 +180,9 @@ KINDS: dict[str, Callable[[Path], Checkpoint]] = {
     "flux": flux,
     "flux-schnell": lambda host: flux(host, distilled=False),
     "chroma": chroma,
-    "zimage": zimage,
+    **NEOS,
 }
-ONLY_FORGES, ONLY_NEOS = {"sd3"}, {"zimage"}
+ONLY_FORGES, ONLY_NEOS = {"sd3"}, set(NEOS)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+HIDDEN = 256  # width of a transformer
 TOKENS = 64  # width of the text's tokens, where the model may choose it
-VAE = {"block_out_channels": [32, 32, 32, 32]}
+VAE = {"block_out_channels": [32, 32, 32, 32], "base_dim": 16}
 # Hidden sizes stay: the hosts concatenate and pad to what they expect.
 CLIP = {"num_hidden_layers": 2, "intermediate_size": 64}
 # Branches whose sum would otherwise drown the input.
@@ -28,7 +30,7 @@ class Checkpoint:
     """Shapes by key, and what the host is to know of them: `detected`, what it looks up the kind of model with (None:
     as it reads it from the weights); `configs`, by component, what differs from its own config.json; `denoiser`, what
     the denoiser's class is made with (None: what was detected); `dataclasses`, what differs in those that Neo's
-    language models have their sizes in."""
+    language models have their sizes in; `classes`, which of those models stands for another (Neo chooses by size)."""
 
     folder: str = "Stable-diffusion"
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -36,18 +38,22 @@ class Checkpoint:
     denoiser: dict[str, Any] | None = None
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     dataclasses: dict[str, dict[str, Any]] = field(default_factory=dict)
+    classes: dict[str, str] = field(default_factory=dict)
 
     def add(self, prefix: str, make: Callable[[], nn.Module]) -> None:
         with torch.device("meta"):
             module = make()
         self.shapes |= {prefix + key: tuple(value.shape) for key, value in module.state_dict().items()}
 
-    def add_vae(self, host: Path, repository: str, prefix: str = "first_stage_model.") -> None:
-        from backend.nn.vae import IntegratedAutoencoderKL
+    def add_vae(self, host: Path, repository: str, prefix: str = "vae.", name: str = "IntegratedAutoencoderKL") -> None:
+        """The decoder called `name` of backend/nn/vae.py or wan_vae.py."""
+        from backend.nn import vae
 
+        made = getattr(vae, name, None) or import_module("backend.nn.wan_vae").WanVAE
         config = json.loads((host / "backend/huggingface" / repository / "vae/config.json").read_text())
-        self.configs["vae"] = VAE
-        self.add(prefix, lambda: IntegratedAutoencoderKL.from_config({**config, **VAE}))
+        changes = {name: size for name, size in VAE.items() if name in config}
+        self.configs["vae"] = changes
+        self.add(prefix, lambda: made.from_config({**config, **changes}))
 
     def add_clip(self, host: Path, repository: str, component: str, prefix: str, projected: bool = False) -> None:
         from transformers import CLIPTextConfig, CLIPTextModel
@@ -85,12 +91,12 @@ class Checkpoint:
         self.configs[component] = changes
         self.add(prefix, lambda: T5({**config, **changes}))
 
-    def add_llama(self, component: str, config: str, prefix: str) -> None:
-        """A text encoder of Neo's own, whose sizes are in a dataclass: `config`."""
+    def add_llama(self, component: str, config: str, prefix: str, layers: int = 3) -> None:
+        """A language model of Neo's own, whose sizes are in a dataclass: `config`."""
         from backend.nn.llm import llama
         from backend.operations import using_forge_operations
 
-        sizes = {"hidden_size": TOKENS, "intermediate_size": 64, "num_hidden_layers": 3}
+        sizes = {"hidden_size": TOKENS, "intermediate_size": 64, "num_hidden_layers": layers}
         sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1}
         self.configs[component], self.dataclasses[config] = sizes, sizes
         with using_forge_operations(device=torch.device("meta"), dtype=torch.float16):
@@ -103,8 +109,10 @@ def random_tensor(key: str, shape: tuple[int, ...], random: torch.Generator) -> 
         return torch.arange(shape[-1]).expand(shape).contiguous()
     if key.endswith("logit_scale"):
         return torch.tensor(4.6055)
+    if key.endswith("num_batches_tracked"):
+        return torch.tensor(1)
     drawn = torch.randn(shape, generator=random)
-    if key.endswith("bias"):
+    if key.endswith(("bias", "running_mean")):
         return (0.02 * drawn).half()
     if len(shape) <= 1:
         return (1 + 0.02 * drawn).half()
@@ -119,7 +127,7 @@ def random_tensor(key: str, shape: tuple[int, ...], random: torch.Generator) -> 
 def write(made: Checkpoint, host: Path, kind: str) -> Path:
     random = torch.Generator().manual_seed(1)
     tensors = {key: random_tensor(key, shape, random) for key, shape in made.shapes.items()}
-    names = ("detected", "denoiser", "configs", "dataclasses")
+    names = ("detected", "denoiser", "configs", "dataclasses", "classes")
     sizes = {name: getattr(made, name) for name in names}
     file = host / "models" / made.folder / f"tiny-{kind}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)

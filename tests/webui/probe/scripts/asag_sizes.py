@@ -53,17 +53,22 @@ class SmallSizes:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / name).mkdir()
             (Path(folder) / name / "config.json").write_text(json.dumps({**config, **self.sizes["configs"][name]}))
-            with changed_dataclasses(self.sizes["dataclasses"]):
+            with changed_language_models(self.sizes["dataclasses"], self.sizes["classes"]):
                 return self.load(guess, name, library, cls, folder, state_dict)
 
 
 @contextmanager
-def changed_dataclasses(changes):
-    """Neo's language models have their sizes in dataclasses and compare the file's with them."""
-    llama = importlib.import_module("backend.nn.llm.llama") if changes else None
-    before = {name: getattr(llama, name) for name in changes}
-    for name, sizes in changes.items():
-        setattr(llama, name, functools.partial(before[name], **sizes))
+def changed_language_models(sizes, classes):
+    """Neo's have their sizes in dataclasses, compare the file's with them, and are chosen by them."""
+    if not sizes:
+        yield
+        return
+    llama = importlib.import_module("backend.nn.llm.llama")
+    before = {name: getattr(llama, name) for name in (*sizes, *classes)}
+    for name in sizes:
+        setattr(llama, name, functools.partial(before[name], **sizes[name]))
+    for name, other in classes.items():
+        setattr(llama, name, getattr(llama, other))
     try:
         yield
     finally:
