@@ -35,7 +35,6 @@ class A1111Run(GuidedRun):
         rows = rows_of(params.text_cond), rows_of(params.text_uncond)
         network = unet()
         layers = choose_layers(network, FAMILY, blocks)
-        self.reuse.look_at(network)
         if remembers(params.denoiser.p):
             self.reuse.give_up("a unit makes the model remember what it sees (reference)")
         return Step(params.denoiser, scale, *rows, network, layers, FAMILY, self.operator, self.reuse)

@@ -55,7 +55,7 @@ class Step:
         self.scale, self.cond_rows, self.images = scale, cond_rows, images
         self.network, self.layers, self.family, self.operator = network, layers, family, operator
         self.reuse = reuse
-        self.foreign = reuse.look_at(network)
+        self.foreign = reuse.look_at(network, _around(self.inner_model, network))
         self.calls: list[Call] = []
         self._undo = ExitStack()
         self._undo.callback(self.inner_model.register_forward_pre_hook(self._record, with_kwargs=True).remove)
@@ -153,6 +153,14 @@ class Step:
                 predicted = self.inner_model(call.x[rows], call.sigma[rows], cond=slice_rows(call.cond, rows, total))
             out.append(predicted[: call.wanted])
         return torch.cat(out)
+
+
+def _around(inner_model: nn.Module, network: nn.Module) -> list[nn.Module]:
+    """The modules through which the host calls its UNet: k-diffusion's wrapper, the LatentDiffusion and its
+    DiffusionWrapper."""
+    model = getattr(inner_model, "inner_model", None)
+    found = [inner_model, model, getattr(model, "model", None)]
+    return [each for each in found if isinstance(each, nn.Module) and each is not network]
 
 
 class _Mismatch(Exception):

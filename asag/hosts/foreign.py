@@ -18,11 +18,13 @@ from torch import nn
 HOSTS_OWN = ("modules", "modules_forge", "backend", "ldm_patched", "ldm", "sgm", "torch", "asag")
 
 # Extensions that keep nothing from one call of the model to the next: the module and the beginning of the name of what
-# they hook in. Each has a test in tests/webui (test_controlnet.py, test_other_extensions.py, test_reuse.py).
+# they hook in. Each has a test in tests/webui (test_controlnet.py, test_other_extensions.py, test_networks.py).
 STATELESS_CODE = (
     ("scripts.hook", "UnetHook.hook."),  # sd-webui-controlnet; its reference modes: a1111_control.py
     ("scripts.ipadapter.plugable_ipadapter", ""),
     ("hypertile", "self_attn_forward."),
+    ("networks", "network_"),  # Lora, which is built in: weights alone
+    ("tile_methods", ""),  # multidiffusion-upscaler-for-automatic1111; with regions: conflicts.py
 )
 # The same for what is built into Forge and its relatives, by its folder in extensions-builtin (test_controlnet.py,
 # test_builtin_extensions.py). Spectrum and Radial Attention aren't among them.
@@ -41,17 +43,24 @@ STATELESS_BUILT_IN = {
     "sd_forge_stylealign",
 }
 
-# ControlNet's reference modes and Token Merging replace a transformer block's inner forward.
-FORWARDS = ("forward", "_forward")
+# ControlNet's reference modes replace a transformer block's inner forward, Tiled Diffusion the model's apply_model.
+FORWARDS = ("forward", "_forward", "apply_model")
 
 
-def hooks_of(network: nn.Module) -> list[Any]:
-    """Every function of others that runs when the network does: forwards put on its modules, and hooks."""
-    found: list[Any] = []
-    for module in network.modules():
-        found += (module.__dict__[name] for name in FORWARDS if not _is_its_own(module, name))
-        found += [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-    return foreign(found)
+def hooks_of(network: nn.Module, around: Iterable[nn.Module] = ()) -> list[Any]:
+    """Every function of others that runs when the network does: put on its modules or their classes, and hooks.
+
+    `around`: modules through which the host calls the network.
+    """
+    modules = [*around, *network.modules()]
+    found = [each for module in modules for each in _hooks_on(module)]
+    classes = dict.fromkeys(type(module) for module in modules)
+    return foreign([*found, *(each.forward for each in classes if each.forward.__module__ != each.__module__)])
+
+
+def _hooks_on(module: nn.Module) -> list[Any]:
+    put = [module.__dict__[name] for name in FORWARDS if not _is_its_own(module, name)]
+    return [*put, *module._forward_pre_hooks.values(), *module._forward_hooks.values()]
 
 
 def foreign(functions: Iterable[Any]) -> list[Any]:
@@ -101,7 +110,7 @@ def folder_of(function: Any) -> tuple[str, str] | None:
 
 def _is_listed(function: Any, name: str) -> bool:
     module = module_of(function)
-    return any(module == known and name.startswith(begin) for known, begin in STATELESS_CODE)
+    return any(f"{module}.".startswith(f"{known}.") and name.startswith(begin) for known, begin in STATELESS_CODE)
 
 
 def _code(function: Any) -> Callable[..., Any]:

@@ -48,11 +48,11 @@ class Reuse:
         """A pass of the sampler begins: other sizes, perhaps another model."""
         self.reason, self.trusted, self.looked_at = "", False, None
 
-    def look_at(self, network: nn.Module) -> bool:
-        """Whether something foreign hooks into the network, looked at once a pass: it has hundreds of modules. A
-        refiner brings another one."""
+    def look_at(self, network: nn.Module, around: Iterable[nn.Module] = ()) -> bool:
+        """Whether something foreign hooks into the network, or into the modules around it; looked at once a pass: it
+        has hundreds of modules. A refiner brings another one."""
         if self.looked_at is not network:
-            hooks = hooks_of(network)
+            hooks = hooks_of(network, around)
             self.looked_at, self.trusted, self.hooked = network, False, bool(hooks)
             self.counting = self.distrust(hooks)
         return self.hooked

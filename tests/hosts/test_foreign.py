@@ -63,6 +63,24 @@ def test_the_hosts_own_and_methods_put_back_are_none():
     ]
 
 
+def test_a_class_whose_forward_was_replaced_is_hooked(monkeypatch):
+    class Block(nn.Module):
+        def forward(self, x):
+            return x
+
+    model = nn.Sequential(Block(), Block())
+    assert hooks_of(model) == []
+    monkeypatch.setattr(Block, "forward", NEGPIP)
+    assert hooks_of(model) == [NEGPIP]
+
+
+def test_what_is_put_on_the_modules_around_counts():
+    around = nn.Identity()
+    around.apply_model = NEGPIP
+    assert hooks_of(nn.Identity()) == []
+    assert hooks_of(nn.Identity(), [around]) == [NEGPIP]
+
+
 @pytest.mark.parametrize(
     ("function", "name", "stateless"),
     [
@@ -72,6 +90,8 @@ def test_the_hosts_own_and_methods_put_back_are_none():
         (SPECTRUM, "sd_forge_spectrum", False),
         (hook_from("/webui/extensions/cn/scripts/hook.py", "scripts.hook", CONTROLNET), "cn", True),
         (hook_from("/webui/extensions/other/scripts/hook.py", "scripts.hook"), "other", False),
+        (hook_from("/webui/extensions/tiles/tile_methods/x.py", "tile_methods.x"), "tiles", True),
+        (hook_from("/webui/extensions/tiles/tile_methods_2.py", "tile_methods_2"), "tiles", False),
         # An extension of the same folder's name that isn't built in.
         (hook_from("/webui/extensions/sd_forge_freeu/x.py", "x.py"), "sd_forge_freeu", False),
         (hook_from("<string>", "pasted"), "pasted", False),

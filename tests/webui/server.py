@@ -217,7 +217,9 @@ class WebUI:
             known["sd_model_checkpoint"] = self.sd15
         settings.write_text(json.dumps({**known, **SETTINGS}))
         flags = ["--port", self.url.rpartition(":")[2], "--ui-settings-file", str(settings)]
-        flags += ["--ui-config-file", str(self.scratch / "ui-config.json")]
+        ui_config = self.scratch / "ui-config.json"
+        ui_config.write_text("{}")  # NegPiP reads it before the host has written it
+        flags += ["--ui-config-file", str(ui_config)]
         chosen = os.environ.get("ASAG_WEBUI_FLAGS")
         return [*COMMON_FLAGS, *(HOST_FLAGS[self.kind] if chosen is None else chosen.split()), *flags, *self.flags]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .payloads import asag, assert_differ, assert_same, image_request
+from .payloads import FAINT, ROUNDING, asag, assert_differ, assert_same, image_request, largest_difference
 from .payloads import request as small
 from .server import WebUI
 
@@ -124,3 +124,41 @@ def test_aside_for_regional_prompter(webui: WebUI, plain: Image, guidance_works:
     stands_aside(webui, payload, "Regional Prompter")
     # A new prompt each time: neutral prompt, if installed as well, confuses one that the host has cached with RP's.
     guidance_works(small(prompt=f"a bird, {calculation}"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"batch_size": 2},
+        {"override_settings": {"batch_cond_uncond": False}},
+        {"negative_prompt": "a long negative prompt, " * 20},
+        {"sampler_name": "DDIM"},
+        {"cfg_scale": 1},
+    ],
+    ids=str,
+)
+def test_negpip(webui: WebUI, plain: Image, changes: dict[str, Any]) -> None:
+    needs(webui, "NegPiP")
+    changes = {"prompt": "a cat on a chair, (a red hat:-1.5)", **changes}
+    script = {"NegPiP": {"args": [True]}}
+    alone = webui.txt2img(**small(alwayson_scripts=script, **changes)).image
+
+    def guided(**settings: Any) -> np.ndarray:
+        return webui.txt2img(**small(alwayson_scripts={**script, **asag(**settings)}, **changes)).image
+
+    # NegPiP leaves attributes on the modules when it is first used.
+    assert_differ(alone, plain(**changes))
+    shared = guided()
+    told = webui.last_reuse()
+    assert (told["shared"], told["whole"] >= 2) == (0, True)
+    assert "sd-webui-negpip" in told["why"]
+    assert_differ(shared, alone)
+    assert largest_difference(guided(reuse=False), shared) <= 1
+    assert largest_difference(guided(scale=FAINT), alone) < ROUNDING
+    assert_same(webui.txt2img(**small(alwayson_scripts=script, **changes)).image, alone)
+    # With ordinary attention as the operator the perturbed pass is the host's own, prompts and all.
+    delta = webui.softmax_delta(**small(alwayson_scripts={**script, **asag(scale=1)}, **changes))
+    assert delta["calls"] > 0
+    assert len(delta["delta"]) >= 2
+    assert max(delta["delta"]) < 1e-4

@@ -15,6 +15,7 @@ reference unit (scripts/controlnet.py: clear_all_secondary_control_models): it h
 """
 
 import importlib
+import importlib.util
 import itertools
 import sys
 
@@ -116,6 +117,9 @@ def fail_once(where, call, kind):
             hook.remove()
             raise FAILURES[kind](f"asag_probe: the failure that was asked for ({where}, call {call})")
 
+    # This hook only fails: it is known to keep nothing, so that ASAG tries a branch beside it.
+    foreign = importlib.import_module("asag.hosts.foreign")
+    foreign.STATELESS_CODE = (*foreign.STATELESS_CODE, (__name__, "fail_once."))
     hook = list(diffusion_model().children())[-1].register_forward_pre_hook(before_last_part)
 
 
@@ -148,26 +152,39 @@ class Softmax(Operator):
 
 
 class SoftmaxGuidance:
-    """SoftMax as every run's operator, and the size of δ in every step.
+    """SoftMax as every run's operator, and the size of δ in every step, at scale 1.
 
-    In Forge's family alone: there δ is what the post-CFG function adds, at scale 1.
+    In Forge's family δ is what the post-CFG function adds, in AUTOMATIC1111 what every row is shifted by.
     """
 
     def __init__(self):
-        self.run = importlib.import_module("asag.hosts.forge").ForgeRun
-        self.before = AsagSettings.operator, self.run.on_after_cfg
+        if importlib.util.find_spec("modules_forge"):
+            self.run, self.name = importlib.import_module("asag.hosts.forge").ForgeRun, "on_after_cfg"
+            measured = self.added
+        else:
+            self.run, self.name = importlib.import_module("asag.hosts.a1111").A1111Run, "_guide"
+            measured = self.shifted
+        self.before = AsagSettings.operator, getattr(self.run, self.name)
         self.operator, self.sizes = Softmax(), []
         AsagSettings.operator = lambda settings: self.operator
-        self.run.on_after_cfg = lambda run, args: self.measured(run, args)
+        setattr(self.run, self.name, lambda run, *args: measured(run, *args))
 
-    def measured(self, run, args):
+    def added(self, run, args):
         guided = self.before[1](run, args)
-        size = args["cond_denoised"].float().square().mean().sqrt()
-        self.sizes.append(float((guided - args["denoised"]).abs().max() / size))
+        self.note(guided - args["denoised"], args["cond_denoised"])
         return guided
 
+    def shifted(self, run, rows, step):
+        unguided = rows.clone()
+        self.before[1](run, rows, step)
+        self.note(rows - unguided, unguided)
+
+    def note(self, delta, prediction):
+        self.sizes.append(float(delta.abs().max() / prediction.float().square().mean().sqrt()))
+
     def end(self):
-        AsagSettings.operator, self.run.on_after_cfg = self.before
+        AsagSettings.operator = self.before[0]
+        setattr(self.run, self.name, self.before[1])
         return {"delta": self.sizes, "calls": self.operator.calls}
 
 
