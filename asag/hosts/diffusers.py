@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from asag.echo import shown
 from asag.guidance import keep_contrast, rescale_factor, scheduled_scale
 from asag.hosts.diffusers_call import Call, Shift, argument, grey_of, picture_of, scene_of, velocity_of_grey, with_rows
 from asag.hosts.diffusers_caller import calling_pipeline
@@ -76,11 +77,10 @@ def asag_guidance(pipe: Any, **settings: Any) -> Iterator[Trace | None]:
     Raises:
         SettingsError: naming every unknown or bad setting.
         BlocksError: naming the block that the model doesn't have, and what it has.
-        UnsupportedModel: naming the pipeline or the model that can't be guided, and why; a pipeline's call raises it,
-            too, for what is seen only then.
+        UnsupportedModel: naming what can't be guided, and why; a pipeline's call raises it for what shows only then.
     """
     given = AsagSettings.from_mapping({"enabled": True, **settings})
-    elsewhere = [f"{name}: given; allowed: nothing, here" for name in settings if name.startswith("hires")]
+    elsewhere = [f"{name}: {shown(settings[name])}; allowed: nothing" for name in settings if name.startswith("hires")]
     if elsewhere:
         raise SettingsError(elsewhere)  # a hires pass is a pipeline call of its own
     if given.enabled and given.empty_window:
