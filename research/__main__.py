@@ -4,15 +4,37 @@ from __future__ import annotations
 
 import sys
 
-from asag.lab.commands import run
+from asag.lab.commands import Command, run
+from research import arguments
 
+_NEEDS = "pip install -e .[evidence] brings it"
 COMMANDS = {
-    "evaluate": ("research.asag.evaluate", "measure what guidance does to pictures, as ASAG's paper does"),
-    "along": ("research.asag.along", "measure the attention plans along sampling"),
-    "directions": ("research.asag.directions", "measure where each method pushes"),
-    "report": ("research.asag.report", "write the page and figures of research/asag from its lines"),
-    "guidance_breaks": ("research.guidance_breaks.report", "the experiments on adaptive guidance, and their page"),
-    "drifting": ("research.drifting.train", "the experiments on Sinkhorn drifting, and their page"),
+    "evaluate": Command(
+        "research.asag.evaluate",
+        arguments.evaluate,
+        "measure what guidance does to pictures, as ASAG's paper does",
+        _NEEDS,
+    ),
+    "along": Command("research.asag.along", arguments.along, "measure the attention plans along sampling", _NEEDS),
+    "directions": Command("research.asag.directions", arguments.directions, "measure where each method pushes", _NEEDS),
+    "report": Command(
+        "research.asag.report",
+        arguments.report,
+        "write the page and figures of research/asag from its lines",
+        _NEEDS,
+    ),
+    "guidance_breaks": Command(
+        "research.guidance_breaks.report",
+        arguments.guidance_breaks,
+        "the experiments on adaptive guidance, and their page",
+        _NEEDS,
+    ),
+    "drifting": Command(
+        "research.drifting.train",
+        arguments.drifting,
+        "the experiments on Sinkhorn drifting, and their page",
+        _NEEDS,
+    ),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from asag.hosts.diffusers import asag_guidance
+from asag.lab import arguments
 from asag.lab.embedded import drawings, quality, shipped, shipped_mmdit
 from asag.lab.embedded.classifier import Classifier, objects_right
 
@@ -28,7 +28,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 WRONG = "#d03030"
 BATCH = 16
-PICTURES = 8
+PICTURES = arguments.LEAST_PICTURES
 
 
 def generate(
@@ -72,17 +72,7 @@ def table(metrics: dict[str, dict[str, float]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m asag demo", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for compare.png and metrics.json")
-    parser.add_argument("--samples", type=int, default=64, help=f"pictures per method, at least {PICTURES}")
-    parser.add_argument("--steps", type=int, default=shipped_mmdit.SOLVER_STEPS)
-    parser.add_argument("--guidance-scale", type=float, default=1.0, help="of classifier-free guidance")
-    parser.add_argument("--seed", type=int, default=7)
-    # One thread: on so small a model a second gains little, and costs much where something else is running.
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args(argv)
-    if args.samples < PICTURES:
-        parser.error(f"--samples: {args.samples}; allowed: at least {PICTURES}")
+    args = arguments.demo(argv)
     torch.set_num_threads(args.threads)
     pipeline, classifier = shipped_mmdit.load_pipeline(), shipped.load_classifier()
     pipeline.scheduler = shipped_mmdit.solver_of(pipeline.scheduler)
@@ -105,7 +95,3 @@ def main(argv: list[str] | None = None) -> int:
     print(f"The classifier reads {right:.1%} of the {args.samples} drawings themselves right.")
     print(f"Written: {args.out / 'compare.png'} and {args.out / 'metrics.json'}")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

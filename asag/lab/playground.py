@@ -5,7 +5,6 @@ For trying without a WebUI, and for tests in a browser. Runs in gradio 3.41 and 
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import threading
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from fastapi import FastAPI
 from PIL import Image
 
 from asag.hosts.diffusers import FAMILIES, asag_guidance
+from asag.lab import arguments
 from asag.lab.embedded import drawings, shipped
 from asag.models.base import family_of
 from asag.presets import Presets
@@ -141,18 +141,9 @@ def application(folder: Path, first_steps: int) -> FastAPI:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m asag playground", description=__doc__)
-    parser.add_argument("--port", type=int, default=7870)
-    parser.add_argument("--presets", type=Path, default=Path("demo"), help="folder for your own presets")
-    parser.add_argument("--steps", type=int, default=25, help="how many to begin with")
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args(argv)
+    args = arguments.playground(argv)
     torch.set_num_threads(args.threads)
     app = application(args.presets, args.steps)
     print(f"ASAG playground: http://127.0.0.1:{args.port}", flush=True)
     uvicorn.run(app, host="127.0.0.1", port=args.port, log_level="warning", timeout_graceful_shutdown=1)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from asag.hosts.diffusers import asag_guidance
+from asag.lab import arguments
 from asag.lab.embedded import drawings, shipped
 
 CAPTIONS = ("red disc, blue square", "green cross, white triangle", "magenta square, yellow disc")
@@ -79,11 +79,7 @@ def draw(path: Path, title: str, pictures: dict[str, torch.Tensor]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m asag rows", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("docs/images/options"), help="folder for a picture per option")
-    parser.add_argument("--only", choices=ROWS, help="this one alone")
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args(argv)
+    args = arguments.rows(argv)
     torch.set_num_threads(args.threads)
     pipeline = shipped.load_pipeline()
     labels = torch.stack([drawings.parse_caption(text) for text in CAPTIONS])
@@ -97,7 +93,3 @@ def main(argv: list[str] | None = None) -> int:
                 pictures[value] = shipped.sample(pipeline, labels, guidance_scale=CFG, steps=STEPS, seed=SEED)
         draw(args.out / f"{name}.png", title, pictures)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -6,11 +6,9 @@ not what guidance made of it, and looks at queries and keys of the default block
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +18,8 @@ from asag.attention import signed_scale, softmax_rows
 from asag.lab.embedded.shipped import start_noise
 from asag.sinkhorn import DenseScores
 from asag.trace import entropy
+from research import arguments
 from research.asag.cells import baseline
-from research.asag.result_files import ROOM
 from research.asag.sampling import Sampler, captions, trained
 from research.lines import write_lines
 
@@ -91,11 +89,9 @@ def look(query: Tensor, key: Tensor, cost: str) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m research along", description=__doc__)
-    parser.add_argument("--model", choices=trained(), default="unet")
-    parser.add_argument("--out", type=Path, default=ROOM / "results")
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args(argv)
+    args = arguments.along(argv)
+    if args.model not in trained():
+        args.error(f"--model: {args.model}, which is not trained yet; allowed: {', '.join(trained())}")
     torch.set_num_threads(args.threads)
     sampler = Sampler()
     pipeline = sampler.pipeline(args.model)
@@ -119,7 +115,3 @@ def main(argv: list[str] | None = None) -> int:
     write_lines(args.out / f"along-{args.model}.jsonl", lines)
     print(f"{len(lines)} steps: {args.out / f'along-{args.model}.jsonl'}")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -6,10 +6,8 @@ prediction minus the weakened one, of every method in the default block and of A
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +20,8 @@ from asag.models.base import family_of
 from asag.models.diffusers_unet import DiffusersUnet
 from asag.operators import make_operator
 from asag.perturb import choose_layers, perturbed
+from research import arguments
 from research.asag.cells import METHODS, baseline
-from research.asag.result_files import ROOM
 from research.asag.sampling import Sampler, captions, trained
 from research.asag.sweeps import BLOCKS
 from research.lines import Line, write_lines
@@ -99,17 +97,11 @@ def measure(sampler: Sampler, model: str, pictures: int = _PICTURES, steps: int 
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m research directions", description=__doc__)
-    parser.add_argument("--model", choices=trained(), default="unet")
-    parser.add_argument("--out", type=Path, default=ROOM / "results")
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args(argv)
+    args = arguments.directions(argv)
+    if args.model not in trained():
+        args.error(f"--model: {args.model}, which is not trained yet; allowed: {', '.join(trained())}")
     torch.set_num_threads(args.threads)
     lines = measure(Sampler(), args.model)
     write_lines(args.out / f"directions-{args.model}.jsonl", lines)
     print(f"{len(lines)} lines: {args.out / f'directions-{args.model}.jsonl'}")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

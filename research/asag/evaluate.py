@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from asag.lab.embedded import drawings, shipped
+from research import arguments
 from research.asag.calibration import (
     calibrate,
     calibrate_chosen,
@@ -30,12 +31,11 @@ from research.asag.calibration import (
 from research.asag.cells import Cell, Plan
 from research.asag.descriptions import Store, describe
 from research.asag.found_scales import Scales
-from research.asag.metrics import BLOCKS, Estimate, Metrics
+from research.asag.metrics import Estimate, Metrics
 from research.asag.plans import PLANS
-from research.asag.result_files import ROOM, Measured
+from research.asag.result_files import Measured
 from research.asag.sample_size import Size
 from research.asag.sampling import (
-    MODELS,
     SOLVER,
     Part,
     Run,
@@ -48,7 +48,7 @@ from research.lines import Line, read_lines, write_lines
 
 _REFERENCE = 20_000  # drawings that pictures are compared with
 _REFERENCE_SEED = 30_000
-_CALIBRATIONS = {
+CALIBRATIONS = {
     "calibrate": calibrate,
     "calibrate-high": calibrate_high,
     "calibrate-rivals": calibrate_rivals,
@@ -160,32 +160,6 @@ def line(
     }
 
 
-def _share(text: str) -> tuple[int, int]:
-    number, _, of = text.partition("/")
-    if not (number.isdigit() and of.isdigit() and int(number) < int(of)):
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: I/N with I from 0 to N - 1, such as 0/2")
-    return int(number), int(of)
-
-
-def _parser() -> argparse.ArgumentParser:
-    also = "For the pictures of a local diffusers pipeline see `python -m asag evaluate --pipeline FOLDER --help`."
-    parser = argparse.ArgumentParser(prog="python -m research evaluate", description=__doc__, epilog=also)
-    plans = [*PLANS, *_CALIBRATIONS]
-    parser.add_argument("plans", nargs="+", choices=plans, help="what to measure", metavar=f"{{{','.join(plans)}}}")
-    parser.add_argument("--model", choices=tuple(MODELS), default="unet")
-    parser.add_argument("--captions", type=int, help=f"instead of the plan's; at least {BLOCKS}, which are the blocks")
-    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the plan's")
-    parser.add_argument("--only", nargs="+", default=[], help="methods or protocols; the others wait")
-    parser.add_argument("--condition", choices=("unconditional", "conditional"), help="only this one; the other waits")
-    parser.add_argument("--share", type=_share, default=(0, 1), help="I/N: this process takes every N-th part")
-    parser.add_argument("--report", action="store_true", help="sample nothing; write the lines of complete cells")
-    parser.add_argument("--prune", action="store_true", help="drop lines that the plan doesn't have any more")
-    parser.add_argument("--store", type=Path, default=Path("evidence"), help="where descriptions are kept")
-    parser.add_argument("--out", type=Path, default=ROOM / "results")
-    parser.add_argument("--threads", type=int, default=1)
-    return parser
-
-
 def run_plan(evaluation: Evaluation, name: str, plan: Plan, args: argparse.Namespace) -> None:
     """Sample this process's share of what a plan lacks; write a cell's line as soon as it is complete."""
     size = Size(args.captions or plan.captions, tuple(args.seeds or plan.seeds), plan.captions_seed)
@@ -233,19 +207,16 @@ def add_drawings(evaluation: Evaluation, model: str, lines: list[Line], path: Pa
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = _parser()
-    args = parser.parse_args(argv)
-    if args.captions is not None and args.captions < BLOCKS:
-        parser.error(f"--captions: {args.captions}; allowed: at least {BLOCKS}")
+    args = arguments.evaluate(argv)
     if args.model not in trained():
-        parser.error(f"--model: {args.model}, which is not trained yet; allowed: {', '.join(trained())}")
+        args.error(f"--model: {args.model}, which is not trained yet; allowed: {', '.join(trained())}")
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     scales = Scales(args.out / "scales.json")
     evaluation = Evaluation(Store(args.store))
     for name in args.plans:
-        if name in _CALIBRATIONS:
-            _CALIBRATIONS[name](evaluation.sampler, args.model, scales)
+        if name in CALIBRATIONS:
+            CALIBRATIONS[name](evaluation.sampler, args.model, scales)
             continue
         run_plan(evaluation, name, PLANS[name](args.model, scales), args)
         if name in _CHOICES:

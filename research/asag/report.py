@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+from research import arguments
 from research.asag import report_figures, tables
 from research.asag.report_sweeps import searches
 from research.asag.report_tables import main_tables, measured_again
-from research.asag.result_files import ROOM
 from research.asag.sampling import MODELS, trained
 from research.lines import Line, markdown, read_lines
 
@@ -154,9 +153,7 @@ def _memory(line: Line | None) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m research report", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=ROOM, help="where results/ is, and where the page is written")
-    args = parser.parse_args(argv)
+    args = arguments.report(argv)
     text = "\n\n".join(part.strip() for part in sections(args.folder) if part)
     (args.folder / "README.md").write_text(text + "\n")
     print(f"Written: {args.folder / 'README.md'}")

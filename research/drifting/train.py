@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from research import arguments
 from research.drifting import report
-from research.drifting.data import MIXTURES, Target, load
+from research.drifting.data import Target, load
 from research.drifting.field import SWEEPS, coupling, one_sided_field, two_sided_field
 
 METHODS = ("one-sided", "one-sided, no self-pairs", "two-sided")
-TEMPERATURES = (0.004, 0.016, 0.063, 0.25, 1.0)
 # A class with fewer of the samples than this isn't covered.
 LEAST_SHARE = 0.01
 
@@ -251,16 +250,7 @@ def sweep_of(args: argparse.Namespace, name: str) -> Sweep:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m research drifting", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to")
-    parser.add_argument("--redraw", action="store_true", help="only write text and figures again, from drifting.jsonl")
-    parser.add_argument("--data", choices=(*MIXTURES, "digits"), nargs="+", default=[*MIXTURES, "digits"])
-    parser.add_argument("--temperatures", type=float, nargs="+", default=TEMPERATURES)
-    for option, default in (("steps", 1000), ("digits-steps", 1500), ("seeds", 5), ("threads", 1)):
-        parser.add_argument(f"--{option}", type=int, default=default)
-    args = parser.parse_args(argv)
-    if args.seeds < 2:
-        parser.error(f"--seeds: {args.seeds}; allowed: at least 2")
+    args = arguments.drifting(argv)
     lines, images = args.out / "results" / "drifting.jsonl", args.out / "images"
     for folder in (lines.parent, images):
         folder.mkdir(parents=True, exist_ok=True)
@@ -274,7 +264,3 @@ def main(argv: list[str] | None = None) -> int:
     (args.out / "README.md").write_text(report.document(records))
     report.draw_figures(records, images / "drifting-figures.png")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -6,7 +6,6 @@ words were written for the default run; every number in them is read from the li
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from research import arguments
 from research.guidance_breaks import figures, pictures, pictures_page, tables, toy
 from research.guidance_breaks.tables import Record, chosen, collapse, mean, shown
 from research.lines import markdown, read_lines
@@ -218,20 +218,7 @@ def run_pictures(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m research guidance_breaks", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent, help="folder of the page, results/ and images/"
-    )
-    parser.add_argument("--run", nargs="+", choices=("toy", "pictures"), default=[], help="what to measure anew")
-    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0")
-    parser.add_argument("--samples", type=int, default=400, help="toy: per seed")
-    parser.add_argument("--small-samples", type=int, default=200, help="toy: per seed, for the many readings")
-    parser.add_argument("--captions", type=int, default=12, help="pictures: per seed, 4 samples of each")
-    parser.add_argument("--guide-steps", type=int, default=600, help="pictures: training steps of the guide")
-    args = parser.parse_args(argv)
-    if min(args.seeds, args.samples, args.small_samples, args.captions) < 2:
-        parser.error("--seeds, --samples, --small-samples and --captions; allowed: at least 2 of each")
+    args = arguments.guidance_breaks(argv)
     torch.set_num_threads(1)  # of one core: the tensors are too small for more to help
     results, images = args.out / "results", args.out / "images"
     toy_lines, picture_lines = results / "adaptive-toy.jsonl", results / "adaptive-classifier.jsonl"
@@ -256,7 +243,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     page.write_text("\n".join(parts))
     print(f"Written: {page} and {images}")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

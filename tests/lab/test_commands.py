@@ -1,21 +1,127 @@
-"""The commands of `python -m asag` and `python -m research`."""
+"""The command line: help and mistakes answer without anything heavy, and name what is wrong and what is allowed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import asag.__main__
 import research.__main__
+from asag.lab import arguments
+from research import arguments as research_arguments
+
+ROOT = Path(__file__).parents[2]
+
+# Ends with an error as soon as one of these is imported; the rest is `python -m` that program.
+WITHOUT = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {packages}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+from {program}.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+HEAVY = ("torch", "diffusers", "gradio", "transformers", "numpy", "matplotlib", "PIL", "ray", "tqdm", "uvicorn")
 
 
-@pytest.mark.parametrize(("main", "told"), [(asag.__main__.main, "--prompts"), (research.__main__.main, "--captions")])
-def test_evaluate_measures_a_pipeline_here_and_the_embedded_models_there(main, told, capsys):
+def run(program: str, *argv: str, without: tuple[str, ...] = HEAVY) -> subprocess.CompletedProcess[str]:
+    code = WITHOUT.format(packages=without, program=program)
+    return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+PROGRAMS = {"asag": asag.__main__.COMMANDS, "research": research.__main__.COMMANDS}
+HELPED = [(program, name) for program, commands in PROGRAMS.items() for name in commands]
+
+
+@pytest.mark.parametrize(("program", "name"), HELPED)
+def test_help_needs_nothing_heavy_and_names_the_command(program: str, name: str) -> None:
+    found = run(program, name, "--help")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.startswith(f"usage: python -m {program} {name} ")
+
+
+@pytest.mark.parametrize(("program", "name"), HELPED)
+def test_help_says_what_every_option_is_for_and_its_default(
+    program: str, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
     with pytest.raises(SystemExit):
-        main(["evaluate", "--help"])
-    assert told in capsys.readouterr().out
+        PROGRAMS[program][name].read(["--help"])
+    for entry in re.split(r"\n  (?=-)", capsys.readouterr().out)[1:]:
+        option, text = (re.sub(r"\n\s+|\s{3,}", "  ", entry) + "  ").split("  ", 1)
+        assert text.strip(), f"{option}: no help"
+        assert "(default: None)" not in text
+        if option.split()[0] in ("--steps", "--seed", "--threads", "--batch", "--minutes", "--samples", "--port"):
+            assert "default: " in text
 
 
-@pytest.mark.parametrize("main", [asag.__main__.main, research.__main__.main])
-def test_an_unknown_command_is_named_and_the_others_listed(main, capsys):
-    assert main(["nonsense"]) == 2
-    said = capsys.readouterr().err
-    assert "there is no command 'nonsense'" in said
-    assert "evaluate" in said
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_command_that_does_not_exist_is_named_beside_those_that_do(program: str) -> None:
+    found = run(program, "nonsense")
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr.startswith(
+        f"{program}: there is no command 'nonsense'; allowed: {next(iter(PROGRAMS[program]))}, "
+    )
+    assert all(f"  {name} " in found.stderr for name in PROGRAMS[program])
+    assert run(program, "--help").returncode == 0
+    assert run(program).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("program", "argv", "message"),
+    [
+        ("asag", ("demo", "--samples", "3"), "--samples: 3; allowed: at least 8"),
+        ("asag", ("train", "--parts", "unet", "mmdit"), "--parts: unet mmdit; allowed: one model"),
+        ("asag", ("bench", "--pairs", "1"), "--pairs: 1; allowed: at least 2"),
+        ("research", ("evaluate", "main", "--share", "2/2"), "'2/2'; allowed: I/N"),
+        ("research", ("drifting", "--seeds", "1"), "--seeds: 1; allowed: at least 2"),
+    ],
+)
+def test_a_mistake_in_the_arguments_is_named_before_anything_heavy_is_loaded(
+    program: str, argv: tuple[str, ...], message: str
+) -> None:
+    found = run(program, *argv)
+    assert found.returncode == 2
+    assert message in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "name", "missing", "how"),
+    [
+        ("asag", "playground", "gradio", "`make playground` installs it"),
+        ("asag", "demo", "matplotlib", "pip install -e .[demo] brings it"),
+        ("research", "drifting", "numpy", "pip install -e .[evidence] brings it"),
+    ],
+)
+def test_a_missing_package_is_one_line_that_says_how_to_get_it(program: str, name: str, missing: str, how: str) -> None:
+    found = run(program, name, without=(missing,))
+    assert found.returncode == 2
+    assert found.stderr.splitlines() == [f"python -m {program} {name}: the package {missing} is missing: {how}"]
+
+
+def test_the_names_that_are_listed_are_those_of_the_tables() -> None:
+    from asag.lab import rows
+    from asag.lab.bench import cli, measure
+    from asag.lab.embedded import shipped, shipped_mmdit, subjects
+    from research.asag import evaluate, metrics, plans, result_files, sampling
+    from research.drifting import data
+
+    assert all(cli.case_names(name, quick=True) for name in arguments.BENCHES)
+    assert tuple(measure.CLOCKS) == arguments.CLOCKS
+    assert arguments.MODEL == shipped.MODEL
+    assert arguments.demo([]).steps == shipped_mmdit.SOLVER_STEPS
+    assert tuple(subjects.SUBJECTS) == tuple(sampling.MODELS) == arguments.MODELS
+    assert tuple(rows.ROWS) == arguments.ROWS
+    assert (*data.MIXTURES, "digits") == research_arguments.DATA
+    assert metrics.BLOCKS == research_arguments.LEAST_CAPTIONS
+    assert result_files.ROOM / "results" == research_arguments.RESULTS
+    assert sorted(plans.PLANS) == sorted(research_arguments.PLANS)
+    assert sorted(evaluate.CALIBRATIONS) == sorted(research_arguments.CALIBRATIONS)

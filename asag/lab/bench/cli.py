@@ -5,45 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from asag.lab import arguments
 from asag.lab.bench import hosts, operator, report, step
-from asag.lab.bench.measure import CLOCKS, MIB, Meter, machine
-
-BENCHES = ("operator", "step", "hosts")
-
-
-def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m asag bench", description=__doc__)
-    parser.add_argument("bench", nargs="?", choices=BENCHES, help="one of them; else all")
-    parser.add_argument("--json", type=Path, help="write a line a measurement here, and the table beside it (.md)")
-    parser.add_argument("--pairs", type=int, default=7, help="rounds of each case")
-    parser.add_argument("--seconds", type=float, default=180.0, help="after so many, three rounds of a case are enough")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only the cases whose name has this in it")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes and two rounds: a test, not a measurement")
-    threads = int(os.environ.get("OMP_NUM_THREADS", "2"))
-    parser.add_argument("--threads", type=int, default=threads, help="default: OMP_NUM_THREADS, else 2")
-    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="cpu: for a busy machine and one thread")
-    parser.add_argument("--device", default="cpu", help="cuda: real sizes, half precision")
-    parser.add_argument("--dense-gib", type=float, default=3.0, help="dense forms that need more memory are skipped")
-    parser.add_argument("--chart", nargs=2, type=Path, metavar=("JSON", "PNG"), help="draw what was written; no bench")
-    args = parser.parse_args(argv)
-    if args.pairs < 2:
-        parser.error(f"--pairs: {args.pairs}; allowed: at least 2")
-    if args.threads < 1:
-        parser.error(f"--threads: {args.threads}; allowed: at least 1")
-    if not any(args.only in name for name in case_names(args.bench, args.quick)):
-        parser.error(f"--only: {args.only!r}; allowed: text that is in the name of a case")
-    if args.clock == "cpu" and args.device != "cpu":
-        parser.error(f"--clock: cpu with --device {args.device}; allowed: wall")
-    return args
+from asag.lab.bench.measure import MIB, Meter, machine
 
 
 def case_names(bench: str | None, quick: bool) -> list[str]:
@@ -67,7 +38,9 @@ def measurements(args: argparse.Namespace, meter: Meter) -> dict[str, Callable[[
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = read_arguments(argv)
+    args = arguments.bench(argv)
+    if not any(args.only in name for name in case_names(args.bench, args.quick)):
+        args.error(f"--only: {args.only!r}; allowed: text that is in the name of a case")
     if args.chart:
         try:
             report.chart(report.read(args.chart[0]), args.chart[1])
@@ -104,7 +77,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.json.with_suffix(".md").write_text(f"```\n{page}\n```\n")
         print(f"\nWritten: {args.json} and {args.json.with_suffix('.md')}")
     return 2 if refused and args.bench else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

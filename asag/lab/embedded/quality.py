@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
 
+from asag.lab import arguments
 from asag.lab.embedded import drawings, shipped, shipped_mmdit
 from asag.lab.embedded.classifier import Classifier, objects_right
 
@@ -87,15 +87,7 @@ def contact_sheet(
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m asag quality", description=__doc__)
-    parser.add_argument("--model", type=Path, default=shipped.MODEL, help="the UNet's folder, or the MMDiT's")
-    parser.add_argument("--samples", type=int, default=512)
-    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0])
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--seed", type=int, default=1000)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--sheet", type=Path, help="write the first 48 samples of the last guidance here")
-    args = parser.parse_args(argv)
+    args = arguments.quality(argv)
     torch.set_num_threads(args.threads)
     kind = shipped_mmdit if (args.model / "transformer").exists() else shipped
     pipeline = kind.load_pipeline(folder=args.model)
@@ -111,7 +103,3 @@ def main(argv: list[str] | None = None) -> int:
         right = objects_right(classifier, images[:48], drawn.labels[:48])
         contact_sheet(images[:48], drawn.labels[:48], args.sheet, right)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -7,7 +7,6 @@ then the machine's affair.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from diffusers import ModelMixin
 from safetensors.torch import save_file
 
+from asag.lab import arguments
 from asag.lab.embedded import drawings
 from asag.lab.embedded.architecture import Conditions, token_rows
 from asag.lab.embedded.classifier import accuracy, train_classifier
@@ -147,22 +147,7 @@ def train_model(training: Training, out: Path, *, batch: int, peak: float, image
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="asag train", description=__doc__.splitlines()[0])
-    budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--images", type=int, default=0, help="budget in drawn pictures (repeatable)")
-    budget.add_argument("--minutes", type=float, default=92.0, help="budget in wall clock (default)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("train"), help="for checkpoint, log, model/")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    parser.add_argument("--parts", nargs="+", choices=("classifier", *SUBJECTS), default=["classifier", "unet"])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
-    parser.add_argument("--classifier-steps", type=int, default=3000)
-    args = parser.parse_args(argv)
-    if len(set(SUBJECTS) & set(args.parts)) > 1:
-        parser.error(f"--parts: {' '.join(args.parts)}; allowed: one model, as each needs a folder of its own")
+    args = arguments.train(argv)
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     model = args.out / "model"
@@ -179,11 +164,7 @@ def main(argv: list[str] | None = None) -> int:
         training = Training(args.seed, device, SUBJECTS[name]())
         if args.resume and (args.out / "checkpoint.pt").exists():
             training.load(args.out / "checkpoint.pt")
-        options = {"batch": args.batch, "peak": args.rate, "images": args.images, "minutes": args.minutes}
+        options = {"batch": args.batch, "peak": args.rate, "images": args.images or 0, "minutes": args.minutes}
         train_model(training, args.out, **options)
         print(f"{name}: {training.images} pictures in {training.seconds / 60:.1f} minutes, exported to {model}")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -11,18 +11,16 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from asag.blocks import BlocksError
-from asag.lab import papers
+from asag.lab import arguments
 from asag.lab.evaluation import distribute, metrics
 from asag.lab.evaluation.generate import Job
 from asag.lab.evaluation.plan import (
-    DTYPES,
     EvaluationError,
     Item,
     Sampling,
@@ -37,34 +35,6 @@ from asag.models.base import UnsupportedModel
 from asag.settings import SettingsError
 
 RESULTS = "results.jsonl"
-PAPER_METHODS = ",".join(["cfg", *(f"{name}:{papers.SCALES[name]:g}" for name in ("pag", "seg", "asag"))])
-
-
-def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m asag evaluate", description=__doc__)
-    parser.add_argument(
-        "--pipeline", type=Path, required=True, help="folder of a diffusers pipeline (model_index.json)"
-    )
-    parser.add_argument(
-        "--prompts", type=Path, required=True, help="one a line, or .jsonl or .csv with caption or prompt"
-    )
-    parser.add_argument("--limit", type=int, help="take only so many prompts")
-    parser.add_argument("--methods", default=PAPER_METHODS, help="METHOD:SCALE,… or JSON: name to settings")
-    parser.add_argument("--guidance-scale", type=float, help="of CFG; default: the pipeline's own")
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--seeds", default="0", help="for each prompt, such as 0,1,2 or 0-9")
-    parser.add_argument("--batch", type=int, default=4, help="images in one call of the pipeline")
-    parser.add_argument("--size", help="WIDTHxHEIGHT in pixels, or one number for both; default: the pipeline's own")
-    cuda = torch.cuda.is_available()
-    parser.add_argument("--device", default="cuda" if cuda else "cpu", help="with --ray: of the workers")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: float16 on cuda, else float32")
-    parser.add_argument("--out", type=Path, required=True, help=f"folder of the images and {RESULTS}")
-    parser.add_argument("--metrics", default="", help=f"of {','.join(metrics.METRICS)}; none: only make the images")
-    parser.add_argument("--reference", type=Path, help="folder of real images, for fid and kid")
-    parser.add_argument("--weights", type=Path, help="folder of the metrics' weights")
-    parser.add_argument("--ray", metavar="ADDRESS", help="share the work out on this Ray; local: start one here")
-    parser.add_argument("--shard", type=int, default=64, help="with --ray: prompts (times seeds) in one task")
-    return parser.parse_args(argv)
 
 
 def read_size(text: str) -> tuple[int, int]:
@@ -79,7 +49,8 @@ def read_job(args: argparse.Namespace) -> Job:
     for name in ("batch", "shard"):
         if getattr(args, name) < 1:
             raise EvaluationError(f"{name}: {getattr(args, name)}; allowed: at least 1")
-    device = args.device.partition(":")[0]
+    chosen = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen.partition(":")[0]
     sampling = Sampling(
         args.steps,
         args.guidance_scale,
@@ -87,7 +58,7 @@ def read_job(args: argparse.Namespace) -> Job:
         args.dtype or ("float16" if device == "cuda" else "float32"),
     )
     pipeline, out = args.pipeline.resolve(), args.out.resolve()
-    return Job(pipeline, out, sampling, tuple(read_methods(args.methods)), args.batch, args.device)
+    return Job(pipeline, out, sampling, tuple(read_methods(args.methods)), args.batch, chosen)
 
 
 def generate(args: argparse.Namespace, job: Job, of: Sequence[Item]) -> None:
@@ -143,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = read_arguments(argv)
+    args = arguments.evaluate(argv)
     try:
         run(args)
     except (EvaluationError, SettingsError, BlocksError, UnsupportedModel) as error:

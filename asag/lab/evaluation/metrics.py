@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from asag.lab.arguments import METRICS
 from asag.lab.evaluation.plan import EvaluationError, Item, Method
 from asag.lab.evaluation.store import Store
 
-METRICS = ("fid", "kid", "is", "clip")
 AGAINST_REFERENCE = ("fid", "kid")
 OF_INCEPTION = ("fid", "kid", "is")
 # What torch-fidelity and torchmetrics would download, under the same names.

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asag.lab.arguments import DTYPES
 from asag.operators import METHODS
 from asag.settings import AsagSettings, SettingsError, options
 
 PROMPT_FIELDS = ("caption", "prompt")
-DTYPES = ("float32", "float16", "bfloat16")
 # Every image is a pass of its own here, nothing shows figures, and a method that is switched off is `cfg`.
 _NOT_OF_A_METHOD = {"enabled", "figures", "hires", "hires_scale", "hires_blocks"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

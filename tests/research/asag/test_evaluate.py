@@ -15,6 +15,7 @@ from asag.lab.embedded.architecture import new_unet
 from asag.lab.embedded.architecture_mmdit import new_transformer
 from asag.models.base import family_of
 from asag.perturb import choose_layers
+from research import arguments
 from research.asag import evaluate, metrics, plans, sampling
 from research.asag.calibration import (
     calibrate,
@@ -329,6 +330,7 @@ def small(monkeypatch, tmp_path):
         return Plan(tuple(cells), 40, (1, 2))
 
     monkeypatch.setitem(evaluate.PLANS, "small", plan)
+    monkeypatch.setattr(arguments, "PLANS", ("small",))
     return ["small", "--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
 
 
@@ -490,7 +492,7 @@ def test_wrong_options_are_named(small, given, told, capsys):
 
 
 def test_a_model_that_is_not_there_is_named(small, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(evaluate.MODELS["mmdit"], "MODEL", tmp_path / "none")
+    monkeypatch.setattr(sampling.MODELS["mmdit"], "MODEL", tmp_path / "none")
     with pytest.raises(SystemExit):
         evaluate.main([*small, "--model", "mmdit"])
     assert "--model: mmdit, which is not trained yet; allowed: unet" in capsys.readouterr().err

@@ -1,0 +1,167 @@
+"""The options of the commands of `python -m asag`. Loads nothing heavy: --help and a mistake answer at once.
+
+Each function reads a command's arguments, ends the process with --help or a mistake, and returns a namespace, whose
+`error` ends the process in the same manner for what only the command itself can find out. The names below are those of
+tables that need torch; tests/lab/test_commands.py holds both together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from asag.lab import papers
+
+Arguments = Sequence[str] | None
+
+BENCHES = ("operator", "step", "hosts")
+CLOCKS = ("wall", "cpu")
+DTYPES = ("float32", "float16", "bfloat16")
+LEAST_PICTURES = 8
+METRICS = ("fid", "kid", "is", "clip")
+MODEL = Path(__file__).parent / "embedded" / "model"
+MODELS = ("unet", "mmdit")
+ROWS = ("scale", "blocks", "method", "iterations", "strength", "window", "schedule", "rescale", "contrast", "adaptive")
+PAPER_METHODS = ",".join(["cfg", *(f"{name}:{papers.SCALES[name]:g}" for name in ("pag", "seg", "asag"))])
+
+
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.default is None or action.default is False or action.default in ("", []) or not action.help
+        return action.help if told or "default:" in action.help else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """Names the command, shows defaults, and gives `error` to what it reads."""
+
+    def __init__(self, command: str, description: str, epilog: str | None = None) -> None:
+        program = f"python -m {command}"
+        super().__init__(program, description=description, epilog=epilog, formatter_class=Formatter)
+        self.set_defaults(error=self.error)
+
+    def add_threads(self) -> None:
+        self.add_argument("--threads", type=int, default=1, help="of the CPU")
+
+    def add_seed(self, default: int) -> None:
+        self.add_argument("--seed", type=int, default=default, help="of the random numbers")
+
+    def add_steps(self, default: int = 25) -> None:
+        self.add_argument("--steps", type=int, default=default, help="of sampling")
+
+
+def demo(argv: Arguments) -> argparse.Namespace:
+    parser = Parser("asag demo", "Draws the same captions and seeds without guidance and with each method.")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for compare.png and metrics.json")
+    parser.add_argument("--samples", type=int, default=64, help=f"pictures per method, at least {LEAST_PICTURES}")
+    parser.add_steps(10)
+    parser.add_argument("--guidance-scale", type=float, default=1.0, help="of classifier-free guidance")
+    parser.add_seed(7)
+    # One thread: on so small a model a second gains little, and costs much where something else is running.
+    parser.add_threads()
+    args = parser.parse_args(argv)
+    if args.samples < LEAST_PICTURES:
+        parser.error(f"--samples: {args.samples}; allowed: at least {LEAST_PICTURES}")
+    return args
+
+
+def playground(argv: Arguments) -> argparse.Namespace:
+    parser = Parser("asag playground", "Opens the WebUI's accordion and block map in a page of their own.")
+    parser.add_argument("--port", type=int, default=7870, help="of the page, on this computer alone")
+    parser.add_argument("--presets", type=Path, default=Path("demo"), help="folder for your own presets")
+    parser.add_argument("--steps", type=int, default=25, help="of sampling, to begin with")
+    parser.add_threads()
+    return parser.parse_args(argv)
+
+
+def rows(argv: Arguments) -> argparse.Namespace:
+    parser = Parser("asag rows", "Draws a picture of what each option does, for docs/options.md.")
+    parser.add_argument("--out", type=Path, default=Path("docs/images/options"), help="folder for a picture per option")
+    parser.add_argument("--only", choices=ROWS, help="draw this one alone")
+    parser.add_threads()
+    return parser.parse_args(argv)
+
+
+def train(argv: Arguments) -> argparse.Namespace:
+    parser = Parser("asag train", "Trains the classifier and a model from a seed, and exports their folder.")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--images", type=int, help="budget in drawn pictures: the same weights on every run")
+    budget.add_argument("--minutes", type=float, default=92.0, help="budget in time; not with --images")
+    parser.add_seed(0)
+    parser.add_argument("--out", type=Path, default=Path("train"), help="folder for checkpoint, log and model/")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parts = ("classifier", *MODELS)
+    parser.add_argument("--parts", nargs="+", choices=parts, default=["classifier", "unet"], help="what to train")
+    parser.add_threads()
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train")
+    parser.add_argument("--batch", type=int, default=32, help="pictures in a step")
+    parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate")
+    parser.add_argument("--classifier-steps", type=int, default=3000, help="training steps of the classifier")
+    args = parser.parse_args(argv)
+    if len(set(MODELS) & set(args.parts)) > 1:
+        parser.error(f"--parts: {' '.join(args.parts)}; allowed: one model, as each needs a folder of its own")
+    return args
+
+
+def quality(argv: Arguments) -> argparse.Namespace:
+    parser = Parser("asag quality", "Measures an embedded model: objects right, contrast, and a sheet for the eye.")
+    parser.add_argument("--model", type=Path, default=MODEL, help="the UNet's folder, or the MMDiT's")
+    parser.add_argument("--samples", type=int, default=512, help="how many pictures")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0], help="CFG scales")
+    parser.add_steps()
+    parser.add_seed(1000)
+    parser.add_threads()
+    parser.add_argument("--sheet", type=Path, help="write the first 48 samples of the last guidance here")
+    return parser.parse_args(argv)
+
+
+def evaluate(argv: Arguments) -> argparse.Namespace:
+    text = """Makes images of a local diffusers pipeline by each method, and their metrics. Each image depends on its
+    prompt, its seed and the settings alone. Those that are in --out already aren't made again, so the same command goes
+    on where it was broken off. Nothing is downloaded."""
+    parser = Parser("asag evaluate", text)
+    parser.add_argument("--pipeline", type=Path, required=True, help="folder of a pipeline (model_index.json)")
+    prompts = "a file: one prompt a line, or .jsonl or .csv with caption or prompt"
+    parser.add_argument("--prompts", type=Path, required=True, help=prompts)
+    parser.add_argument("--limit", type=int, help="take only so many prompts")
+    parser.add_argument("--methods", default=PAPER_METHODS, help="METHOD:SCALE,… or JSON: name to settings")
+    parser.add_argument("--guidance-scale", type=float, help="of CFG; default: the pipeline's own")
+    parser.add_steps()
+    parser.add_argument("--seeds", default="0", help="for each prompt, such as 0,1,2 or 0-9")
+    parser.add_argument("--batch", type=int, default=4, help="images in one call of the pipeline")
+    parser.add_argument("--size", help="WIDTHxHEIGHT in pixels, or one number for both; default: the pipeline's own")
+    parser.add_argument("--device", help="with --ray: of the workers; default: cuda where there is one, else cpu")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float16 on cuda, else float32")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the images and results.jsonl")
+    parser.add_argument("--metrics", default="", help=f"of {','.join(METRICS)}; default: none, only make the images")
+    parser.add_argument("--reference", type=Path, help="folder of real images, for fid and kid")
+    parser.add_argument("--weights", type=Path, help="folder of the metrics' weights")
+    parser.add_argument("--ray", metavar="ADDRESS", help="share the work out on this Ray; local: start one here")
+    parser.add_argument("--shard", type=int, default=64, help="with --ray: prompts (times seeds) in one task")
+    return parser.parse_args(argv)
+
+
+def bench(argv: Arguments) -> argparse.Namespace:
+    parser = Parser("asag bench", "Measures what ASAG costs: its operator to SDPA, a step to CFG, a WebUI's pictures.")
+    parser.add_argument("bench", nargs="?", choices=BENCHES, help="one of them; default: all")
+    parser.add_argument("--json", type=Path, help="write a line a measurement here, and the table beside it (.md)")
+    parser.add_argument("--pairs", type=int, default=7, help="rounds of each case, at least 2")
+    parser.add_argument("--seconds", type=float, default=180.0, help="after so many, three rounds of a case are enough")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only the cases whose name has this in it")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes and two rounds: a test, not a measurement")
+    threads = int(os.environ.get("OMP_NUM_THREADS", "2"))
+    parser.add_argument("--threads", type=int, default=threads, help="default: OMP_NUM_THREADS, else 2")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for a busy machine and one thread")
+    parser.add_argument("--device", default="cpu", help="cuda: real sizes, half precision")
+    parser.add_argument("--dense-gib", type=float, default=3.0, help="dense forms that need more memory are skipped")
+    parser.add_argument("--chart", nargs=2, type=Path, metavar=("JSON", "PNG"), help="draw what was written; no bench")
+    args = parser.parse_args(argv)
+    for name, least in (("pairs", 2), ("threads", 1)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name}: {getattr(args, name)}; allowed: at least {least}")
+    if args.clock == "cpu" and args.device != "cpu":
+        parser.error(f"--clock: cpu with --device {args.device}; allowed: wall")
+    return args

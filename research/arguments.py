@@ -1,0 +1,111 @@
+"""The options of the commands of `python -m research`, read before anything heavy is loaded; see asag.lab.arguments."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from asag.lab.arguments import MODELS, Arguments, Parser
+
+ROOM = Path(__file__).parent
+RESULTS = ROOM / "asag" / "results"
+LEAST_CAPTIONS = 40
+DATA = ("ring", "grid", "digits")
+TEMPERATURES = (0.004, 0.016, 0.063, 0.25, 1.0)
+# What `evaluate` measures, and what it looks for first.
+PLANS = (
+    *("main", "search", "blocks", "window", "rescale", "contrast", "strength", "iterations", "rivals", "confirm"),
+    *("plain-search", "plain", "strong-search", "strong", "fresh", "adaptive", "steps"),
+)
+CALIBRATIONS = ("calibrate", "calibrate-chosen", "calibrate-rivals", "calibrate-high")
+
+
+def evaluate(argv: Arguments) -> argparse.Namespace:
+    text = """Measures the papers' experiments on the embedded models. Sampled pictures are kept as descriptions, in
+    parts, in a folder outside version control: a run that was stopped goes on, several processes share one
+    (--share 0/2, --share 1/2), and what a plan has in common with another is sampled once. A cell whose parts are all
+    there becomes a JSON line in --out; a cell with a line of as many samples isn't measured again."""
+    also = "For the pictures of a local diffusers pipeline see `python -m asag evaluate --pipeline FOLDER --help`."
+    parser = Parser("research evaluate", text, also)
+    plans = (*PLANS, *CALIBRATIONS)
+    parser.add_argument("plans", nargs="+", choices=plans, help="what to measure", metavar=f"{{{','.join(plans)}}}")
+    parser.add_argument("--model", choices=MODELS, default="unet", help="which of the embedded models")
+    parser.add_argument("--captions", type=int, help=f"instead of the plan's; at least {LEAST_CAPTIONS}")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the plan's")
+    parser.add_argument("--only", nargs="+", default=[], help="methods or protocols; the others wait")
+    parser.add_argument("--condition", choices=("unconditional", "conditional"), help="only this one; the other waits")
+    parser.add_argument("--share", type=_share, default="0/1", help="I/N: this process takes every N-th part")
+    parser.add_argument("--report", action="store_true", help="sample nothing; write the lines of complete cells")
+    parser.add_argument("--prune", action="store_true", help="drop lines that the plan doesn't have any more")
+    parser.add_argument("--store", type=Path, default=Path("evidence"), help="where descriptions are kept")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON lines")
+    parser.add_threads()
+    args = parser.parse_args(argv)
+    if args.captions is not None and args.captions < LEAST_CAPTIONS:
+        parser.error(f"--captions: {args.captions}; allowed: at least {LEAST_CAPTIONS}")
+    return args
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    if not (number.isdigit() and of.isdigit() and int(number) < int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: I/N with I from 0 to N - 1, such as 0/2")
+    return int(number), int(of)
+
+
+def report(argv: Arguments) -> argparse.Namespace:
+    parser = Parser("research report", "Writes the page and figures of research/asag, from the measured lines alone.")
+    parser.add_argument("--folder", type=Path, default=ROOM / "asag", help="of results/ and of the page")
+    return parser.parse_args(argv)
+
+
+def along(argv: Arguments) -> argparse.Namespace:
+    text = "Measures the plans along sampling: how spread out, how far from doubly stochastic, how soon converged."
+    return _of_a_model("along", text, argv)
+
+
+def directions(argv: Arguments) -> argparse.Namespace:
+    text = "Measures where each method pushes: how alike their δ are, and how much of each is contrast alone."
+    return _of_a_model("directions", text, argv)
+
+
+def _of_a_model(command: str, text: str, argv: Arguments) -> argparse.Namespace:
+    parser = Parser(f"research {command}", text)
+    parser.add_argument("--model", choices=MODELS, default="unet", help="which of the embedded models")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON lines")
+    parser.add_threads()
+    return parser.parse_args(argv)
+
+
+def drifting(argv: Arguments) -> argparse.Namespace:
+    text = "Trains one-step generators by drift fields, one-sided and two-sided, over temperatures; writes the page."
+    parser = Parser("research drifting", text)
+    parser.add_argument("--out", type=Path, default=ROOM / "drifting", help="folder to write to")
+    parser.add_argument("--redraw", action="store_true", help="only write text and figures again, from drifting.jsonl")
+    parser.add_argument("--data", choices=DATA, nargs="+", default=[*DATA], help="what to learn")
+    parser.add_argument("--temperatures", type=float, nargs="+", default=TEMPERATURES, help="of the fields")
+    parser.add_argument("--steps", type=int, default=1000, help="of training, but for the digits")
+    parser.add_argument("--digits-steps", type=int, default=1500, help="of training, for the digits")
+    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0; at least 2")
+    parser.add_threads()
+    args = parser.parse_args(argv)
+    if args.seeds < 2:
+        parser.error(f"--seeds: {args.seeds}; allowed: at least 2")
+    return args
+
+
+def guidance_breaks(argv: Arguments) -> argparse.Namespace:
+    text = """Runs both experiments on the adaptive scale, and writes them up. The page is made of the experiments' JSON
+    lines alone; without --run it is written anew from those that are there."""
+    parser = Parser("research guidance_breaks", text)
+    parser.add_argument("--out", type=Path, default=ROOM / "guidance_breaks", help="of the page, results/ and images/")
+    parser.add_argument("--run", nargs="+", choices=("toy", "pictures"), default=[], help="what to measure anew")
+    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0")
+    parser.add_argument("--samples", type=int, default=400, help="toy: per seed")
+    parser.add_argument("--small-samples", type=int, default=200, help="toy: per seed, for the many readings")
+    parser.add_argument("--captions", type=int, default=12, help="pictures: per seed, 4 samples of each")
+    parser.add_argument("--guide-steps", type=int, default=600, help="pictures: training steps of the guide")
+    args = parser.parse_args(argv)
+    if min(args.seeds, args.samples, args.small_samples, args.captions) < 2:
+        parser.error("--seeds, --samples, --small-samples and --captions; allowed: at least 2 of each")
+    return args
