@@ -1,5 +1,6 @@
 """What holds for every test."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -18,3 +19,10 @@ def double() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not os.environ.get("ASAG_WEBUI"):
+        terminalreporter.write_line(
+            "Not run: tests/webui. It needs an installed AUTOMATIC1111, Forge, reForge or Neo (make test-webui)."
+        )

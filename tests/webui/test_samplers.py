@@ -54,8 +54,8 @@ def test_adaptive_steps(webui: WebUI, guidance_works: Image) -> None:
     if "DPM adaptive" not in {each["name"] for each in webui.get("/sdapi/v1/samplers")}:
         pytest.skip("this host lacks it")
     # It takes some fifty steps whatever it is told, hence the small picture, whose middle is too small to perturb.
-    # Without fresh noise (eta 0): with it the sampler answers rounding with another picture, unguided as well. CFG 7.000001
-    # instead of 7 took 165 model calls instead of 171 there and moved a pixel by 19 levels; with eta 0 by one.
+    # Without fresh noise (eta 0): with it rounding alone leads to another picture, unguided as well. There CFG 7.000001
+    # instead of 7 took 165 model calls instead of 171 and moved a pixel by 19 levels; with eta 0 it moved one by 1.
     payload = request(sampler_name="DPM adaptive", eta=0.0, width=64, height=64)
     guidance_works(payload, blocks="in.1-2")
 
