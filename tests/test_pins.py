@@ -67,6 +67,6 @@ def test_the_pins_can_be_had_together(case: str, results: dict[str, Compiled]) -
 
 def test_the_readme_names_these_pythons() -> None:
     text = (ROOT / "README.md").read_text()
-    named = re.search(r"Python (3\.\d+) to (3\.\d+) and `make`; the playground needs (3\.\d+) or older", text)
+    named = re.search(r"Python (3\.\d+) to (3\.\d+) \(the playground: (3\.\d+) or older\)", text)
     assert named, "README: how to try it without a WebUI"
     assert named.groups() == (PYTHONS[0], PYTHONS[-1], PLAYGROUNDS["constraints-gradio4.txt"][-1])
