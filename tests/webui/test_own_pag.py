@@ -7,11 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from .payloads import ROUNDING, asag, assert_differ, largest_difference, request
+from .payloads import ROUNDING, asag, largest_difference, request
 from .server import WebUI
 
 Image = Callable[..., np.ndarray]
 OWN = "perturbedattentionguidance integrated"
+# At 3 the push is worth two or three levels in a checkpoint of random weights.
+STRONG_PAG = 30.0
 
 
 @pytest.mark.parametrize("reuse", [True, False], ids=["shared", "whole"])
@@ -24,9 +26,9 @@ def test_method_pag_is_the_hosts_own(webui: WebUI, plain: Image, cfg_scale: floa
     changes = {"steps": 1, "cfg_scale": cfg_scale}
     # On, scale, attenuation, and from which to which part of the steps.
     theirs = webui.txt2img(
-        **request(**changes, alwayson_scripts={found[0]: {"args": [True, 3.0, 0.0, 0.0, 1.0]}})
+        **request(**changes, alwayson_scripts={found[0]: {"args": [True, STRONG_PAG, 0.0, 0.0, 1.0]}})
     ).image
-    settings = {"method": "pag", "blocks": "mid", "scale": 3.0, "reuse": reuse}
+    settings = {"method": "pag", "blocks": "mid", "scale": STRONG_PAG, "reuse": reuse}
     ours = webui.txt2img(**request(**changes, alwayson_scripts=asag(**settings))).image
-    assert_differ(theirs, plain(**changes))
+    assert largest_difference(theirs, plain(**changes)) > 5 * ROUNDING
     assert largest_difference(ours, theirs) <= ROUNDING
