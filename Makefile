@@ -7,7 +7,7 @@ TORCH_ARGS ?=
 WEBUI ?=
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo playground test test-webui bench train lint clean
+.PHONY: demo playground test test-webui mutate bench train lint clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m asag demo
@@ -25,6 +25,12 @@ test: $(VENV)/.test $(VENV)-gradio4/.ready $(VENV)-gradio3/.ready
 # Drives the WebUI installed in the folder WEBUI (the one that holds launch.py) over its API.
 test-webui: $(VENV)/.test
 	ASAG_WEBUI="$(abspath $(WEBUI))" $(RUN) -m pytest tests/webui
+
+# Changes the code in one place at a time and looks which changes no test notices; hours for all of it. MUTATE: modules,
+# such as asag/guidance.py, and options; see python -m tests.mutation.run --help.
+MUTATE ?=
+mutate: $(VENV)/.test
+	$(RUN) -m tests.mutation.run $(MUTATE)
 
 # Writes JSON and a table beside it. BENCH: operator, step or hosts, and options; see python -m asag bench --help.
 BENCH ?=

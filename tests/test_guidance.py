@@ -1,5 +1,7 @@
 """Equation 4, the row-shift rule, the window and schedules, the rescaling."""
 
+import math
+
 import pytest
 import torch
 
@@ -71,6 +73,7 @@ def test_window_counts_model_calls_from_zero():
     assert [call for call in range(10) if in_window(call, 10, 0.2, 0.5)] == [2, 3, 4]
     assert [call for call in range(3) if in_window(call, 3, 0.0, 1.0)] == [0, 1, 2]
     assert not any(in_window(call, 5, 0.4, 0.4) for call in range(5))
+    assert [call for call in range(12) if in_window(call, 10, 0.9, 1.0)] == [9, 10, 11]
 
 
 def test_calls_beyond_those_announced_count_as_the_last():
@@ -100,6 +103,24 @@ def test_schedules():
         assert max(windowed) <= 2
 
 
+@pytest.mark.parametrize(("start", "end", "calls"), [(0.0, 1.0, 10), (0.25, 0.8, 20), (0.5, 0.75, 8)])
+def test_schedules_are_what_their_formulas_say(start, end, calls):
+    """Call by call, u being the place in the window; in a bell, that of the call's middle."""
+    assert SCHEDULES == ("constant", "linear", "cosine", "bell"), "the names that infotexts hold"
+    for call in range(calls):
+        inside = start <= call / calls < end
+        u = (call / calls - start) / (end - start)
+        bell = 3 * math.sin(math.pi * min(u + 0.5 / (calls * (end - start)), 1)) ** 2
+        for schedule, scale in zip(SCHEDULES, (3, 3 * (1 - u), 1.5 * (1 + math.cos(math.pi * u)), bell), strict=True):
+            found = scheduled_scale(3.0, schedule, call, calls, start, end)
+            assert found == pytest.approx(scale if inside else 0, abs=1e-12), (schedule, call)
+
+
+def test_a_bell_over_one_call_is_at_its_highest_there_and_ends_with_its_window():
+    assert scheduled_scale(2.0, "bell", 3, 10, 0.3, 0.4) == pytest.approx(2)
+    assert scheduled_scale(2.0, "bell", 4, 10, 0.35, 0.42) == pytest.approx(0)
+
+
 def test_rescale_brings_the_spread_back():
     reference, guided = rows(3, 0), 3 * rows(3, 1) + 1
     full = guided * rescale_factor(reference, guided, 1.0)
@@ -109,6 +130,7 @@ def test_rescale_brings_the_spread_back():
     half = rescale_factor(reference, guided, 0.5)
     torch.testing.assert_close(half, (rescale_factor(reference, guided, 1.0) + 1) / 2)
     assert torch.isfinite(rescale_factor(reference, torch.zeros_like(guided), 1.0)).all()
+    torch.testing.assert_close(rescale_factor(reference, 1e-3 * guided, 1.0), 1e3 * (2 * half - 1))
 
 
 @pytest.mark.parametrize("channels", [1, -1])
@@ -127,8 +149,11 @@ def test_of_a_push_the_part_along_the_picture_is_taken_out_channel_by_channel(ch
 
     torch.testing.assert_close(kept(0.0), beside, rtol=0, atol=1e-10)
     torch.testing.assert_close(kept(0.25), beside + 0.25 * factors * pattern, rtol=0, atol=1e-10)
-    torch.testing.assert_close(kept(0.0, size=-30.0), beside, rtol=0, atol=1e-10)
+    for size in (-30.0, 1e-3):
+        torch.testing.assert_close(kept(0.0, size=size), beside, rtol=0, atol=1e-10)
     assert torch.equal(kept(1.0), delta)
+    assert keep_contrast(delta, picture, 1.0) is delta
+    torch.testing.assert_close(keep_contrast(delta, picture, 0.0), beside, rtol=0, atol=1e-10)
     assert torch.isfinite(keep_contrast(delta, torch.zeros_like(picture), 0.0)).all()
 
 
