@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Told which of its own rows each row now is, whenever that changes.
+# Called with which of its own rows each row now is, whenever that changes.
 Tell = Callable[[Sequence[int]], None]
 
 

@@ -23,8 +23,8 @@ def shown(value: object) -> str:
 
 def shown_names(names: Sequence[object]) -> str:
     """Names with commas, the first MOST_NAMES of them, each cut, with the number of the others behind."""
-    told = ", ".join(str(name)[:LONGEST_VALUE] for name in names[:MOST_NAMES])
-    return told if len(names) <= MOST_NAMES else f"{told} and {len(names) - MOST_NAMES} more"
+    named = ", ".join(str(name)[:LONGEST_VALUE] for name in names[:MOST_NAMES])
+    return named if len(names) <= MOST_NAMES else f"{named} and {len(names) - MOST_NAMES} more"
 
 
 def _rest(length: int) -> str:

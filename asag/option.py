@@ -12,9 +12,11 @@ from asag.echo import shown
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of one setting beyond its name, type and default. `picture`: whether it changes the picture; if
-    not it belongs in no infotext, plot or preset. `group`: what it stands together with in the user interface; those
-    without one come first."""
+    """What is known of one setting beyond its name, type and default.
+
+    A setting that doesn't change the picture (`changes_picture`) is in no infotext, plot or preset. `group` is the
+    section of the user interface; settings without one come first.
+    """
 
     label: str
     help: str
@@ -24,7 +26,7 @@ class Option:
     step: float | None = None
     choices: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()
-    picture: bool = True
+    changes_picture: bool = True
     group: str = ""
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from asag.blocks import Address, parse_blocks, select
 from asag.branch import RowBranch, Tell
-from asag.models.base import AttentionLayer, Family, Forward, Scene
+from asag.models.base import AttentionLayer, Family, Forward, TokenGrid
 from asag.operators import Operator
 from asag.random_state import RandomState
 
@@ -28,7 +28,7 @@ def choose_layers(model: nn.Module, family: Family, blocks: str) -> list[Attenti
 
 @contextmanager
 def perturbed(
-    layers: Sequence[AttentionLayer], family: Family, operator: Operator, scene: Scene | None = None
+    layers: Sequence[AttentionLayer], family: Family, operator: Operator, token_grid: TokenGrid | None = None
 ) -> Iterator[None]:
     """While open, each layer attends as `operator` says. Afterwards, whatever happened, the modules are as before.
 
@@ -36,7 +36,9 @@ def perturbed(
     """
     with ExitStack() as stack:
         for layer in layers:
-            replacement = family.replacement(layer, layer.module.forward, operator.at(layer.address), scene or Scene())
+            replacement = family.replacement(
+                layer, layer.module.forward, operator.at(layer.address), token_grid or TokenGrid()
+            )
             stack.enter_context(forward_replaced(layer.module, replacement))
         yield
 
@@ -47,7 +49,7 @@ def branching(
     layers: Sequence[AttentionLayer],
     family: Family,
     operator: Operator,
-    scene: Scene,
+    token_grid: TokenGrid,
     rows: slice,
     total: int,
     tell: Tell = lambda rows: None,
@@ -65,10 +67,10 @@ def branching(
             stack.enter_context(attribute_replaced(model, name, branch.growing(getattr(model, name))))
         for module in dict.fromkeys(layer.module for layer in layers):
             forward = replacement = module.forward
-            # SD3.5's blocks hold two layers in one module: its rows are told apart once, around both.
+            # SD3.5's blocks hold two layers in one module: its rows are split once, around both.
             for layer in layers:
                 if layer.module is module:
-                    replacement = family.replacement(layer, replacement, operator.at(layer.address), scene)
+                    replacement = family.replacement(layer, replacement, operator.at(layer.address), token_grid)
             stack.enter_context(forward_replaced(module, _by_rows(forward, replacement, branch)))
         yield branch
 

@@ -24,12 +24,12 @@ class PresetFile:
     """The JSON object in `path`, which need not exist. What it holds is up to its user.
 
     Changes of several processes come one after another: a lock in a file beside it sees to that. A file that isn't a
-    JSON object is moved aside to a name ending in ".broken", and `aside` says so.
+    JSON object is moved aside to a name ending in ".broken", and `notice` says so.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.aside = ""
+        self.notice = ""
 
     def read(self) -> dict[str, Any]:
         """The object; empty when there is no file. Raises PresetError when the file can't be opened or put aside."""
@@ -88,12 +88,12 @@ class PresetFile:
         while aside.exists():
             aside = self.path.with_name(f"{self.path.name}.broken{number}")
             number += 1
-        told = f"The file of presets, {self.path.name}, can't be read ({error})"
+        reason = f"The file of presets, {self.path.name}, can't be read ({error})"
         try:
             os.replace(self.path, aside)
         except OSError as second:
-            raise PresetError(f"{told}, nor moved aside ({second.strerror})") from error
-        self.aside = f"{told}; it is kept as {aside.name}."
+            raise PresetError(f"{reason}, nor moved aside ({second.strerror})") from error
+        self.notice = f"{reason}; it is kept as {aside.name}."
         return {}
 
     def _write(self, content: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 LONGEST_NAME = 60
 # How many unusable entries of the file a notice names.
-MOST_TOLD = 4
+MOST_NAMED = 4
 # Stands for settings that are no preset's.
 CUSTOM = "Custom"
 
@@ -38,7 +38,7 @@ def compact(settings: AsagSettings) -> dict[str, Any]:
     return {
         name: value
         for name, value in asdict(settings).items()
-        if options()[name][1].picture and name != "enabled" and (name == "scale" or value != default[name])
+        if options()[name][1].changes_picture and name != "enabled" and (name == "scale" or value != default[name])
     }
 
 
@@ -62,11 +62,11 @@ class Presets:
     @property
     def notice(self) -> str:
         if not self.unusable:
-            return self.file.aside
-        told = [f"{shown(name)} ({reason})" for name, reason in self.unusable.items()]
-        more = f" and {len(told) - MOST_TOLD} more" if len(told) > MOST_TOLD else ""
-        entries = f"These can't be used and stay in {self.file.path.name}: {', '.join(told[:MOST_TOLD])}{more}."
-        return f"{self.file.aside} {entries}".strip()
+            return self.file.notice
+        named = [f"{shown(name)} ({reason})" for name, reason in self.unusable.items()]
+        more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
+        entries = f"These can't be used and stay in {self.file.path.name}: {', '.join(named[:MOST_NAMED])}{more}."
+        return f"{self.file.notice} {entries}".strip()
 
     def names(self) -> list[str]:
         return [*PRESETS, *self._own()]

@@ -163,7 +163,7 @@ class AsagSettings:
         "Share work",
         "Takes what precedes the weakened attention from the normal pass: the same picture in less time. Off: a whole "
         "extra pass, for little memory: sharing holds half as many activations again in the rest of the model.",
-        picture=False,
+        changes_picture=False,
         group="Work and memory",
     )
     figures: bool = option(
@@ -172,7 +172,7 @@ class AsagSettings:
         "Adds a figure after each picture: scale and size of the push over the steps, where in the picture it acted, "
         "and what it did to attention. Takes some time; isn't saved; the API returns it after the pictures. None in "
         "scripts such as X/Y/Z plot.",
-        picture=False,
+        changes_picture=False,
         group="What it did",
     )
     tolerance: float = option(

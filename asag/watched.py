@@ -1,4 +1,4 @@
-"""An operator that is watched: what it computes is the same, and a trace is told how spread out attention was."""
+"""An operator that is watched: what it computes is the same, and a trace notes how spread out attention was."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ ROW_ELEMENTS = 1 << 25
 
 @dataclass(frozen=True)
 class Watched(Operator):
-    """Tells `trace` the entropy of the ordinary map and of the operator's, each time a layer runs.
+    """Notes in `trace` the entropy of the ordinary map and of the operator's, each time a layer runs.
 
     Both are means over the rows of the batch, over heads and over a sample of the image tokens; in joint attention
-    both are restricted to image keys. Without an address, which `at` gives, nothing is told.
+    both are restricted to image keys. Without an address, which `at` gives, nothing is noted.
     """
 
     operator: Operator
@@ -35,7 +35,7 @@ class Watched(Operator):
 
     def plain(self, query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         out = self.operator.plain(query, key, value, grid)
-        self._tell(query, key, grid)
+        self._note(query, key, grid)
         return out
 
     def joint(
@@ -48,13 +48,13 @@ class Watched(Operator):
         mask: Tensor | None = None,
     ) -> Tensor:
         out = self.operator.joint(query, key, value, image, grid, mask)
-        self._tell(query[:, :, image], key[:, :, image], grid)
+        self._note(query[:, :, image], key[:, :, image], grid)
         return out
 
     def map_rows(self, query: Tensor, key: Tensor, chosen: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         return self.operator.map_rows(query, key, chosen, grid)
 
-    def _tell(self, query: Tensor, key: Tensor, grid: tuple[int, int] | None) -> None:
+    def _note(self, query: Tensor, key: Tensor, grid: tuple[int, int] | None) -> None:
         if self.address is None:
             return
         with torch.no_grad():

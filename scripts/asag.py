@@ -8,7 +8,7 @@ from modules.ui_components import InputAccordion
 
 from asag.hosts import generation, notes, webui
 from asag.presets import Presets
-from asag.webui import api, copies, figures, infotext, routes, ui, xyz
+from asag.webui import api, copies, gallery_figures, infotext, routes, ui, xyz
 from asag.webui.paste import PasteFields
 
 webui.log_warnings()
@@ -37,14 +37,14 @@ class AsagScript(scripts.Script):
         p.extra_generation_params.pop(infotext.KEY, None)
         notes.forget(p)
         try:
-            settings = figures.allowed(p, api.read_args(args, xyz.overrides(p)))
+            settings = gallery_figures.allowed(p, api.read_args(args, xyz.overrides(p)))
             if settings.active:
                 # Already now, for what the host writes before and during sampling; taken back if nothing was guided.
                 p.extra_generation_params[infotext.KEY] = infotext.write(settings)
                 trace = generation.arm(
                     host, p, settings, unguided=lambda: p.extra_generation_params.pop(infotext.KEY, None)
                 )
-                figures.keep_trace(p, trace)
+                gallery_figures.keep_trace(p, trace)
             elif settings.enabled and settings.empty_window:
                 notes.note(p, f"ASAG guided no step of this image: {settings.empty_window}")
         except Exception as error:
@@ -52,10 +52,10 @@ class AsagScript(scripts.Script):
             generation.refuse(p, error)
 
     def postprocess_image(self, p, pp, *args):
-        figures.keep_picture(p, pp.image)
+        gallery_figures.keep_picture(p, pp.image)
 
     def postprocess(self, p, processed, *args):
-        figures.append(p, processed)
+        gallery_figures.append(p, processed)
 
 
 def add_axes(*_):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from asag.blocks import Address
 from asag.branch import RowBranch
-from asag.models.base import AttentionLayer, Family, Scene
+from asag.models.base import AttentionLayer, Family, TokenGrid
 from asag.models.diffusers_mmdit import FluxTransformer, Sd3Transformer
 from asag.models.diffusers_unet import DiffusersUnet
 from asag.models.ldm_unet import LdmUnet
@@ -33,7 +33,7 @@ class Case:
     model: nn.Module
     family: Family
     given: dict[str, Any]
-    scene: Scene
+    token_grid: TokenGrid
     blocks: tuple[str, ...]
 
     def __call__(self, **given: Any) -> Tensor:
@@ -45,7 +45,7 @@ def ldm(layout: dict, blocks: tuple[str, ...], depth: int = 1) -> Case:
     text = normal(TOTAL, 7, 24, seed=3)
     times = torch.tensor([500.0, 20.0, 20.0])
     given = {"x": normal(TOTAL, 4, 16, 24), "timesteps": times, "context": [text] * depth if depth > 1 else text}
-    return Case(build(layout, depth), LdmUnet(), given, Scene((16, 24)), blocks)
+    return Case(build(layout, depth), LdmUnet(), given, TokenGrid((16, 24)), blocks)
 
 
 def diffusers_unet(model: nn.Module, blocks: tuple[str, ...]) -> Case:
@@ -59,7 +59,7 @@ def diffusers_unet(model: nn.Module, blocks: tuple[str, ...]) -> Case:
         residuals = [normal(TOTAL, width, size, size, seed=size) for width, size in sizes]
         given["down_block_additional_residuals"] = residuals
         given["mid_block_additional_residual"] = normal(TOTAL, 16, 4, 4, seed=9)
-    return in_float64(Case(model, DiffusersUnet(), given, Scene((32, 32)), blocks))
+    return in_float64(Case(model, DiffusersUnet(), given, TokenGrid((32, 32)), blocks))
 
 
 def transformer(model: nn.Module, family: Family, blocks: tuple[str, ...]) -> Case:
@@ -70,11 +70,11 @@ def transformer(model: nn.Module, family: Family, blocks: tuple[str, ...]) -> Ca
     }
     if isinstance(family, Sd3Transformer):
         given["hidden_states"] = normal(TOTAL, 4, 8, 12)
-        return in_float64(Case(model, family, given, Scene((8, 12)), blocks))
+        return in_float64(Case(model, family, given, TokenGrid((8, 12)), blocks))
     rows, columns = torch.meshgrid(torch.arange(4), torch.arange(6), indexing="ij")
     ids = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1)
     given |= {"hidden_states": normal(TOTAL, 24, 16), "img_ids": ids, "txt_ids": torch.zeros(TEXT_TOKENS, 3)}
-    return in_float64(Case(model, family, given, Scene((4, 6)), blocks))
+    return in_float64(Case(model, family, given, TokenGrid((4, 6)), blocks))
 
 
 def in_float64(case: Case) -> Case:
@@ -118,7 +118,7 @@ def assert_close(out: Tensor, expected: Tensor) -> None:
 
 def branch_of(case: Case, blocks: str, operator: Any, rows: slice) -> tuple[Tensor, Tensor]:
     layers = choose_layers(case.model, case.family, blocks)
-    with branching(case.model, layers, case.family, operator, case.scene, rows, TOTAL) as branch:
+    with branching(case.model, layers, case.family, operator, case.token_grid, rows, TOTAL) as branch:
         return branch.split(case())
 
 
@@ -129,7 +129,7 @@ def branch_of(case: Case, blocks: str, operator: Any, rows: slice) -> tuple[Tens
 def test_rows_are_those_of_two_passes(case: Case, rows: slice, operator: Any) -> None:
     before, plain = snapshot(case.model), case()
     for blocks in case.blocks:
-        with perturbed(choose_layers(case.model, case.family, blocks), case.family, operator, case.scene):
+        with perturbed(choose_layers(case.model, case.family, blocks), case.family, operator, case.token_grid):
             weakened = case(**slice_rows(case.given, rows, TOTAL))
         assert (weakened - plain[rows]).norm() > 1e-3 * plain.norm(), blocks
         own, other = branch_of(case, blocks, operator, rows)
@@ -154,7 +154,7 @@ def test_what_precedes_the_branch_runs_once_on_its_own_rows(case: Case) -> None:
 
     stages = case.family.stages(case.model)
     layers = choose_layers(case.model, case.family, case.blocks[0])
-    with branching(case.model, layers, case.family, Sinkhorn(), case.scene, slice(1, 3), TOTAL):
+    with branching(case.model, layers, case.family, Sinkhorn(), case.token_grid, slice(1, 3), TOTAL):
         handles = [stage.register_forward_pre_hook(note, with_kwargs=True) for stage in stages]
         case()
     for handle in handles:
@@ -239,7 +239,7 @@ class Shifted(nn.Module):
 
 
 def test_modulations_in_dataclasses_are_taken_along() -> None:
-    block, scene = Shifted(), Scene()
+    block, token_grid = Shifted(), TokenGrid()
 
     class OneBlock(LdmUnet):
         """The double of a family of one block, which is perturbed by adding 1."""
@@ -247,12 +247,12 @@ def test_modulations_in_dataclasses_are_taken_along() -> None:
         def stages(self, model: nn.Module) -> list[nn.Module]:
             return [block]
 
-        def replacement(self, layer: Any, original: Any, operator: Any, scene: Scene) -> Any:
+        def replacement(self, layer: Any, original: Any, operator: Any, token_grid: TokenGrid) -> Any:
             return lambda x, vec: original(x, vec) + 1
 
     layers = [AttentionLayer(Address("double", 0, 0), block)]
     x, vec = normal(2, 3, 4), (Modulation(normal(2, 1, 4, seed=1)),)
-    with branching(block, layers, OneBlock(), Softmax(), scene, slice(1, 2), 2) as branch:
+    with branching(block, layers, OneBlock(), Softmax(), token_grid, slice(1, 2), 2) as branch:
         own, other = branch.split(block(x, vec))
     torch.testing.assert_close(own, x + vec[0].shift)
     torch.testing.assert_close(other, own[1:] + 1)
@@ -275,7 +275,7 @@ class TwofoldFamily:
     def stages(self, model: Twofold) -> list[nn.Module]:
         return [model.block]
 
-    def replacement(self, layer: AttentionLayer, original: Any, operator: Any, scene: Scene) -> Any:
+    def replacement(self, layer: AttentionLayer, original: Any, operator: Any, token_grid: TokenGrid) -> Any:
         return lambda x: original(x) * (layer.address.layer + 2)
 
 
@@ -283,7 +283,7 @@ def test_two_layers_in_one_module_are_both_perturbed() -> None:
     model, x = Twofold(), normal(TOTAL, 4)
     layers = [AttentionLayer(Address("joint", 0, index), model.block) for index in range(2)]
     family, rows = TwofoldFamily(), slice(1, 3)
-    with branching(model, layers, family, Identity(), Scene(), rows, TOTAL) as branch:
+    with branching(model, layers, family, Identity(), TokenGrid(), rows, TOTAL) as branch:
         own, copies = branch.split(model(x))
     torch.testing.assert_close(own, model(x))
     torch.testing.assert_close(copies, 6 * model(x)[rows])

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from asag.blocks import Address
-from asag.figures import draw
 from asag.settings import AsagSettings
 from asag.trace import Trace
-from asag.webui import figures
+from asag.trace_figure import draw
+from asag.webui import gallery_figures
 
 SETTINGS = AsagSettings(enabled=True, figures=True)
 
@@ -92,13 +92,13 @@ class Job:
 
     def batch(self, settings: AsagSettings = SETTINGS, trace: Trace | None = None, images: int = 2) -> AsagSettings:
         """A batch comes and goes; `images` come out of it, each with an infotext and a mask without one."""
-        settings = figures.allowed(self, settings)
+        settings = gallery_figures.allowed(self, settings)
         self.seeds = [10 * self.iteration + place for place in range(2)]
-        figures.keep_trace(self, trace if settings.figures else None)
+        gallery_figures.keep_trace(self, trace if settings.figures else None)
         for place in range(images):
             self.batch_index = place
             picture = Image.new("RGB", (48, 32))
-            figures.keep_picture(self, picture)
+            gallery_figures.keep_picture(self, picture)
             self.processed.images += [picture, "mask"]
             self.processed.infotexts.append(f"seed {self.seeds[place]}")
         self.iteration += 1
@@ -109,7 +109,7 @@ class Job:
             self.processed.images.insert(0, "grid")
             self.processed.infotexts.insert(0, "all")
             self.processed.index_of_first_image = 1
-        figures.append(self, self.processed)
+        gallery_figures.append(self, self.processed)
 
 
 @pytest.mark.parametrize("grid", [False, True])
@@ -124,7 +124,7 @@ def test_figures_follow_all_images_with_the_infotexts_of_their_pictures(grid):
     assert len(images) == len(infotexts) == len(before) + 4
     assert infotexts[len(before) :] == ["seed 0", "seed 1", "seed 10", "seed 11"]
     assert all(figure.height == 500 for figure in images[len(before) :])
-    assert figures.KEPT not in job.__dict__
+    assert gallery_figures.KEPT not in job.__dict__
 
 
 def test_an_interrupted_batch_has_figures_of_what_came_out():
@@ -139,7 +139,7 @@ def test_an_interrupted_batch_has_figures_of_what_came_out():
 def test_without_figures_nothing_is_kept_or_added():
     job = Job()
     assert job.batch(AsagSettings(enabled=True)) == AsagSettings(enabled=True)
-    assert figures.KEPT not in job.__dict__
+    assert gallery_figures.KEPT not in job.__dict__
     job.end()
     assert len(job.processed.images) == 4
 
@@ -163,17 +163,17 @@ def test_what_another_generation_left_is_forgotten():
     job.batch(trace=trace_of(images=2))
     job.iteration = 0  # interrupted with an error, or a copy made in between
     job.batch(AsagSettings(enabled=True))
-    assert figures.KEPT not in job.__dict__
+    assert gallery_figures.KEPT not in job.__dict__
 
 
 def test_without_matplotlib_a_comment_and_no_trace(monkeypatch):
-    monkeypatch.setattr(figures, "find_spec", lambda name: None)
+    monkeypatch.setattr(gallery_figures, "find_spec", lambda name: None)
     job = Job()
     assert not job.batch().figures
     assert "matplotlib is missing" in job.comments[0]
     job.end()
     assert len(job.processed.images) == 4
-    figures.allowed(job, AsagSettings(figures=True))
+    gallery_figures.allowed(job, AsagSettings(figures=True))
     assert len(job.comments) == 1
 
 
@@ -181,7 +181,7 @@ def test_an_error_in_drawing_is_told_and_the_images_stay(monkeypatch, caplog):
     def failing(*args):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(figures, "draw", failing)
+    monkeypatch.setattr(gallery_figures, "draw", failing)
     job = Job()
     job.batch(trace=trace_of(images=2))
     job.end()
@@ -190,4 +190,4 @@ def test_an_error_in_drawing_is_told_and_the_images_stay(monkeypatch, caplog):
     assert "drawing the figures failed: RuntimeError: no ink" in job.processed.comments
     assert job.comments == [job.processed.comments.strip()]
     assert "Traceback" in caplog.text
-    assert figures.KEPT not in job.__dict__
+    assert gallery_figures.KEPT not in job.__dict__

@@ -66,5 +66,5 @@ def test_send_to_finds_the_same_settings_in_both_tabs(toasts, tmp_path):
     inputs = [component for component, function in source if function in paste.sent()]
     outputs = [component for component, function in target if function in paste.sent()]
     assert [each.partition(" ")[2] for each in inputs] == [each.partition(" ")[2] for each in outputs]
-    kept = {name for name, (_, option) in options().items() if not option.picture}
+    kept = {name for name, (_, option) in options().items() if not option.changes_picture}
     assert {each.partition(" ")[2] for each in inputs} == {*options(), "preset"} - kept

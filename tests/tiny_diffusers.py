@@ -26,7 +26,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from asag.hosts.diffusers import asag_guidance
+from asag.hosts.diffusers_pipeline import asag_guidance
 
 TEXT_WIDTH, TEXT_TOKENS = 16, 6
 SDXL_DEPTHS = (1, 2, 10)
@@ -253,7 +253,7 @@ def recorded_rows(model: nn.Module) -> Iterator[list[Tensor]]:
 def counted_calls(model: nn.Module) -> Iterator[list[int]]:
     """How many rows each run of the model had, the perturbed ones among them.
 
-    Counted by the class of its first module: a hook in the model would be foreign code, beside which nothing is shared.
+    Counted by the class of its first module: beside a hook in the model nothing is shared.
     """
     entrance = model.conv_in if hasattr(model, "conv_in") else model.time_text_embed
     rows: list[int] = []

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from asag.guidance import keep_contrast, mean_rows, rescale_factor, shift_rows
 from asag.hosts.a1111_control import fixes_rows, references_spared, remembers
 from asag.hosts.a1111_model import FAMILY, is_timestep_sampler, rows_of, unet
-from asag.hosts.a1111_step import Step
+from asag.hosts.a1111_step import A1111Step
 from asag.hosts.generation import GuidedRun, Refused, run_of
 from asag.hosts.loaded import checkpoints
 from asag.models.base import Family
@@ -31,13 +31,13 @@ class A1111Run(GuidedRun):
         super().__init__(settings)
         self.rescaling: Rescaling | None = None
 
-    def open_step(self, params: Any, scale: float, blocks: str) -> Step:
+    def open_step(self, params: Any, scale: float, blocks: str) -> A1111Step:
         rows = rows_of(params.text_cond), rows_of(params.text_uncond)
         network = unet()
         layers = choose_layers(network, FAMILY, blocks)
         if remembers(params.denoiser.p):
             self.reuse.give_up("a unit makes the model remember what it sees (reference)")
-        return Step(params.denoiser, scale, *rows, network, layers, FAMILY, self.operator, self.reuse)
+        return A1111Step(params.denoiser, scale, *rows, network, layers, FAMILY, self.operator, self.reuse)
 
     def entrance(self, denoiser: Any) -> nn.Module:
         return denoiser.inner_model
@@ -49,18 +49,18 @@ class A1111Run(GuidedRun):
         if step is None:
             return
         step.remove()
-        with self.errors_told():
+        with self.errors_kept():
             self._guide(params.x, step)
             self.guided_calls += 1
 
     def on_cfg_after_cfg(self, params: Any) -> None:
         """After the host's combination: what is left to do to its result."""
         if self.rescaling is not None:
-            with self.errors_told():
+            with self.errors_kept():
                 params.x = self.rescaling.of(params.x)
         self.rescaling = None
 
-    def _guide(self, rows: Tensor, step: Step) -> None:
+    def _guide(self, rows: Tensor, step: A1111Step) -> None:
         denoiser = step.denoiser
         weights = [[part.weight for part in parts] for parts in denoiser.sampler.sampler_extra_args["cond"].batch]
         if sum(map(len, weights)) != step.cond_rows or step.recorded_rows < step.cond_rows:
@@ -93,7 +93,7 @@ class A1111Run(GuidedRun):
         else:
             self.rescaling = Rescaling(step.x[firsts], level, reference, self.settings.rescale)
 
-    def _combined(self, rows: Tensor, weights: list[list[float]], step: Step) -> Tensor:
+    def _combined(self, rows: Tensor, weights: list[list[float]], step: A1111Step) -> Tensor:
         """What the host will make of the rows, (images, …): rows scaled by a factor give it scaled by the factor."""
         denoiser = step.denoiser
         scale = denoiser.sampler.sampler_extra_args["cond_scale"] * denoiser.cond_scale_miltiplier
@@ -126,7 +126,7 @@ class Rescaling:
         return (self.x - rescale_factor(self.reference, picture, self.amount) * picture) / self.level
 
 
-def _noise_level(step: Step) -> Tensor | None:
+def _noise_level(step: A1111Step) -> Tensor | None:
     """√(1-ᾱ) of a step whose rows are noise; None when they are pictures."""
     if not is_timestep_sampler(step.inner_model):
         return None

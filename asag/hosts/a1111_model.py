@@ -13,7 +13,7 @@ from torch import nn
 
 from asag.hosts.generation import Refused
 from asag.hosts.loaded import loaded_model
-from asag.models.base import AttentionLayer, Forward, Scene
+from asag.models.base import AttentionLayer, Forward, TokenGrid
 from asag.models.ldm_unet import LdmUnet
 from asag.operators import Operator
 
@@ -24,8 +24,10 @@ class A1111Unet(LdmUnet):
     def __init__(self) -> None:
         super().__init__(lambda context: hypernetwork.apply_hypernetworks(shared.loaded_hypernetworks, context))
 
-    def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
-        forward = super().replacement(layer, original, operator, scene)
+    def replacement(
+        self, layer: AttentionLayer, original: Forward, operator: Operator, token_grid: TokenGrid
+    ) -> Forward:
+        forward = super().replacement(layer, original, operator, token_grid)
         # HyperTile (extensions-builtin/hypertile) hooks its layers' forwards: the weakened attention belongs inside,
         # where the tiles come in place of the images.
         tiling = getattr(layer.module, "__webui_hypertile_params", None)

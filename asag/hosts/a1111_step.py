@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asag.hosts.foreign_memory import ForeignMemory
+from asag.hosts.kept_state import KeptState
 from asag.hosts.reuse import Reuse
-from asag.models.base import AttentionLayer, Family, Scene
+from asag.models.base import AttentionLayer, Family, TokenGrid
 from asag.operators import Operator
 from asag.perturb import branching, forward_replaced, perturbed, slice_rows
 from asag.random_state import RandomState
 
 
 @dataclass
-class Call:
+class A1111Call:
     """One call of `inner_model`: what it was given, what was remembered then, how many rows are wanted perturbed (they
     come first), and, where they branched off, what the UNet was given and gave for them, call by call."""
 
@@ -27,12 +27,12 @@ class Call:
     sigma: Tensor
     cond: Any
     random_state: RandomState
-    memory: ForeignMemory
+    memory: KeptState
     wanted: int
     branched: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
-class Step:
+class A1111Step:
     """What `inner_model` was given in one denoiser step: the rows of x_out in order, over one call or several.
 
     `network` is the UNet inside it. As long as `reuse` is on, the conditional rows branch off inside its calls.
@@ -55,8 +55,8 @@ class Step:
         self.scale, self.cond_rows, self.images = scale, cond_rows, images
         self.network, self.layers, self.family, self.operator = network, layers, family, operator
         self.reuse = reuse
-        self.foreign = reuse.look_at(network, _around(self.inner_model, network))
-        self.calls: list[Call] = []
+        self.has_other_code = reuse.look_at(network, _around(self.inner_model, network))
+        self.calls: list[A1111Call] = []
         self._undo = ExitStack()
         self._undo.callback(self.inner_model.register_forward_pre_hook(self._record, with_kwargs=True).remove)
         if reuse.on:
@@ -64,8 +64,8 @@ class Step:
 
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         wanted = max(0, min(args[0].shape[0], self.cond_rows - self.recorded_rows))
-        then = RandomState(args[0].device), ForeignMemory(self.reuse.counting)
-        self.calls.append(Call(args[0], args[1], kwargs["cond"], *then, wanted))
+        then = RandomState(args[0].device), KeptState(self.reuse.counting)
+        self.calls.append(A1111Call(args[0], args[1], kwargs["cond"], *then, wanted))
 
     def _sharing(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -84,7 +84,7 @@ class Step:
                 with self._branching(x, rows) as branch:
                     return branch.split(plain())
 
-            own, copies = self.reuse.call(plain, branched, RandomState(x.device), self.foreign)
+            own, copies = self.reuse.call(plain, branched, RandomState(x.device), self.has_other_code)
             if copies is not None:
                 call.branched.append((x[rows], copies))
             return own
@@ -92,8 +92,8 @@ class Step:
         return forward
 
     def _branching(self, x: Tensor, rows: slice) -> Any:
-        scene = Scene(latent_size=tuple(x.shape[-2:]))
-        return branching(self.network, self.layers, self.family, self.operator, scene, rows, x.shape[0])
+        token_grid = TokenGrid(latent_size=tuple(x.shape[-2:]))
+        return branching(self.network, self.layers, self.family, self.operator, token_grid, rows, x.shape[0])
 
     def remove(self) -> None:
         """Take everything out of the model."""
@@ -117,11 +117,11 @@ class Step:
         whole_calls = whole_calls or bool(self.reuse.counting)
 
         def whole() -> Tensor:
-            scene = Scene(latent_size=tuple(self.calls[0].x.shape[-2:]))
-            with perturbed(self.layers, self.family, self.operator, scene):
+            token_grid = TokenGrid(latent_size=tuple(self.calls[0].x.shape[-2:]))
+            with perturbed(self.layers, self.family, self.operator, token_grid):
                 return self._again(whole_calls)
 
-        return self.reuse.predict(self._branched(), whole, self.foreign)
+        return self.reuse.predict(self._branched(), whole, self.has_other_code)
 
     def _branched(self) -> Tensor | None:
         """The host's `inner_model` again, its UNet's part being what branched off; None where that can't be."""
@@ -132,13 +132,13 @@ class Step:
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             seen, copies = next(given, (None, None))
             if seen is None or seen.shape != x.shape or not torch.equal(seen, x):
-                raise _Mismatch
+                raise _OtherRows
             return copies
 
         try:
             with forward_replaced(self.network, forward):
                 return self._again(whole_calls=False)
-        except _Mismatch:
+        except _OtherRows:
             self.reuse.give_up("the UNet was given other rows than before")
             return None
 
@@ -163,5 +163,5 @@ def _around(inner_model: nn.Module, network: nn.Module) -> list[nn.Module]:
     return [each for each in found if isinstance(each, nn.Module) and each is not network]
 
 
-class _Mismatch(Exception):
+class _OtherRows(Exception):
     """The UNet isn't asked for what branched off."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asag.branch import RowBranch
 from asag.guidance import shift_rows
-from asag.models.base import Scene, UnsupportedModel
+from asag.models.base import TokenGrid, UnsupportedModel
 from asag.random_state import RandomState
 
 # The settings that need to know the picture, and at what value they don't.
@@ -24,19 +24,19 @@ def argument(args: Any, kwargs: dict[str, Any], position: int, *names: str) -> A
     return next((kwargs[name] for name in names if name in kwargs), None)
 
 
-def scene_of(args: Any, kwargs: dict[str, Any]) -> Scene:
+def token_grid_of(args: Any, kwargs: dict[str, Any]) -> TokenGrid:
     """The size of the latent image that a denoiser is called with: its last two dimensions, or in Flux, whose latents
     come packed into tokens, what the position ids of the image span."""
     sample = argument(args, kwargs, 0, "sample", "hidden_states")
     if sample.ndim == 4:
-        return Scene((sample.shape[2], sample.shape[3]))
+        return TokenGrid((sample.shape[2], sample.shape[3]))
     ids = argument(args, kwargs, 4, "img_ids")
     if ids is None:
-        return Scene()
+        return TokenGrid()
     ids = ids[0] if ids.ndim == 3 else ids
     own = ids[ids[:, 0] == 0]  # Kontext's reference image has a 1 there
     height, width = (int(size) + 1 for size in own[:, 1:].amax(dim=0))
-    return Scene((height, width))
+    return TokenGrid((height, width))
 
 
 def with_rows(output: Any, rows: Tensor) -> Any:
@@ -105,9 +105,9 @@ def picture_of(scheduler: Any, args: Any, kwargs: dict[str, Any], prediction: Te
 
 
 @dataclass
-class Call:
+class DenoiserCall:
     """What the perturbed pass needs of the host's call: its conditional rows, or the branch that they take in it; or,
-    beside foreign code, the arguments for all rows and the random numbers as they were."""
+    beside code of others, the arguments for all rows and the random numbers as they were."""
 
     args: list[Any]
     kwargs: dict[str, Any]

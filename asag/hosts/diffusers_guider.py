@@ -19,9 +19,9 @@ from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput, rescale_n
 from torch import Tensor, nn
 
 from asag.guidance import AdaptiveScale, in_window, keep_contrast, scheduled_scale
-from asag.hosts.diffusers import FAMILIES, eager
-from asag.hosts.diffusers_call import scene_of, velocity_of_grey
-from asag.hosts.diffusers_foreign import foreign_code
+from asag.hosts.diffusers_call import token_grid_of, velocity_of_grey
+from asag.hosts.diffusers_other_code import other_code
+from asag.hosts.diffusers_pipeline import FAMILIES, eager
 from asag.models.base import Family, UnsupportedModel, family_of
 from asag.models.diffusers_mmdit import FluxTransformer
 from asag.models.diffusers_unet import DiffusersUnet
@@ -131,7 +131,7 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         # call alone, and the call itself ends the replacement.
         def forward(*args: Any, **kwargs: Any) -> Any:
             self._call = args, kwargs
-            with self._placed, perturbed(layers, family, operator, scene_of(args, kwargs)):
+            with self._placed, perturbed(layers, family, operator, token_grid_of(args, kwargs)):
                 return original(*args, **kwargs)
 
         self._placed.enter_context(forward_replaced(denoiser, forward))
@@ -144,10 +144,10 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
                 f"contrast: {self.settings.contrast:g} with a UNet; allowed: 1, since a guider isn't given the "
                 "scheduler, by which the picture is known; or asag_guidance with a classic pipeline"
             )
-        foreign = foreign_code(model)
-        if foreign:
+        others = other_code(model)
+        if others:
             raise UnsupportedModel(
-                f"model: {foreign[0]}, which may mind one more pass; allowed: none of it, or asag_guidance with a "
+                f"model: {others[0]}, which may mind one more pass; allowed: none of it, or asag_guidance with a "
                 "classic pipeline, which repeats what it does"
             )
         self._flow_timesteps = 1 if isinstance(family, FluxTransformer) else 1000

@@ -16,11 +16,11 @@ from modules import script_callbacks
 from torch import Tensor, nn
 
 from asag.guidance import keep_contrast, rescale_factor
-from asag.hosts.foreign import foreign, is_stateless, name_of
-from asag.hosts.foreign_memory import ForeignMemory
-from asag.hosts.forge_step import Predict, Step
+from asag.hosts.forge_step import ForgeStep, Predict
 from asag.hosts.generation import GuidedRun, Refused, run_of
+from asag.hosts.kept_state import KeptState
 from asag.hosts.loaded import checkpoints, loaded_model
+from asag.hosts.other_code import is_stateless, name_of, not_the_hosts
 from asag.models.base import Family, UnsupportedModel, family_of
 from asag.models.forge_flux import ForgeFlux
 from asag.models.forge_sd3 import ForgeSd3
@@ -69,7 +69,7 @@ class ForgeRun(GuidedRun):
         # first comes before those of others, which make passes of their own.
         self.after_own_pass, self.after_cfg = after_own_pass, after_cfg
 
-    def open_step(self, params: Any, scale: float, blocks: str) -> Step:
+    def open_step(self, params: Any, scale: float, blocks: str) -> ForgeStep:
         objects = _objects(params.denoiser)
         refuse_compiled(objects.unet.model)
         network = objects.unet.model.diffusion_model
@@ -78,7 +78,7 @@ class ForgeRun(GuidedRun):
         self._patch(objects)
         if objects.unet.model_options.get("conditioning_modifiers"):
             self.reuse.give_up("a unit makes the model remember what it sees (reference)")
-        return Step(network, params.x, scale, layers, family, self.operator, self.reuse)
+        return ForgeStep(network, params.x, scale, layers, family, self.operator, self.reuse)
 
     def entrance(self, denoiser: Any) -> nn.Module:
         return _objects(denoiser).unet.model.diffusion_model
@@ -113,7 +113,7 @@ class ForgeRun(GuidedRun):
             # Neo's Spectrum forecasts a step: there is nothing to take a weakened prediction from.
             self.leave_out(_wrapper_name(args["model_options"]))
             return args["denoised"]
-        with self.errors_told():
+        with self.errors_kept():
             guided = self._guided(args, step)
             self.guided_calls += 1
             return guided
@@ -121,7 +121,7 @@ class ForgeRun(GuidedRun):
     def _is_of_step(self, args: dict[str, Any]) -> bool:
         return self.step is not None and self.step.is_of(args["input"], args["model_options"])
 
-    def _guided(self, args: dict[str, Any], step: Step) -> Tensor:
+    def _guided(self, args: dict[str, Any], step: ForgeStep) -> Tensor:
         perturbed = step.predict(_pass_for(args, step), args["cond"])
         delta = (args["cond_denoised"] - perturbed) * _weight(args["cond"])
         delta = keep_contrast(delta, args["cond_denoised"], self.settings.contrast)
@@ -192,7 +192,7 @@ def _weight(conds: list[dict[str, Any]]) -> float:
     return sum(weights) / total if total else 1.0
 
 
-def _pass_for(args: dict[str, Any], step: Step) -> Predict:
+def _pass_for(args: dict[str, Any], step: ForgeStep) -> Predict:
     """The host's own pass, for the step: without a function of others around the model that may remember what it sees.
 
     Neo's Spectrum (extensions-builtin/sd_forge_spectrum) keeps a history of predictions; a weakened one must not get
@@ -201,13 +201,13 @@ def _pass_for(args: dict[str, Any], step: Step) -> Predict:
     options = args["model_options"]
     wrapper = options.get(WRAPPER)
     through = _host_pass(args, step.x)
-    if wrapper is None or is_stateless(wrapper) or not foreign([wrapper]):
+    if wrapper is None or is_stateless(wrapper) or not not_the_hosts([wrapper]):
         return through
     bare_options = {name: value for name, value in options.items() if name != WRAPPER}
     bare = _host_pass({**args, "model_options": bare_options}, step.x)
     if step.repeats(bare, args["cond"], args["cond_denoised"]):
         return bare
-    memory = ForeignMemory([wrapper])
+    memory = KeptState([wrapper])
 
     def predict(conds: list[dict[str, Any]]) -> Tensor:
         with memory.again():

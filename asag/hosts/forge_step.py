@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asag.hosts.foreign import foreign, functions_in
-from asag.hosts.foreign_memory import ForeignMemory
 from asag.hosts.forge_rows import RowLists, cond_rows
+from asag.hosts.kept_state import KeptState
+from asag.hosts.other_code import functions_in, not_the_hosts
 from asag.hosts.reuse import Reuse
-from asag.models.base import AttentionLayer, Family, Scene
+from asag.models.base import AttentionLayer, Family, TokenGrid
 from asag.operators import Operator
 from asag.perturb import branching, forward_replaced, perturbed, slice_rows
 from asag.random_state import RandomState
@@ -22,7 +22,7 @@ from asag.random_state import RandomState
 Predict = Callable[[list[dict[str, Any]]], Tensor]
 
 # By these in transformer_options extensions take part in what the model does.
-FOREIGN = ("patches", "patches_replace", "block_modifiers", "block_inner_modifiers", "group_norm_wrapper")
+EXTENSION_OPTIONS = ("patches", "patches_replace", "block_modifiers", "block_inner_modifiers", "group_norm_wrapper")
 
 # How far apart, of the prediction, the same arithmetic on the same numbers may come out.
 SAME = 1e-5
@@ -33,7 +33,7 @@ class Mismatch(Exception):
 
 
 @dataclass
-class Call:
+class ForgeCall:
     """One call of the model in the host's own pass, which of its rows are conditional, what was remembered then, what
     the model gave for those rows, and, where they branched off, what it gave for them perturbed."""
 
@@ -42,7 +42,7 @@ class Call:
     others: dict[str, Any]
     cond_rows: slice
     random_state: RandomState
-    memory: ForeignMemory
+    memory: KeptState
     own: Tensor | None = None
     branched: Tensor | None = None
 
@@ -52,7 +52,7 @@ class Call:
         return {**self.others, **_copied_control(self.others)}
 
 
-class Step:
+class ForgeStep:
     """Records what the model is given in the host's own pass; predicts its conditional rows perturbed.
 
     They branch off inside the host's calls of the model as long as `reuse` is on. The host itself makes a second pass,
@@ -75,9 +75,9 @@ class Step:
         self.network, self.x, self.scale = network, x, scale
         self.layers, self.family, self.operator = layers, family, operator
         self.reuse = reuse
-        self.foreign = reuse.look_at(network)
-        self.calls: list[Call] = []
-        self.entered: Call | None = None
+        self.has_other_code = reuse.look_at(network)
+        self.calls: list[ForgeCall] = []
+        self.entered: ForgeCall | None = None
         self.ran = False
         self._undo = ExitStack()
         self._undo.callback(network.register_forward_pre_hook(self._record, with_kwargs=True).remove)
@@ -90,11 +90,11 @@ class Step:
         rows, self.entered, self.ran = cond_rows(x, others), None, True
         if rows is not None:
             options = others["transformer_options"]
-            patches = foreign(functions_in([options.get(name) for name in FOREIGN]))
-            self.foreign = self.foreign or bool(patches)
-            memory = ForeignMemory([*self.reuse.counting, *self.reuse.distrust(patches)])
+            patches = not_the_hosts(functions_in([options.get(name) for name in EXTENSION_OPTIONS]))
+            self.has_other_code = self.has_other_code or bool(patches)
+            memory = KeptState([*self.reuse.counting, *self.reuse.distrust(patches)])
             given = {**others, **_copied_control(others)}
-            self.entered = Call(x, timestep, given, rows, RandomState(x.device), memory)
+            self.entered = ForgeCall(x, timestep, given, rows, RandomState(x.device), memory)
             self.calls.append(self.entered)
 
     def _record_output(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
@@ -117,16 +117,16 @@ class Step:
                 with self._branching(call, options) as branch:
                     return branch.split(plain())
 
-            own, call.branched = self.reuse.call(plain, branched, call.random_state, self.foreign)
+            own, call.branched = self.reuse.call(plain, branched, call.random_state, self.has_other_code)
             return own
 
         return forward
 
-    def _branching(self, call: Call, options: dict[str, Any]) -> Any:
-        scene, total = Scene(), call.x.shape[0]
-        scene.enter(call.x, call.others.get("context"))
+    def _branching(self, call: ForgeCall, options: dict[str, Any]) -> Any:
+        token_grid, total = TokenGrid(), call.x.shape[0]
+        token_grid.enter(call.x, call.others.get("context"))
         tell = RowLists(options, total).tell
-        return branching(self.network, self.layers, self.family, self.operator, scene, call.cond_rows, total, tell)
+        return branching(self.network, self.layers, self.family, self.operator, token_grid, call.cond_rows, total, tell)
 
     def is_of(self, x: Tensor, model_options: dict[str, Any]) -> bool:
         """Whether a pass on x is the step's own. A conditioning modifier may make one of its own before: reference
@@ -159,18 +159,18 @@ class Step:
 
         def whole() -> Tensor:
             for given, recorded in ((without_control, list(self.calls)), (conds, None)):
-                scene = Scene()
-                played = self._played(self.network.forward, scene, recorded)
+                token_grid = TokenGrid()
+                played = self._played(self.network.forward, token_grid, recorded)
                 try:
                     # The perturbed layers' forwards lie inside the model's: the order doesn't matter.
-                    layers = perturbed(self.layers, self.family, self.operator, scene)
+                    layers = perturbed(self.layers, self.family, self.operator, token_grid)
                     with layers, forward_replaced(self.network, played):
                         return predict(given)
                 except Mismatch:
                     continue
             raise AssertionError("the pass that isn't matched with recorded calls can't mismatch")
 
-        return self.reuse.predict(branched(), whole, self.foreign)
+        return self.reuse.predict(branched(), whole, self.has_other_code)
 
     def repeats(self, predict: Predict, conds: list[dict[str, Any]], expected: Tensor) -> bool:
         """Whether `predict`, with the model's own outputs in its place, gives what the host's own pass gave."""
@@ -192,21 +192,21 @@ class Step:
 
         return forward
 
-    def _played(self, original: Callable[..., Tensor], scene: Scene, recorded: list[Call] | None) -> Any:
+    def _played(self, original: Callable[..., Tensor], token_grid: TokenGrid, recorded: list[ForgeCall] | None) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Tensor:
             x, timestep, others = _arguments(args, kwargs)
             if recorded is None:
-                scene.enter(x, others.get("context"))
+                token_grid.enter(x, others.get("context"))
                 return original(x, timestep, **others)
             call = _take(recorded, x, timestep)
             with call.random_state.again(), call.memory.again():
                 if call.memory.functions:
                     # What may go by the number of rows gets all that the host gave it.
-                    scene.enter(call.x, call.others.get("context"))
+                    token_grid.enter(call.x, call.others.get("context"))
                     return original(call.x, call.timestep, **call.given())[call.cond_rows]
                 given = slice_rows(call.given(), call.cond_rows, call.x.shape[0])
                 given["transformer_options"] = others["transformer_options"]
-                scene.enter(x, given.get("context"))
+                token_grid.enter(x, given.get("context"))
                 return original(x, timestep, **given)
 
         return forward
@@ -226,7 +226,7 @@ def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, T
     return args[0], args[1], dict(kwargs)
 
 
-def _take(recorded: list[Call], x: Tensor, timestep: Tensor) -> Call:
+def _take(recorded: list[ForgeCall], x: Tensor, timestep: Tensor) -> ForgeCall:
     """Take the first recorded call whose conditional rows are these; raises Mismatch when there is none."""
     for index, call in enumerate(recorded):
         rows = call.x[call.cond_rows]

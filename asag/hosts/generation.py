@@ -23,7 +23,7 @@ from asag.hosts.conflicts import conflict
 from asag.hosts.notes import note
 from asag.hosts.refused import Refused
 from asag.hosts.reuse import Reuse
-from asag.hosts.told import told
+from asag.hosts.run_notes import notes_on
 from asag.models.base import Family, UnsupportedModel
 from asag.settings import AsagSettings, SettingsError
 from asag.trace import Trace
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 RUN = "_asag_run"
 
 
-class Step(Protocol):
+class GuidedStep(Protocol):
     """One denoiser step that is guided, from the `cfg_denoiser` callback on."""
 
     def remove(self) -> None:
@@ -56,7 +56,7 @@ class GuidedRun:
         self.forecast_calls, self.forecaster = 0, ""
         self.blocks_field = "blocks"
         self.reuse = Reuse(settings.reuse)
-        self.aside: str | None = None
+        self.conflict: str | None = None
         self.notes: list[str] = []
         self.began = False
         self.largest: Tensor | None = None
@@ -66,7 +66,7 @@ class GuidedRun:
 
     # -- what a host says --------------------------------------------------------------------------------------------
 
-    def open_step(self, params: Any, scale: float, blocks: str) -> Step:
+    def open_step(self, params: Any, scale: float, blocks: str) -> GuidedStep:
         """Begin a guided step: record what the host's own pass is given, or branch off in it. `params` are the
         callback's."""
         raise NotImplementedError
@@ -95,7 +95,7 @@ class GuidedRun:
             self.reuse.begin_pass()
             if self.trace:
                 self.trace.begin_pass(denoiser.total_steps)
-        if self.stands_aside(denoiser.p):
+        if self.has_conflict(denoiser.p):
             return
         chosen = self.settings
         is_hires = getattr(denoiser.p, "is_hr_pass", False)
@@ -103,10 +103,10 @@ class GuidedRun:
         self.blocks_field = blocks_field(chosen, is_hires)
         scale = scheduled_scale(base, chosen.schedule, denoiser.step, denoiser.total_steps, chosen.start, chosen.end)
         if scale:
-            with self.errors_told():
+            with self.errors_kept():
                 self.step = self._step_of(params, scale, blocks) if began else self.open_step(params, scale, blocks)
 
-    def _step_of(self, params: Any, scale: float, blocks: str) -> Step | None:
+    def _step_of(self, params: Any, scale: float, blocks: str) -> GuidedStep | None:
         """A step of a run that has begun: where a refiner or the hires pass brought a model that can't be guided as
         asked, what was generated so far isn't thrown away."""
         try:
@@ -123,7 +123,7 @@ class GuidedRun:
         return None
 
     def tell(self, message: str) -> None:
-        """Have the user told of this when the pictures are there; once."""
+        """Have this said under the pictures, once."""
         if message not in self.notes:
             logger.warning(message)
             self.notes.append(message)
@@ -150,16 +150,16 @@ class GuidedRun:
     def _stop(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         raise self.error
 
-    def stands_aside(self, p: Any) -> bool:
+    def has_conflict(self, p: Any) -> bool:
         """Whether an extension is active that a further pass would confuse; says so once, in the log and the result."""
-        if self.aside is None:
-            self.aside = conflict(p.scripts.alwayson_scripts if p.scripts else []) or ""
-            if self.aside:
-                self.tell(f"ASAG was off for this image: it can't run beside {self.aside}")
-        return bool(self.aside)
+        if self.conflict is None:
+            self.conflict = conflict(p.scripts.alwayson_scripts if p.scripts else []) or ""
+            if self.conflict:
+                self.tell(f"ASAG was off for this image: it can't run beside {self.conflict}")
+        return bool(self.conflict)
 
     @contextmanager
-    def errors_told(self) -> Iterator[None]:
+    def errors_kept(self) -> Iterator[None]:
         """Whatever is raised inside becomes a Refused, and is kept: the host may swallow it on the way."""
         try:
             yield
@@ -219,7 +219,7 @@ def arm(host: Host, p: Any, settings: AsagSettings, unguided: Callable[[], None]
             raise run.error
         if not run.guided_calls:
             unguided()
-        for message in told(run, family):
+        for message in notes_on(run, family):
             note(p, message)
         return out
 

@@ -1,4 +1,4 @@
-"""What the user is told of a picture: under the images, and in the infotext, which is what API clients get.
+"""Notes for the user about a picture: under the images, and in the infotext, which is what API clients get.
 
 The answer of a host's API has no comments (modules/processing.py: Processed.js); it has the infotext of each picture
 and the last batch's `extra_generation_params`.
@@ -13,13 +13,13 @@ KEY = "ASAG note"
 
 
 def note(p: Any, message: str) -> None:
-    """Tell of the batch that is generated now. A message that was told already isn't told again."""
+    """A note about the batch that is generated now. The same message is noted once."""
     p.comment(message)
-    told = p.extra_generation_params.get(KEY, "")
-    if message not in told:
-        p.extra_generation_params[KEY] = f"{told}; {message}" if told else message
+    noted = p.extra_generation_params.get(KEY, "")
+    if message not in noted:
+        p.extra_generation_params[KEY] = f"{noted}; {message}" if noted else message
 
 
 def forget(p: Any) -> None:
-    """A batch begins: what was told of the one before isn't true of it. A plot's cells share their parameters."""
+    """A batch begins: what was noted of the one before isn't true of it. A plot's cells share their parameters."""
     p.extra_generation_params.pop(KEY, None)

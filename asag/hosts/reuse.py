@@ -1,9 +1,9 @@
 """Whether the perturbed rows of a WebUI's generation come out of the host's own calls of its model; and if not, why.
 
 A branch inside the host's call (asag.branch) is exact as long as whatever else is at work in the model treats its rows
-one by one. Where it fails, the step and all after it take a whole extra pass; where something foreign is at work in
+one by one. Where it fails, the step and all after it take a whole extra pass; where code of others is at work in
 the model, the first step of a pass takes both and compares. That is a trial inside the host's own pass, so it is made
-only beside code that is known to keep nothing between calls (asag.hosts.foreign). Beside any other all steps take a
+only beside code that is known to keep nothing between calls (asag.hosts.other_code). Beside any other all steps take a
 whole extra pass.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asag.hosts.foreign import hooks_of, is_stateless, name_of
+from asag.hosts.other_code import hooks_of, is_stateless, name_of
 from asag.random_state import RandomState
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Reuse:
         self.reason, self.trusted, self.looked_at = "", False, None
 
     def look_at(self, network: nn.Module, around: Iterable[nn.Module] = ()) -> bool:
-        """Whether something foreign hooks into the network, or into the modules around it; looked at once a pass: it
+        """Whether code of others hooks into the network, or into the modules around it; looked at once a pass: it
         has hundreds of modules. A refiner brings another one."""
         if self.looked_at is not network:
             hooks = hooks_of(network, around)
@@ -77,14 +77,14 @@ class Reuse:
         plain: Callable[[], Tensor],
         branched: Callable[[], tuple[Tensor, Tensor]],
         random_state: RandomState,
-        doubtful: bool,
+        uncertain: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """One call of the model: its own rows, and the perturbed ones that branched off, if they did.
 
-        `plain` and `branched` run the model. Where it is `doubtful` that rows are independent, the first pass's own
+        `plain` and `branched` run the model. Where it is `uncertain` that rows are independent, the first pass's own
         come from a run without a branch, and are compared.
         """
-        expected = plain() if doubtful and not self.trusted else None
+        expected = plain() if uncertain and not self.trusted else None
         try:
             if expected is None:
                 return branched()
@@ -98,9 +98,9 @@ class Reuse:
             return expected, None
         return expected, copies if self._agree(own, expected) else None
 
-    def predict(self, shared: Tensor | None, whole: Callable[[], Tensor], doubtful: bool) -> Tensor:
-        """The perturbed prediction: the one that branched off if there is one, checked once where it is `doubtful`."""
-        if shared is not None and doubtful and not self.trusted:
+    def predict(self, shared: Tensor | None, whole: Callable[[], Tensor], uncertain: bool) -> Tensor:
+        """The perturbed prediction: the one that branched off if there is one, checked once where it is `uncertain`."""
+        if shared is not None and uncertain and not self.trusted:
             expected = whole()
             self.trusted = self._agree(shared, expected)
             if not self.trusted:
@@ -119,7 +119,7 @@ class Reuse:
         return agree
 
     def comment(self) -> str | None:
-        """What the user is told under the image: that it took longer than it should, and why."""
+        """The note for the user: that it took longer than it should, and why."""
         if not self.wanted or not self.whole:
             return None
         steps = f"{self.whole} of {self.whole + self.shared} guided steps"

@@ -25,7 +25,7 @@ def run(program: str, commands: Mapping[str, Command], argv: Sequence[str]) -> i
 
     The rest is read first, so that --help and mistakes answer before the module, and torch with it, is imported.
     Returns the exit status: 2 where there is no such command, which is named beside the others, or where a package is
-    missing, which is told in one line.
+    missing, which one line names.
     """
     if not argv or argv[0] not in commands:
         return _list(program, commands, argv)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from asag.hosts.diffusers import asag_guidance
+from asag.hosts.diffusers_pipeline import asag_guidance
 from asag.lab import arguments
 from asag.lab.embedded import drawings, quality, shipped, shipped_mmdit
 from asag.lab.embedded.classifier import Classifier, objects_right

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from asag.hosts.diffusers import asag_guidance
+from asag.hosts.diffusers_pipeline import asag_guidance
 from asag.lab import arguments
 from asag.lab.embedded import drawings, shipped
 

@@ -53,12 +53,14 @@ class Family(Protocol):
         """The modules that `model` runs one after another, with nothing but row-wise operations between them, from the
         first layer's at the latest to the end. Empty when what it does with its rows elsewhere forbids to add rows."""
 
-    def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
+    def replacement(
+        self, layer: AttentionLayer, original: Forward, operator: Operator, token_grid: TokenGrid
+    ) -> Forward:
         """A forward for the layer's module that attends as `operator` says and does all else as `original`."""
 
 
 @dataclass
-class Scene:
+class TokenGrid:
     """What a layer needs to know of the model call it runs in: the (height, width) of the latent image, how many
     frames there are (1: an image) and how many text tokens the model was given."""
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from asag.blocks import Address, BlockList, parse_blocks
-from asag.models.base import AttentionLayer, Forward, Scene, UnsupportedModel, has_class, masks_nothing
+from asag.models.base import AttentionLayer, Forward, TokenGrid, UnsupportedModel, has_class, masks_nothing
 from asag.operators import Operator
 
 SDPA_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
@@ -51,8 +51,10 @@ class Sd3Transformer:
     def stages(self, model: nn.Module) -> list[nn.Module]:
         return [*model.transformer_blocks, model.norm_out, model.proj_out]
 
-    def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
-        return _attending(layer, original, operator, scene, text_first=False)
+    def replacement(
+        self, layer: AttentionLayer, original: Forward, operator: Operator, token_grid: TokenGrid
+    ) -> Forward:
+        return _attending(layer, original, operator, token_grid, text_first=False)
 
 
 class FluxTransformer:
@@ -89,11 +91,15 @@ class FluxTransformer:
     def stages(self, model: nn.Module) -> list[nn.Module]:
         return [*model.transformer_blocks, *model.single_transformer_blocks, model.norm_out, model.proj_out]
 
-    def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
-        return _attending(layer, original, operator, scene, text_first=True)
+    def replacement(
+        self, layer: AttentionLayer, original: Forward, operator: Operator, token_grid: TokenGrid
+    ) -> Forward:
+        return _attending(layer, original, operator, token_grid, text_first=True)
 
 
-def _attending(layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene, text_first: bool) -> Forward:
+def _attending(
+    layer: AttentionLayer, original: Forward, operator: Operator, token_grid: TokenGrid, text_first: bool
+) -> Forward:
     """A forward that is `original` with its attention replaced.
 
     Like attention and block alike it takes image tokens (batch, image tokens, channels) and, where the sequence is
@@ -109,7 +115,7 @@ def _attending(layer: AttentionLayer, original: Forward, operator: Operator, sce
         images = hidden_states.shape[1]
         texts = 0 if encoder_hidden_states is None else encoder_hidden_states.shape[1]
         image = slice(texts, texts + images) if text_first else slice(0, images)
-        grid = scene.grid(images)
+        grid = token_grid.grid(images)
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             if not texts:

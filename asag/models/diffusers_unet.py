@@ -17,7 +17,7 @@ from asag.blocks import Address, BlockList, parse_blocks
 from asag.models.base import (
     AttentionLayer,
     Forward,
-    Scene,
+    TokenGrid,
     UnsupportedModel,
     has_class,
     join_heads,
@@ -81,7 +81,9 @@ class DiffusersUnet:
         parts = (part for block in blocks if block is not None for part in _parts(block))
         return [model.conv_in, *parts, *(module for module in last if module is not None)]
 
-    def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
+    def replacement(
+        self, layer: AttentionLayer, original: Forward, operator: Operator, token_grid: TokenGrid
+    ) -> Forward:
         attention = layer.module
         processor = type(attention.processor).__name__
         if processor not in ORDINARY_PROCESSORS:
@@ -105,7 +107,7 @@ class DiffusersUnet:
             if attention.group_norm is not None:
                 tokens = attention.group_norm(tokens.transpose(1, 2)).transpose(1, 2)
             query, key, value = _project(attention, tokens, fused=processor == "FusedAttnProcessor2_0")
-            out = join_heads(operator.plain(query, key, value, scene.grid(query.shape[2]))).to(query.dtype)
+            out = join_heads(operator.plain(query, key, value, token_grid.grid(query.shape[2]))).to(query.dtype)
             for module in attention.to_out:
                 out = module(out)
             if hidden_states.ndim == 4:

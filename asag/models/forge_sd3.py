@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from asag.blocks import Address
-from asag.models.base import AttentionLayer, Scene
+from asag.models.base import AttentionLayer, TokenGrid
 from asag.models.host_attention import HostTransformer, SequenceLayer
 
 
@@ -30,7 +30,7 @@ class ForgeSd3(HostTransformer):
     def stages(self, model: nn.Module) -> list[nn.Module]:
         return [*model.joint_blocks, model.final_layer]
 
-    def image(self, layer: SequenceLayer, scene: Scene, tokens: int) -> slice | None:
-        images = scene.image_tokens(layer.patch)
-        texts = 0 if layer.address.layer else scene.text_tokens
+    def image(self, layer: SequenceLayer, token_grid: TokenGrid, tokens: int) -> slice | None:
+        images = token_grid.image_tokens(layer.patch)
+        texts = 0 if layer.address.layer else token_grid.text_tokens
         return slice(texts, tokens) if tokens == texts + images else None

@@ -15,7 +15,7 @@ from asag.blocks import Address
 from asag.models.base import (
     AttentionLayer,
     Forward,
-    Scene,
+    TokenGrid,
     UnsupportedModel,
     join_heads,
     masks_nothing,
@@ -43,11 +43,13 @@ class ForgeUnet(LdmUnet):
             if not getattr(block, "disable_self_attn", False)
         ]
 
-    def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
+    def replacement(
+        self, layer: AttentionLayer, original: Forward, operator: Operator, token_grid: TokenGrid
+    ) -> Forward:
         def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
             if not masks_nothing(mask):
                 raise UnsupportedModel(f"{layer.address}: its attention is masked; allowed: attention without a mask")
-            return operator.plain(query, key, value, scene.grid(query.shape[2]))
+            return operator.plain(query, key, value, token_grid.grid(query.shape[2]))
 
         def forward(
             x: Tensor, context: Tensor | None = None, transformer_options: dict[str, Any] | None = None

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from asag.blocks import Address, BlockList, distinct_blocks, parse_blocks
-from asag.models.base import AttentionLayer, Forward, Scene, UnsupportedModel, has_class, join_heads, split_heads
+from asag.models.base import AttentionLayer, Forward, TokenGrid, UnsupportedModel, has_class, join_heads, split_heads
 from asag.operators import Operator
 
 
@@ -59,20 +59,20 @@ class HostTransformer:
     def stages(self, model: nn.Module) -> list[nn.Module]:
         raise NotImplementedError
 
-    def image(self, layer: SequenceLayer, scene: Scene, tokens: int) -> slice | None:
+    def image(self, layer: SequenceLayer, token_grid: TokenGrid, tokens: int) -> slice | None:
         """Where the image tokens lie in a sequence of `tokens`; None when this isn't the layer's attention.
 
         Here: text first, padded as the layer says, then the image, and what may follow is kept like text.
         """
-        texts = -(-scene.text_tokens // layer.text_multiple) * layer.text_multiple
-        images = scene.image_tokens(layer.patch)
+        texts = -(-token_grid.text_tokens // layer.text_multiple) * layer.text_multiple
+        images = token_grid.image_tokens(layer.patch)
         return slice(texts, texts + images) if tokens >= texts + images else None
 
     def attend(
         self,
         layer: SequenceLayer,
         operator: Operator,
-        scene: Scene,
+        token_grid: TokenGrid,
         given: tuple[Any, ...],
         query: Tensor,
         key: Tensor,
@@ -82,18 +82,20 @@ class HostTransformer:
         """What a layer, called with the arguments `given`, gets for one call of the host's attention function: see
         StandIn. Raises ValueError for a mask that the operator can't keep to."""
         tokens = query.shape[2]
-        image = self.image(layer, scene, tokens) if key.shape[2] == tokens else None
+        image = self.image(layer, token_grid, tokens) if key.shape[2] == tokens else None
         if image is None:
             return None
         # A blur over a grid means the grid of one image.
-        grid = scene.grid(image.stop - image.start) if scene.frames == 1 else None
+        grid = token_grid.grid(image.stop - image.start) if token_grid.frames == 1 else None
         return operator.joint(query, key, value, image, grid, mask)
 
-    def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
+    def replacement(
+        self, layer: AttentionLayer, original: Forward, operator: Operator, token_grid: TokenGrid
+    ) -> Forward:
         def forward(*args: Any, **kwargs: Any) -> Any:
             def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor | None:
                 try:
-                    return self.attend(layer, operator, scene, args, query, key, value, mask)
+                    return self.attend(layer, operator, token_grid, args, query, key, value, mask)
                 except ValueError as error:
                     raise UnsupportedModel(f"{layer.address}: {error}") from error
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from asag.blocks import Address, BlockList, parse_blocks
-from asag.models.base import AttentionLayer, Forward, Scene, join_heads, split_heads
+from asag.models.base import AttentionLayer, Forward, TokenGrid, join_heads, split_heads
 from asag.operators import Operator
 
 
@@ -47,7 +47,9 @@ class LdmUnet:
         blocks = [*model.input_blocks, model.middle_block, *model.output_blocks]
         return [*(stage for block in blocks for stage in block), model.out]
 
-    def replacement(self, layer: AttentionLayer, original: Forward, operator: Operator, scene: Scene) -> Forward:
+    def replacement(
+        self, layer: AttentionLayer, original: Forward, operator: Operator, token_grid: TokenGrid
+    ) -> Forward:
         module = layer.module
 
         def forward(x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, **others: Any) -> Tensor:
@@ -61,7 +63,7 @@ class LdmUnet:
                 split_heads(projection(given), module.heads)
                 for projection, given in ((module.to_q, x), (module.to_k, key_input), (module.to_v, value_input))
             )
-            out = operator.plain(query, key, value, scene.grid(query.shape[2]))
+            out = operator.plain(query, key, value, token_grid.grid(query.shape[2]))
             return module.to_out(join_heads(out))
 
         return forward

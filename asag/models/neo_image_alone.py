@@ -9,11 +9,19 @@ from __future__ import annotations
 
 from torch import nn
 
-from asag.models.base import AttentionLayer, Scene
+from asag.models.base import AttentionLayer, TokenGrid
 from asag.models.host_attention import HostTransformer, SequenceLayer, numbered
 
 
-class NeoAnima(HostTransformer):
+class ImageTokensAlone(HostTransformer):
+    """Base: the sequence is the image's tokens, and those of reference frames after them. layer.N is blocks[N]."""
+
+    def image(self, layer: SequenceLayer, token_grid: TokenGrid, tokens: int) -> slice | None:
+        images = token_grid.image_tokens(layer.patch)
+        return slice(0, images) if tokens >= images else None
+
+
+class NeoAnima(ImageTokensAlone):
     """layer.N is blocks[N]."""
 
     name = "Anima (Neo)"
@@ -26,12 +34,8 @@ class NeoAnima(HostTransformer):
     def stages(self, model: nn.Module) -> list[nn.Module]:
         return [*model.blocks, model.final_layer]
 
-    def image(self, layer: SequenceLayer, scene: Scene, tokens: int) -> slice | None:
-        images = scene.image_tokens(layer.patch)
-        return slice(0, images) if tokens >= images else None
 
-
-class NeoWan(NeoAnima):
+class NeoWan(ImageTokensAlone):
     """layer.N is blocks[N]."""
 
     name = "Wan 2.1's class (Neo)"

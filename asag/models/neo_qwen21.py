@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asag.models.base import AttentionLayer, Scene
+from asag.models.base import AttentionLayer, TokenGrid
 from asag.models.host_attention import HostTransformer, SequenceLayer, numbered
 from asag.operators import Operator
 
@@ -35,18 +35,18 @@ class NeoQwen21(HostTransformer):
         self,
         layer: SequenceLayer,
         operator: Operator,
-        scene: Scene,
+        token_grid: TokenGrid,
         given: tuple[Any, ...],
         query: Tensor,
         key: Tensor,
         value: Tensor,
         mask: Tensor | None,
     ) -> Tensor | None:
-        sequence, images = given[0].shape[1], scene.image_tokens(layer.patch)
+        sequence, images = given[0].shape[1], token_grid.image_tokens(layer.patch)
         if (query.shape[2], key.shape[2]) != (images, sequence):
             return None
         # The operator takes a query for each key: those of text and reference images are made up and left out again.
         image = slice(sequence - images, sequence)
         whole = torch.zeros_like(key)
         whole[:, :, image] = query
-        return operator.joint(whole, key, value, image, scene.grid(images), mask)[:, :, image]
+        return operator.joint(whole, key, value, image, token_grid.grid(images), mask)[:, :, image]

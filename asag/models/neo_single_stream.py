@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from asag.models.base import AttentionLayer, Scene
+from asag.models.base import AttentionLayer, TokenGrid
 from asag.models.host_attention import HostTransformer, SequenceLayer, numbered
 
 
@@ -25,9 +25,9 @@ class NeoKrea(HostTransformer):
     def stages(self, model: nn.Module) -> list[nn.Module]:
         return [*model.blocks, model.last]
 
-    def image(self, layer: SequenceLayer, scene: Scene, tokens: int) -> slice | None:
+    def image(self, layer: SequenceLayer, token_grid: TokenGrid, tokens: int) -> slice | None:
         # Frames, of which an image is one, are folded into the batch.
-        texts, images = scene.text_tokens, scene.image_tokens(layer.patch) // scene.frames
+        texts, images = token_grid.text_tokens, token_grid.image_tokens(layer.patch) // token_grid.frames
         return slice(texts, texts + images) if tokens >= texts + images else None
 
 
@@ -44,6 +44,6 @@ class NeoErnie(HostTransformer):
     def stages(self, model: nn.Module) -> list[nn.Module]:
         return [*model.layers, model.final_norm, model.final_linear]
 
-    def image(self, layer: SequenceLayer, scene: Scene, tokens: int) -> slice | None:
-        images = scene.image_tokens(layer.patch)
-        return slice(0, images) if tokens == images + scene.text_tokens else None
+    def image(self, layer: SequenceLayer, token_grid: TokenGrid, tokens: int) -> slice | None:
+        images = token_grid.image_tokens(layer.patch)
+        return slice(0, images) if tokens == images + token_grid.text_tokens else None

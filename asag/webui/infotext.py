@@ -55,7 +55,7 @@ def write(settings: AsagSettings) -> str:
     parts = []
     for name, (field, option) in options().items():
         value = getattr(settings, name)
-        if option.picture and name != "enabled" and (name == "scale" or value != field.default):
+        if option.changes_picture and name != "enabled" and (name == "scale" or value != field.default):
             parts.append(f"{name} {value}")
     return "; ".join(parts)
 
@@ -115,7 +115,7 @@ def pasted_value(parameters: Mapping[str, Any], name: str) -> Any:
     Raises:
         Refused: in the API, when something of the value can't be read.
     """
-    if not options()[name][1].picture:
+    if not options()[name][1].changes_picture:
         return None
     pasted = read_what_can_be(parameters)
     if pasted.problems and PROBLEMS_KEY not in parameters:

@@ -36,7 +36,7 @@ class PasteFields:
 
     def sent(self) -> list[Callable[[Mapping[str, Any]], Any]]:
         """A script's `paste_field_names`: what changes the picture, and the list of presets with it."""
-        settings = [function for name, function in self.of_settings.items() if options()[name][1].picture]
+        settings = [function for name, function in self.of_settings.items() if options()[name][1].changes_picture]
         return [*settings, self.of_preset]
 
 

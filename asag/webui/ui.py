@@ -50,7 +50,7 @@ def build(
                 _build_group(group, names, elem_id, found, blocks_route)
             panel.build_manager()
     in_order = {name: found[name] for name in options()}
-    held = {name: each for name, each in in_order.items() if name != "enabled" and options()[name][1].picture}
+    held = {name: each for name, each in in_order.items() if name != "enabled" and options()[name][1].changes_picture}
     panel.connect(in_order["enabled"], held)
     return Accordion(in_order, panel.list, notice)
 

@@ -28,7 +28,7 @@ def add_axes(xyz_grid: Any) -> None:
     present = {axis.label for axis in xyz_grid.axis_options}
     for name, (field, option) in options().items():
         label = PREFIX + option.label
-        if name != "enabled" and option.picture and label not in present:
+        if name != "enabled" and option.changes_picture and label not in present:
             xyz_grid.axis_options.append(_axis(xyz_grid, name, type(field.default), label, option))
 
 

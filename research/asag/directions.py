@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asag.hosts.diffusers import FAMILIES
-from asag.hosts.diffusers_call import picture_of, scene_of, velocity_of_grey
+from asag.hosts.diffusers_call import picture_of, token_grid_of, velocity_of_grey
+from asag.hosts.diffusers_pipeline import FAMILIES
 from asag.lab.embedded.shipped import start_noise
 from asag.models.base import family_of
 from asag.models.diffusers_unet import DiffusersUnet
@@ -39,9 +39,9 @@ def watched(pipeline: Any, model: nn.Module, pairs: list[tuple[str, str]]) -> It
     seen: list[tuple[Tensor, Pushes]] = []
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        pushes, scene = {}, scene_of(args, kwargs)
+        pushes, token_grid = {}, token_grid_of(args, kwargs)
         for method, block in pairs:
-            with perturbed(choose_layers(model, family, block), family, make_operator(method), scene):
+            with perturbed(choose_layers(model, family, block), family, make_operator(method), token_grid):
                 pushes[method, block] = model.forward(*args, **kwargs)[0] - output[0]
         if isinstance(family, DiffusersUnet):
             picture = picture_of(pipeline.scheduler, args, kwargs, output[0])

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from asag.hosts.diffusers import asag_guidance
+from asag.hosts.diffusers_pipeline import asag_guidance
 from asag.lab.embedded import drawings, shipped, shipped_mmdit
 from asag.settings import AsagSettings
 from asag.trace import Trace
@@ -67,7 +67,7 @@ class Run:
     def key(self) -> str:
         """A name for files, the same on every machine; another one for other weights and other defaults."""
         parsed = AsagSettings.from_mapping(dict(self.settings))
-        changing = [each.name for each in fields(parsed) if each.metadata["option"].picture]
+        changing = [each.name for each in fields(parsed) if each.metadata["option"].changes_picture]
         settings = {name: getattr(parsed, name) for name in changing} if self.settings else {}
         base = [SOLVER, weights(self.model), self.conditional, self.guidance_scale, self.steps]
         told = json.dumps([*base, settings], sort_keys=True)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asag.hosts import foreign
+from asag.hosts import other_code
 from asag.hosts.a1111_control import fixes_rows, references_spared, remembers
-from asag.hosts.a1111_step import Step
+from asag.hosts.a1111_step import A1111Step
 from asag.hosts.reuse import Reuse
 from asag.models.ldm_unet import LdmUnet
 from asag.operators import Sinkhorn
@@ -95,7 +95,7 @@ def expected(unet: nn.Module, reference: Reference, x: Tensor, sigma: Tensor, te
 @torch.no_grad()
 @pytest.mark.parametrize("wanted", [True, False])
 def test_the_reference_is_shown_unweakened(unet: nn.Module, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(foreign, "STATELESS_CODE", ((__name__, "Reference."),))
+    monkeypatch.setattr(other_code, "STATELESS_CODE", ((__name__, "Reference."),))
     reference = Reference(unet, normal(1, 4, 16, 24, seed=4))
     reference.__dict__["unet"] = unet
     p = SimpleNamespace(scripts=SimpleNamespace(alwayson_scripts=[SimpleNamespace(latest_network=reference)]))
@@ -108,7 +108,7 @@ def test_the_reference_is_shown_unweakened(unet: nn.Module, wanted: bool, monkey
     reuse.give_up("reference")
     before, layers = reference.original_forward, choose_layers(unet, LdmUnet(), "mid")
     rest = (unet, layers, LdmUnet(), Sinkhorn(cost="uniform"), reuse)
-    step = Step(SimpleNamespace(inner_model=model), 1.0, 1, 1, *rest)
+    step = A1111Step(SimpleNamespace(inner_model=model), 1.0, 1, 1, *rest)
     torch.manual_seed(3)
     own = model(x, sigma, cond={"c_crossattn": [text]})
     step.remove()

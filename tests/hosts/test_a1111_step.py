@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asag.hosts import foreign
-from asag.hosts.a1111_step import Step
+from asag.hosts import other_code
+from asag.hosts.a1111_step import A1111Step
 from asag.hosts.reuse import Reuse
 from asag.models.ldm_unet import LdmUnet
 from asag.operators import Sinkhorn
@@ -45,7 +45,7 @@ def guide(unet: nn.Module, batches: list[int], reuse: Reuse, blocks: str = "mid"
     family, model = LdmUnet(), InnerModel(unet)
     denoiser = SimpleNamespace(inner_model=model)
     layers = choose_layers(unet, family, blocks)
-    step = Step(denoiser, 1.5, CONDS, UNCONDS, unet, layers, family, Sinkhorn(), reuse)
+    step = A1111Step(denoiser, 1.5, CONDS, UNCONDS, unet, layers, family, Sinkhorn(), reuse)
     x, text = normal(CONDS + UNCONDS, 4, 16, 24, seed=1), normal(CONDS + UNCONDS, 7, 24, seed=2)
     sigma = torch.linspace(1, 3, CONDS + UNCONDS)
     out, begin = [], 0
@@ -100,7 +100,7 @@ class Outer(nn.Module):
 def test_what_stands_around_the_unet(
     unet: nn.Module, effect: str, counts: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(foreign, "STATELESS_CODE", ((__name__, "Outer."),))
+    monkeypatch.setattr(other_code, "STATELESS_CODE", ((__name__, "Outer."),))
     Outer(unet, effect)
     try:
         reuse = Reuse(True)
@@ -124,7 +124,7 @@ class Twice(InnerModel):
 def test_a_unet_that_gets_other_rows_takes_a_whole_pass(unet: nn.Module) -> None:
     reuse, family, model = Reuse(True), LdmUnet(), Twice(unet)
     denoiser, layers = SimpleNamespace(inner_model=model), choose_layers(unet, LdmUnet(), "mid")
-    step = Step(denoiser, 1.0, 1, 1, unet, layers, family, Sinkhorn(), reuse)
+    step = A1111Step(denoiser, 1.0, 1, 1, unet, layers, family, Sinkhorn(), reuse)
     with torch.no_grad():
         model(normal(2, 4, 16, 24), torch.ones(2), cond={"c_crossattn": [normal(2, 7, 24)]})
         step.remove()

@@ -80,7 +80,7 @@ def a1111(unet: nn.Module, hook: CountingHook, conds: int, batches: list[int], r
         layers = choose_layers(unet, LdmUnet(), "mid")
         denoiser = SimpleNamespace(inner_model=model)
         rest = (unet, layers, LdmUnet(), Sinkhorn(cost="uniform"), reuse)
-        step = a1111_step.Step(denoiser, 1.5, conds, rows - conds, *rest)
+        step = a1111_step.A1111Step(denoiser, 1.5, conds, rows - conds, *rest)
     begin, out = 0, []
     for size in batches:
         some = slice(begin, begin + size)
@@ -145,7 +145,7 @@ def forge(unet: nn.Module, hook: CountingHook, texts: list[tuple[int, Tensor]], 
     step = None
     if reuse is not None:
         layers = choose_layers(unet, LdmUnet(), "mid")
-        step = forge_step.Step(unet, x, 1.5, layers, LdmUnet(), Sinkhorn(cost="uniform"), reuse)
+        step = forge_step.ForgeStep(unet, x, 1.5, layers, LdmUnet(), Sinkhorn(cost="uniform"), reuse)
     own = forge_calls(unet, x, texts, batched)
     if step is None:
         return x, own, None

@@ -25,9 +25,9 @@ from diffusers import (
 from torch import Tensor
 
 from asag.blocks import BlocksError
-from asag.hosts import diffusers as host
 from asag.hosts import diffusers_call
-from asag.hosts.diffusers import asag_guidance
+from asag.hosts import diffusers_pipeline as host
+from asag.hosts.diffusers_pipeline import asag_guidance
 from asag.models.base import UnsupportedModel
 from asag.operators import Sinkhorn
 from asag.perturb import choose_layers, perturbed

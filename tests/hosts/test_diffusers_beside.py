@@ -30,9 +30,9 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor, nn
 
 from asag import perturb
-from asag.hosts import diffusers as host
-from asag.hosts.diffusers import asag_guidance
-from asag.hosts.diffusers_foreign import foreign_code
+from asag.hosts import diffusers_pipeline as host
+from asag.hosts.diffusers_other_code import other_code
+from asag.hosts.diffusers_pipeline import asag_guidance
 from asag.models.base import UnsupportedModel
 from asag.operators import Sinkhorn
 from asag.settings import AsagSettings
@@ -276,7 +276,7 @@ def test_what_is_known_shares_work_and_gives_no_delta(
 
     monkeypatch.setattr(host, "branching", branching)
     with put_in(pipe):
-        assert not foreign_code(pipe.unet)
+        assert not other_code(pipe.unet)
         plain = latents(pipe, given)
         guided = latents(pipe, given, scale=3.0, blocks="mid, out.3-5")
     assert difference(guided, plain) < 2e-4

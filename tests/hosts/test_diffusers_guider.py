@@ -17,9 +17,9 @@ from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffu
 from torch import Tensor, nn
 
 from asag.blocks import BlocksError
-from asag.hosts.diffusers import FAMILIES
 from asag.hosts.diffusers_guider import ARGUMENTS, LEFT_OUT, AdversarialSinkhornAttentionGuidance
-from asag.models.base import Scene, UnsupportedModel, family_of
+from asag.hosts.diffusers_pipeline import FAMILIES
+from asag.models.base import TokenGrid, UnsupportedModel, family_of
 from asag.operators import Identity, QueryBlur, Sinkhorn
 from asag.perturb import choose_layers, perturbed
 from asag.settings import SettingsError, options
@@ -263,7 +263,7 @@ def test_blur_and_tolerance_reach_the_operator() -> None:
         text = text_inputs("sd3", images=2)
         cond = {name: text[fields[0]] for name, fields in FIELDS.items()}
         plain = model(**call, **cond).sample
-        with perturbed(choose_layers(model, family, "auto"), family, operator, Scene((8, 12))):
+        with perturbed(choose_layers(model, family, "auto"), family, operator, TokenGrid((8, 12))):
             weakened = model(**call, **cond).sample
         pred, _ = drive(guider, model)
         torch.testing.assert_close(pred, 2 * plain - weakened, rtol=1e-10, atol=1e-10)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from asag.blocks import Address
-from asag.hosts.diffusers import asag_guidance
+from asag.hosts.diffusers_pipeline import asag_guidance
 from tests.tiny_diffusers import PIPES, counted_calls, inputs, latents, sd15_pipe
 
 

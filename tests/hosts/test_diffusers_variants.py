@@ -30,7 +30,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from asag.hosts import diffusers as host
+from asag.hosts import diffusers_pipeline as host
 from asag.models.base import UnsupportedModel
 from asag.operators import Sinkhorn
 from asag.perturb import choose_layers, perturbed

@@ -352,7 +352,7 @@ def test_what_fails_in_the_callback_ends_the_request_too(host, monkeypatch):
     def failing(*args):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(forge, "Step", failing)
+    monkeypatch.setattr(forge, "ForgeStep", failing)
     with pytest.raises(Refused, match="broken"):
         guided(host)
     assert host.fails

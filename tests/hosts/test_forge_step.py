@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from asag.blocks import Address
-from asag.hosts import foreign
-from asag.hosts.forge_step import Step
+from asag.hosts import other_code
+from asag.hosts.forge_step import ForgeStep
 from asag.hosts.reuse import Reuse
 from asag.models.base import AttentionLayer
 from asag.operators import Operator
@@ -46,7 +46,7 @@ class Doubling:
 
     row_methods = ()
 
-    def replacement(self, layer, original, operator, scene):
+    def replacement(self, layer, original, operator, token_grid):
         return lambda x: 2 * original(x)
 
     def stages(self, model):
@@ -91,7 +91,7 @@ def network():
 
 def step_on(network, x, reuse=False):
     layers = [AttentionLayer(Address("mid", 0, 0), network.attention)]
-    return Step(network, x, 1.5, layers, Doubling(), Operator(), reuse or Reuse(False))
+    return ForgeStep(network, x, 1.5, layers, Doubling(), Operator(), reuse or Reuse(False))
 
 
 def guide(network, conds, unconds, batches=True, played=None, reuse=None):
@@ -204,7 +204,7 @@ def test_a_branch_that_fails_is_told_and_costs_nothing_but_time(network):
 @pytest.fixture
 def known(monkeypatch):
     """What this file hooks in is known to keep nothing between calls."""
-    monkeypatch.setattr(foreign, "STATELESS_CODE", ((__name__, "test_"),))
+    monkeypatch.setattr(other_code, "STATELESS_CODE", ((__name__, "test_"),))
 
 
 @pytest.mark.usefixtures("known")

@@ -12,7 +12,7 @@ from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProc
 from torch import Tensor, nn
 
 from asag.blocks import Address
-from asag.models.base import AttentionLayer, Family, Scene, UnsupportedModel
+from asag.models.base import AttentionLayer, Family, TokenGrid, UnsupportedModel
 from asag.models.diffusers_mmdit import FluxTransformer, ReplacedAttention, Sd3Transformer
 from asag.operators import Identity, QueryBlur, Sinkhorn
 from asag.perturb import choose_layers, perturbed
@@ -111,7 +111,7 @@ def test_softmax_in_every_layer_changes_nothing(kind: str) -> None:
 def test_every_layer_gets_its_image_tokens_and_grid(kind: str) -> None:
     make, family = MODELS[kind]
     model, operator = make(), Recording()
-    with perturbed(family.layers(model), family, operator, Scene((2 * HEIGHT, 2 * WIDTH))):
+    with perturbed(family.layers(model), family, operator, TokenGrid((2 * HEIGHT, 2 * WIDTH))):
         predict(model)
     images, grid = HEIGHT * WIDTH, (HEIGHT, WIDTH)
     joint = ((0, images), images + TEXT_TOKENS, grid)
@@ -271,7 +271,7 @@ def test_seg_blurs_the_queries_of_the_image_in_the_hosts_order() -> None:
     out = F.scaled_dot_product_attention(blurred, key, value).transpose(1, 2).flatten(2)
     expected = attention.to_out[0](out)
     layers = [AttentionLayer(Address("joint", 1, 1), attention)]
-    with perturbed(layers, Sd3Transformer(), QueryBlur(sigma=1.0), Scene((2 * HEIGHT, 2 * WIDTH))):
+    with perturbed(layers, Sd3Transformer(), QueryBlur(sigma=1.0), TokenGrid((2 * HEIGHT, 2 * WIDTH))):
         torch.testing.assert_close(attention(tokens), expected, rtol=1e-5, atol=1e-5)
     mean = query.mean(dim=2, keepdim=True).expand_as(query)
     out = F.scaled_dot_product_attention(mean, key, value).transpose(1, 2).flatten(2)

@@ -8,7 +8,7 @@ from diffusers.models.attention_processor import Attention, CustomDiffusionAttnP
 from torch import nn
 
 from asag.blocks import Address, BlocksError, summarize
-from asag.models.base import AttentionLayer, Scene, UnsupportedModel, family_of
+from asag.models.base import AttentionLayer, TokenGrid, UnsupportedModel, family_of
 from asag.models.diffusers_unet import DiffusersUnet
 from asag.operators import Identity, Operator, Sinkhorn
 from asag.perturb import choose_layers, perturbed
@@ -131,7 +131,7 @@ def test_every_layer_runs_once_and_gets_its_grid() -> None:
             return super().plain(query, key, value, grid)
 
     unet, operator = sd15_unet(), Recording()
-    with perturbed(chosen(unet, "in.1, in.4, mid, out.3"), FAMILY, operator, Scene((36, 20))):
+    with perturbed(chosen(unet, "in.1, in.4, mid, out.3"), FAMILY, operator, TokenGrid((36, 20))):
         predict(unet, 36, 20)
     assert operator.grids == [(36, 20), (18, 10), (5, 3), (9, 5)]
 

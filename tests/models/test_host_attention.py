@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from asag.blocks import Address
-from asag.models.base import Scene, UnsupportedModel
+from asag.models.base import TokenGrid, UnsupportedModel
 from asag.models.forge_flux import ForgeFlux
 from asag.models.forge_sd3 import ForgeSd3
 from asag.models.host_attention import HostTransformer, SequenceLayer, numbered
@@ -70,8 +70,8 @@ class DoublesFamily(HostTransformer):
     def layers(self, model):
         return numbered("layer", model.blocks)
 
-    def image(self, layer, scene, tokens):
-        images = scene.image_tokens(layer.patch)
+    def image(self, layer, token_grid, tokens):
+        images = token_grid.image_tokens(layer.patch)
         return slice(TEXT, tokens) if tokens == TEXT + images else None
 
 
@@ -90,10 +90,10 @@ def model(request, home):
 
 
 def given():
-    scene = Scene()
-    scene.enter(torch.zeros(2, 4, HEIGHT, WIDTH), torch.zeros(2, TEXT, 16))
+    token_grid = TokenGrid()
+    token_grid.enter(torch.zeros(2, 4, HEIGHT, WIDTH), torch.zeros(2, TEXT, 16))
     x = torch.randn(2, TEXT + (HEIGHT // 2) * (WIDTH // 2), 16, generator=torch.Generator().manual_seed(1))
-    return x, scene
+    return x, token_grid
 
 
 def test_auto_counts_blocks_and_not_layers():
@@ -108,34 +108,34 @@ def test_auto_counts_blocks_and_not_layers():
 @torch.no_grad()
 @pytest.mark.parametrize("mask", [None, torch.tensor([[0.0, -1.0, -2.0] + 12 * [0.0]]).expand(15, -1)])
 def test_softmax_changes_nothing_and_sinkhorn_something(model, mask):
-    family, (x, scene) = DoublesFamily(), given()
+    family, (x, token_grid) = DoublesFamily(), given()
     expected = model(x, mask)
     layers = choose_layers(model, family, "all")
-    with perturbed(layers, family, Softmax(), scene):
+    with perturbed(layers, family, Softmax(), token_grid):
         torch.testing.assert_close(model(x, mask), expected)
-    with perturbed(layers, family, Sinkhorn(), scene):
+    with perturbed(layers, family, Sinkhorn(), token_grid):
         assert (model(x, mask) - expected).abs().max() > 0.01
     torch.testing.assert_close(model(x, mask), expected, rtol=0, atol=0)
 
 
 @torch.no_grad()
 def test_other_layers_keep_the_hosts_attention(model):
-    family, (x, scene) = DoublesFamily(), given()
+    family, (x, token_grid) = DoublesFamily(), given()
     first = model.blocks[0](x)
-    with perturbed(choose_layers(model, family, "layer.1"), family, Sinkhorn(), scene):
+    with perturbed(choose_layers(model, family, "layer.1"), family, Sinkhorn(), token_grid):
         torch.testing.assert_close(model.blocks[0](x), first, rtol=0, atol=0)
         assert sys.modules[HOME].attention_function is attention_function
 
 
 def test_nothing_is_left_behind(model, home):
-    family, (x, scene) = DoublesFamily(), given()
+    family, (x, token_grid) = DoublesFamily(), given()
     before = snapshot(model)
     mask = torch.zeros(15, 15)
     mask[7, 8] = -1.0
     layers = choose_layers(model, family, "auto")
     with (
         pytest.raises(UnsupportedModel, match=r"layer\.1\.0: mask"),
-        perturbed(layers, family, Sinkhorn(), scene),
+        perturbed(layers, family, Sinkhorn(), token_grid),
     ):
         model(x, mask)
     assert snapshot(model) == before
@@ -143,24 +143,24 @@ def test_nothing_is_left_behind(model, home):
 
 
 def test_a_layer_that_wasnt_perturbed_is_an_error(model):
-    family, (x, scene) = DoublesFamily(), given()
+    family, (x, token_grid) = DoublesFamily(), given()
     with (
         pytest.raises(
             UnsupportedModel,
             match=r"layer\.0\.0: ASAG doesn't know the attention that .*\.Block computes here.*allowed: double_of",
         ),
-        perturbed(choose_layers(model, family, "layer.0"), family, Sinkhorn(), scene),
+        perturbed(choose_layers(model, family, "layer.0"), family, Sinkhorn(), token_grid),
     ):
         model(x[:, :-1])
 
 
 def placed(family, patch=2, multiple=1, number=0, frames=1, tokens=None, text=TEXT):
     """Where a family looks for image tokens, of latents 6 x 8 (or odd), in a sequence."""
-    scene = Scene()
+    token_grid = TokenGrid()
     shape = (2, 4, 5, 7) if frames == 1 else (2, 4, frames, 5, 7)
-    scene.enter(torch.zeros(shape), torch.zeros(2, text, 16))
+    token_grid.enter(torch.zeros(shape), torch.zeros(2, text, 16))
     layer = SequenceLayer(Address("layer", 0, number), nn.Identity(), patch, multiple)
-    return family.image(layer, scene, tokens)
+    return family.image(layer, token_grid, tokens)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from ldm.modules.diffusionmodules import openaimodel
 from torch import nn
 
 from asag.blocks import BlocksError
-from asag.models.base import Scene, UnsupportedModel, family_of, split_heads
+from asag.models.base import TokenGrid, UnsupportedModel, family_of, split_heads
 from asag.models.ldm_unet import LdmUnet
 from asag.operators import Identity, QueryBlur, Sinkhorn
 from asag.perturb import choose_layers, perturbed, slice_rows
@@ -98,7 +98,7 @@ def test_softmax_in_place_of_attention_changes_nothing(unet, blocks):
 @pytest.mark.parametrize("blocks", ["mid", "out.3"])
 def test_operators_change_the_prediction(unet, operator, blocks):
     clean = run(unet, 40, 24)
-    with perturbed(choose_layers(unet, FAMILY, blocks), FAMILY, operator, Scene((40, 24))):
+    with perturbed(choose_layers(unet, FAMILY, blocks), FAMILY, operator, TokenGrid((40, 24))):
         changed = run(unet, 40, 24)
     assert (changed - clean).abs().max() > 1e-3 * clean.abs().max()
 
@@ -177,10 +177,10 @@ def test_nothing_is_left_behind(unet, failure):
 
 def test_a_failing_family_leaves_nothing_behind(unet):
     class Failing(LdmUnet):
-        def replacement(self, layer, original, operator, scene):
+        def replacement(self, layer, original, operator, token_grid):
             if str(layer.address) == "out.3.0":
                 raise RuntimeError("half way")
-            return super().replacement(layer, original, operator, scene)
+            return super().replacement(layer, original, operator, token_grid)
 
     before = snapshot(unet)
     layers = choose_layers(unet, FAMILY, "all")
@@ -216,8 +216,8 @@ GRIDS = [((33, 41), 5 * 6, (5, 6)), ((64, 64), 4096, (64, 64)), ((8, 8), 5, None
 
 @pytest.mark.parametrize(("size", "tokens", "grid"), GRIDS)
 def test_grid_of_any_latent_size(size, tokens, grid):
-    assert Scene(size).grid(tokens) == grid
-    assert Scene(None).grid(tokens) is None
+    assert TokenGrid(size).grid(tokens) == grid
+    assert TokenGrid(None).grid(tokens) is None
 
 
 def test_masks_are_refused(unet):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from asag.models.base import Scene, UnsupportedModel, family_of
+from asag.models.base import TokenGrid, UnsupportedModel, family_of
 from asag.models.neo_image_alone import NeoWan
 from asag.models.neo_lumina import NeoLumina
 from asag.models.neo_qwen import NeoQwen
@@ -158,12 +158,12 @@ def case(request, homes):
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(ROWS, WIDTH, *GRID, generator=generator, dtype=torch.float64)
     context = torch.randn(ROWS, TEXT, WIDTH, generator=generator, dtype=torch.float64)
-    scene = Scene()
-    scene.enter(x, context)
+    token_grid = TokenGrid()
+    token_grid.enter(x, context)
     built = lively(model())
     found = family_of(built, [NeoLumina(), NeoQwen(), NeoQwen21(), NeoWan()])
     assert isinstance(found, family)
-    return built, found, part, (x, context), scene
+    return built, found, part, (x, context), token_grid
 
 
 # Tests -------------------------------------------------------------------------------------------------------------
@@ -171,12 +171,12 @@ def case(request, homes):
 
 @torch.no_grad()
 def test_softmax_gives_no_delta_and_sinkhorn_one(case):
-    model, family, part, given, scene = case
+    model, family, part, given, token_grid = case
     plain = model(*given)
     assert str(family.default_blocks(model)) == f"{part}.1"
-    with perturbed(choose_layers(model, family, "all"), family, Softmax(), scene):
+    with perturbed(choose_layers(model, family, "all"), family, Softmax(), token_grid):
         torch.testing.assert_close(model(*given), plain, rtol=1e-10, atol=1e-10)
-    with perturbed(choose_layers(model, family, "auto"), family, Sinkhorn(), scene):
+    with perturbed(choose_layers(model, family, "auto"), family, Sinkhorn(), token_grid):
         assert (model(*given) - plain).abs().max() > 1e-3
     torch.testing.assert_close(model(*given), plain, rtol=0, atol=0)
 
@@ -185,12 +185,12 @@ def test_softmax_gives_no_delta_and_sinkhorn_one(case):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("block", [0, 1, 2])
 def test_a_branch_is_a_whole_pass(case, method, block):
-    model, family, part, given, scene = case
+    model, family, part, given, token_grid = case
     operator, layers = make_operator(method), choose_layers(model, family, f"{part}.{block}")
     plain = model(*given)
-    with perturbed(layers, family, operator, scene):
+    with perturbed(layers, family, operator, token_grid):
         weakened = model(*given)
-    with branching(model, layers, family, operator, scene, slice(1, ROWS), ROWS) as branch:
+    with branching(model, layers, family, operator, token_grid, slice(1, ROWS), ROWS) as branch:
         own, copies = branch.split(model(*given))
     torch.testing.assert_close(own, plain, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(copies, weakened[1:], rtol=1e-10, atol=1e-10)
@@ -200,15 +200,15 @@ def test_a_branch_is_a_whole_pass(case, method, block):
 def test_the_images_attention_alone_is_weakened_in_segments(homes):
     """Layer by layer against the definition: what an image query gives to image keys is spread evenly over them."""
     model = lively(QwenImage21Transformer2DModel())
-    images, scene = GRID[0] * GRID[1], Scene()
+    images, token_grid = GRID[0] * GRID[1], TokenGrid()
     x, context = torch.randn(1, WIDTH, *GRID).double(), torch.randn(1, TEXT, WIDTH).double()
-    scene.enter(x, context)
+    token_grid.enter(x, context)
     seen = []
     family = NeoQwen21()
     layers = choose_layers(model, family, "layer.1")
     handle = model.transformer_blocks[1].attn.register_forward_hook(lambda module, args, out: seen.append((args, out)))
     model(x, context)
-    with perturbed(layers, family, make_operator("uniform"), scene):
+    with perturbed(layers, family, make_operator("uniform"), token_grid):
         model(x, context)
     handle.remove()
     ((tokens, _), plain), (_, weakened) = seen
@@ -252,12 +252,12 @@ class WanModel(nn.Module):
 
 def test_wan_with_radial_attention_is_told_what_its_attention_is(homes):
     """Neo's extension puts another function in the place of backend/nn/wan.py's `attention`."""
-    home, model, scene = sys.modules["backend.nn.wan"], WanModel(), Scene()
-    scene.enter(torch.zeros(1, 4, 1, *GRID), torch.zeros(1, 3, WIDTH))
+    home, model, token_grid = sys.modules["backend.nn.wan"], WanModel(), TokenGrid()
+    token_grid.enter(torch.zeros(1, 4, 1, *GRID), torch.zeros(1, 3, WIDTH))
     x, family = torch.randn(1, 6, WIDTH), NeoWan()
     home.attention = lambda *args, **kwargs: home.attention_function(*args, **kwargs)
     layers = choose_layers(model, family, "layer.0")
-    with perturbed(layers, family, Softmax(), scene):
+    with perturbed(layers, family, Softmax(), token_grid):
         torch.testing.assert_close(model(x), attention_function(x, x, x, HEADS))
     home.attention = lambda query, *args, **kwargs: query  # a sparse kernel of its own
     with (
@@ -266,6 +266,6 @@ def test_wan_with_radial_attention_is_told_what_its_attention_is(homes):
             match=r"layer\.0\.0: ASAG doesn't know the attention that .*WanSelfAttention computes here.*"
             r"allowed: backend\.nn\.wan\.attention_function, .*RadialAttention Integrated .*switch it off",
         ),
-        perturbed(layers, family, Sinkhorn(), scene),
+        perturbed(layers, family, Sinkhorn(), token_grid),
     ):
         model(x)

@@ -93,7 +93,7 @@ def test_tiled_image_to_image(guidance_works: Image, method: str) -> None:
     guidance_works(image_request(width=256, height=256, alwayson_scripts=tiled_diffusion(method)))
 
 
-def stands_aside(webui: WebUI, payload: dict[str, Any], who: str) -> None:
+def has_conflict(webui: WebUI, payload: dict[str, Any], who: str) -> None:
     """ASAG leaves the image as it is without it, says so once in the log, and writes no infotext."""
     alone = webui.txt2img(**payload)
     written = len(webui.log)
@@ -110,7 +110,7 @@ def test_aside_for_tiled_diffusions_regions(webui: WebUI, plain: Image, guidance
     size = {"width": 256, "height": 256, "steps": 2}
     payload = small(alwayson_scripts=tiled_diffusion(method, *region), **size)
     assert_differ(webui.txt2img(**payload).image, plain(**size))
-    stands_aside(webui, payload, "Tiled Diffusion's region control")
+    has_conflict(webui, payload, "Tiled Diffusion's region control")
     # Neither side's state outlives the request.
     guidance_works(small())
 
@@ -121,7 +121,7 @@ def test_aside_for_regional_prompter(webui: WebUI, plain: Image, guidance_works:
     values = [True, False, "Matrix", "Columns", "Mask", "Prompt", "1,1", "", False, False, False, calculation]
     payload = small(prompt="a cat BREAK a dog", alwayson_scripts={"Regional Prompter": {"args": values}})
     assert_differ(webui.txt2img(**payload).image, plain(prompt="a cat BREAK a dog"))
-    stands_aside(webui, payload, "Regional Prompter")
+    has_conflict(webui, payload, "Regional Prompter")
     # A new prompt each time: neutral prompt, if installed as well, confuses one that the host has cached with RP's.
     guidance_works(small(prompt=f"a bird, {calculation}"))
 

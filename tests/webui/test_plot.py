@@ -41,7 +41,9 @@ def test_every_setting_that_changes_the_picture_has_an_axis(webui: WebUI) -> Non
     axes = next(arg["choices"] for arg in script["args"] if arg["label"] == "X type")
     settings = webui.get("/asag/schema")["properties"]
     expected = [
-        f"[ASAG] {each['title']}" for name, each in settings.items() if name != "enabled" and options()[name][1].picture
+        f"[ASAG] {each['title']}"
+        for name, each in settings.items()
+        if name != "enabled" and options()[name][1].changes_picture
     ]
     assert [axis for axis in axes if axis.startswith("[ASAG]")] == expected
 

@@ -65,7 +65,7 @@ def test_a_branch_that_fails_costs_time_alone(webui: WebUI, guided: Image, plain
     expected = guided({"reuse": False}, steps=4)
     webui.inject_failure("unet", 2)
     image = guided({}, steps=4)
-    # The probe's hook is foreign: the step before is checked, and may be the one that fails.
+    # The probe's hook is code of others: the step before is checked, and may be the one that fails.
     assert webui.last_reuse()["whole"] >= 3
     assert "the failure that was asked for" in webui.last_reuse()["why"]
     assert largest_difference(image, expected) <= REUSE_ROUNDING

@@ -9,7 +9,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from asag.hosts.diffusers import asag_guidance
+from asag.hosts.diffusers_pipeline import asag_guidance
 from asag.lab.bench.measure import Meter, Variant, record, share
 from asag.lab.bench.models import SIZES, Denoiser, build, pipeline_double
 from asag.presets import PRESETS

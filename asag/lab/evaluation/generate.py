@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from asag.hosts.diffusers import asag_guidance
+from asag.hosts.diffusers_pipeline import asag_guidance
 from asag.lab.evaluation.plan import EvaluationError, Item, Method, Sampling, parts
 from asag.lab.evaluation.store import Store
 

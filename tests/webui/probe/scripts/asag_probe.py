@@ -118,8 +118,8 @@ def fail_once(where, call, kind):
             raise FAILURES[kind](f"asag_probe: the failure that was asked for ({where}, call {call})")
 
     # This hook only fails: it is known to keep nothing, so that ASAG tries a branch beside it.
-    foreign = importlib.import_module("asag.hosts.foreign")
-    foreign.STATELESS_CODE = (*foreign.STATELESS_CODE, (__name__, "fail_once."))
+    other_code = importlib.import_module("asag.hosts.other_code")
+    other_code.STATELESS_CODE = (*other_code.STATELESS_CODE, (__name__, "fail_once."))
     hook = list(diffusion_model().children())[-1].register_forward_pre_hook(before_last_part)
 
 

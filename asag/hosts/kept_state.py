@@ -12,7 +12,7 @@ from functools import partial
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
-from asag.hosts.foreign import module_of
+from asag.hosts.other_code import module_of
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, tuple)
 CONTAINERS = (dict, list, set)
@@ -21,7 +21,7 @@ LONGEST = 1000
 EMPTY_CELL = CellType()
 
 
-class ForeignMemory:
+class KeptState:
     """What the functions remember, as it was when this was made.
 
     That is: plain values and containers in the globals of their modules and in their closures, and the attributes of
@@ -44,7 +44,7 @@ class ForeignMemory:
     @contextmanager
     def again(self) -> Iterator[None]:
         """As it was then; afterwards as it is now."""
-        now = ForeignMemory(self.functions)
+        now = KeptState(self.functions)
         self.restore()
         try:
             yield

@@ -148,7 +148,7 @@ def test_a_later_model_that_cant_be_guided_loses_no_pass(host):
     torch.testing.assert_close(out[:2], guided(host, scale=2.0)[:2])
     host.model.diffusion_model = Linear()
     torch.testing.assert_close(out[2:], plain(host)[2:])
-    assert "ASAG didn't guide the model that came later: model: tests.hosts.test_told.Linear" in told(host)
+    assert "ASAG didn't guide the model that came later: model: tests.hosts.test_run_notes.Linear" in told(host)
 
 
 def header_of(path: Path, *names: str) -> Path:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 INK, FAINT, PAPER = "#1f1f1f", "#dcdcdc", "white"
-# Three colours of viridis and magma, told apart by colour-blind eyes and in grey; marks and dashes differ as well.
+# Three colours of viridis and magma, distinct to colour-blind eyes and in grey; marks and dashes differ as well.
 SCALE = {"color": "#440154", "linestyle": "-", "marker": "o"}
 SIZE = {"color": "#1f8a86", "linestyle": "--", "marker": "s"}
 ORDINARY = {"color": "#1f8a86", "marker": "o", "markerfacecolor": "white", "markeredgewidth": 1.8}

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from asag.hosts.foreign import foreign, functions_in, hooks_of, is_stateless, name_of
-from asag.hosts.foreign_memory import ForeignMemory
+from asag.hosts.kept_state import KeptState
+from asag.hosts.other_code import functions_in, hooks_of, is_stateless, name_of, not_the_hosts
 from asag.hosts.reuse import Reuse
 
 
@@ -112,7 +112,7 @@ def test_functions_are_found_in_the_options():
     options = {"attn2": {("middle", 0): patch}, "output_block_patch": [FREEU, (method,)], "weight": 0.5}
     assert list(functions_in([options, None])) == [patch, FREEU, method]
     assert name_of(patch) == __name__
-    assert foreign([patch, LOWVRAM]) == [patch]
+    assert not_the_hosts([patch, LOWVRAM]) == [patch]
 
 
 def test_beside_unknown_code_nothing_is_tried_and_its_name_is_told():
@@ -165,7 +165,7 @@ def test_what_hooks_remember_is_put_back(wrap):
     hook, state = counting()
     function = wrap(hook, state)
     before = GLOBAL
-    then = ForeignMemory([function])
+    then = KeptState([function])
     first = function()
     second = function()
     with then.again():
@@ -183,7 +183,7 @@ def test_what_hooks_remember_is_put_back(wrap):
 def test_methods_and_objects_that_are_called():
     state = State()
     for function in (state.count, partial(state.count)):
-        memory = ForeignMemory([function])
+        memory = KeptState([function])
         with memory.again():
             function()
             assert state.number == 1
@@ -198,7 +198,7 @@ def test_objects_of_others_are_left_alone():
         model.bias.data += 1
         model.mark = True
 
-    memory = ForeignMemory([hook])
+    memory = KeptState([hook])
     hook()
     memory.restore()
     assert model.mark

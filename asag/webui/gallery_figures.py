@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from asag.figures import draw
 from asag.hosts.notes import note
 from asag.settings import AsagSettings
 from asag.trace import Trace
+from asag.trace_figure import draw
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -1,4 +1,4 @@
-"""What the user is told of a guided run that is over."""
+"""The notes for the user on a guided run that is over."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from asag.hosts.generation import GuidedRun
 
 
-def told(run: GuidedRun, family: Family) -> list[str]:
+def notes_on(run: GuidedRun, family: Family) -> list[str]:
     """The messages about a run of a model of that family, in full sentences; none when all went as asked."""
     messages = list(run.notes)
     if family.experimental:
@@ -30,7 +30,7 @@ def told(run: GuidedRun, family: Family) -> list[str]:
         )
     elif stopped:
         messages.append(f"ASAG guided {run.guided_calls} of {run.announced} steps: the image was {stopped}")
-    elif not run.guided_calls and not run.aside:
+    elif not run.guided_calls and not run.conflict:
         messages.append("ASAG guided no step of this image: none lies in its window, or hires fix was off")
     if run.operator.changes_nothing:
         messages.append(

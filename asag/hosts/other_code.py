@@ -55,7 +55,7 @@ def hooks_of(network: nn.Module, around: Iterable[nn.Module] = ()) -> list[Any]:
     modules = [*around, *network.modules()]
     found = [each for module in modules for each in _hooks_on(module)]
     classes = dict.fromkeys(type(module) for module in modules)
-    return foreign([*found, *(each.forward for each in classes if each.forward.__module__ != each.__module__)])
+    return not_the_hosts([*found, *(each.forward for each in classes if each.forward.__module__ != each.__module__)])
 
 
 def _hooks_on(module: nn.Module) -> list[Any]:
@@ -63,7 +63,7 @@ def _hooks_on(module: nn.Module) -> list[Any]:
     return [*put, *module._forward_pre_hooks.values(), *module._forward_hooks.values()]
 
 
-def foreign(functions: Iterable[Any]) -> list[Any]:
+def not_the_hosts(functions: Iterable[Any]) -> list[Any]:
     """Those that aren't the host's."""
     return [each for each in functions if module_of(each).split(".")[0] not in HOSTS_OWN]
 

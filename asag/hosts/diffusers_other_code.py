@@ -38,7 +38,7 @@ _VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch
 
 
 @dataclass(frozen=True)
-class Foreign:
+class OtherCode:
     """Code of others in a model: the module's name, what is there, and the object that may remember something."""
 
     place: str
@@ -56,31 +56,31 @@ def caches(model: nn.Module) -> list[str]:
     return sorted(names - STATELESS_HOOKS)
 
 
-def foreign_code(model: nn.Module) -> list[Foreign]:
+def other_code(model: nn.Module) -> list[OtherCode]:
     """What isn't known to work row by row and to remember nothing, in the order of the model's modules.
 
     Hooks on the model itself don't count: they are run once for each of the host's calls, outside of both passes.
     """
-    return [each for name, module in model.named_modules() for each in _foreign_in(name, module)]
+    return [each for name, module in model.named_modules() for each in _other_code_in(name, module)]
 
 
-def _foreign_in(name: str, module: nn.Module) -> Iterator[Foreign]:
+def _other_code_in(name: str, module: nn.Module) -> Iterator[OtherCode]:
     kind, bases = type(module), type(module).__mro__
     packages = [_package(base) for base in bases]
     if packages[0] not in ("torch", "diffusers") and "diffusers" in packages:
-        yield Foreign(name, f"the class {kind.__module__}.{kind.__qualname__}", module)
+        yield OtherCode(name, f"the class {kind.__module__}.{kind.__qualname__}", module)
     forward = module.__dict__.get("forward")
     if hasattr(module, "_hf_hook"):  # accelerate keeps the forward that it wraps
         forward = getattr(module, "_old_forward", None)
     if forward is not None and not hasattr(module, "_diffusers_hook") and not _is_own(forward, kind):
-        yield Foreign(name, f"its forward replaced by {_named(forward)}", forward)
+        yield OtherCode(name, f"its forward replaced by {_named(forward)}", forward)
     if name:
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             if _package(hook) not in KNOWN_PACKAGES:
-                yield Foreign(name, f"the hook {_named(hook)}", hook)
+                yield OtherCode(name, f"the hook {_named(hook)}", hook)
     processor = getattr(module, "processor", None)
     if processor is not None and not _is_known_processor(type(processor)):
-        yield Foreign(name, f"the attention processor {type(processor).__name__}", processor)
+        yield OtherCode(name, f"the attention processor {type(processor).__name__}", processor)
 
 
 def _is_known_processor(kind: type) -> bool:
@@ -105,12 +105,12 @@ def _named(given: Any) -> str:
 
 
 @contextmanager
-def nothing_kept(foreign: list[Foreign]) -> Iterator[None]:
-    """Around a call of the model that the host doesn't make; raises UnsupportedModel when foreign code kept something
+def nothing_kept(found: list[OtherCode]) -> Iterator[None]:
+    """Around a call of the model that the host doesn't make; raises UnsupportedModel when such code kept something
     of it."""
-    before = [Memory(each.keeper) for each in foreign]
+    before = [Memory(each.keeper) for each in found]
     yield
-    for each, memory in zip(foreign, before, strict=True):
+    for each, memory in zip(found, before, strict=True):
         if Memory(each.keeper) != memory:
             raise UnsupportedModel(
                 f"model: {each}, which keeps something of each call of the model, and ASAG makes one more in a step; "

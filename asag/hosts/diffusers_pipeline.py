@@ -24,9 +24,18 @@ from torch import Tensor, nn
 
 from asag.echo import shown
 from asag.guidance import keep_contrast, rescale_factor, scheduled_scale
-from asag.hosts.diffusers_call import Call, Shift, argument, grey_of, picture_of, scene_of, velocity_of_grey, with_rows
+from asag.hosts.diffusers_call import (
+    DenoiserCall,
+    Shift,
+    argument,
+    grey_of,
+    picture_of,
+    token_grid_of,
+    velocity_of_grey,
+    with_rows,
+)
 from asag.hosts.diffusers_caller import calling_pipeline
-from asag.hosts.diffusers_foreign import Foreign, caches, foreign_code, nothing_kept
+from asag.hosts.diffusers_other_code import OtherCode, caches, nothing_kept, other_code
 from asag.hosts.diffusers_pass import Passes
 from asag.models.base import UnsupportedModel, family_of, has_class
 from asag.models.diffusers_mmdit import FluxTransformer, Sd3Transformer
@@ -68,7 +77,7 @@ def asag_guidance(pipe: Any, **settings: Any) -> Iterator[Trace | None]:
     runs the module it was made from. Beside code of others in the model each perturbed pass is one of its own.
 
     Yields what the guidance leaves for figures, if `figures` is True, otherwise None. Each pipeline call is a pass in
-    it; `asag.figures.draw` draws it:
+    it; `asag.trace_figure.draw` draws it:
 
         with asag_guidance(pipe, figures=True) as trace:
             image = pipe("a photo of a cat").images[0]
@@ -148,10 +157,10 @@ class Guidance:
         self.timesteps_of_sigma = 1 if isinstance(self.family, FluxTransformer) else 1000
         self.passes = [Passes(pipe, self.family)]
         self.current = self.passes[0]
-        self.foreign: list[Foreign] = []
+        self.other_code: list[OtherCode] = []
         self.warned = ""
         self.thread: int | None = None
-        self.call: Call | None = None
+        self.call: DenoiserCall | None = None
         self.opened = ExitStack()
         with perturbed(self.layers, self.family, self.operator):
             pass  # a layer that can't be perturbed says so before sampling starts
@@ -199,14 +208,14 @@ class Guidance:
         cond = current.conditional_rows(sample)
         if scale:
             total = sample.shape[0]
-            self.call = Call(slice_rows(list(args), cond, total), slice_rows(kwargs, cond, total), cond, scale)
-            if self.foreign:
+            self.call = DenoiserCall(slice_rows(list(args), cond, total), slice_rows(kwargs, cond, total), cond, scale)
+            if self.other_code:
                 everything = slice(0, total)
                 whole = slice_rows(list(args), everything, total), slice_rows(kwargs, everything, total)
                 self.call.whole, self.call.random_state = whole, RandomState(sample.device, self.model)
             elif self.can_branch(kwargs):
-                scene = scene_of(self.call.args, self.call.kwargs)
-                branch = branching(self.model, self.layers, self.family, self.operator, scene, cond, total)
+                token_grid = token_grid_of(self.call.args, self.call.kwargs)
+                branch = branching(self.model, self.layers, self.family, self.operator, token_grid, cond, total)
                 self.call.branch = self.opened.enter_context(branch)
 
     def passes_of(self, pipe: Any) -> Passes:
@@ -221,9 +230,9 @@ class Guidance:
     def begin_pass(self, steps: int) -> None:
         """A pipeline begins with a picture: others may have put code into the model, or taken theirs out."""
         eager(self.denoiser)
-        self.foreign = foreign_code(self.model)
-        if self.foreign and self.warned != str(self.foreign[0]):
-            self.warned = str(self.foreign[0])
+        self.other_code = other_code(self.model)
+        if self.other_code and self.warned != str(self.other_code[0]):
+            self.warned = str(self.other_code[0])
             logger.warning("ASAG takes whole extra passes, of all rows: %s, which may treat rows together", self.warned)
         if self.trace:
             self.trace.begin_pass(steps)
@@ -253,27 +262,27 @@ class Guidance:
             self.current.shift.apply(rows)
         return output
 
-    def predict_weakened(self, call: Call) -> Tensor:
-        """A whole extra pass. Beside foreign code it is of all the host's rows, with the host's random numbers.
+    def predict_weakened(self, call: DenoiserCall) -> Tensor:
+        """A whole extra pass. Beside code of others it is of all the host's rows, with the host's random numbers.
 
         Raises UnsupportedModel when that code remembers the pass.
         """
-        scene = scene_of(call.args, call.kwargs)
-        with torch.no_grad(), perturbed(self.layers, self.family, self.operator, scene):
+        token_grid = token_grid_of(call.args, call.kwargs)
+        with torch.no_grad(), perturbed(self.layers, self.family, self.operator, token_grid):
             if call.whole is None:
                 return self.model.forward(*call.args, **call.kwargs)[0]
             args, kwargs = call.whole
-            with nothing_kept(self.foreign), call.random_state.again():
+            with nothing_kept(self.other_code), call.random_state.again():
                 return self.model.forward(*args, **kwargs)[0][call.cond]
 
-    def shift_of(self, rows: Tensor, call: Call, weakened: Tensor) -> Shift:
+    def shift_of(self, rows: Tensor, call: DenoiserCall, weakened: Tensor) -> Shift:
         cond = rows[call.cond]
         delta = cond - weakened
         if self.settings.contrast < 1:
             delta = self.less_contrast(delta, cond, call)
         scale = self.current.adaptive(call.scale, delta) if self.settings.adaptive else call.scale
         if self.trace:
-            self.trace.add_step(self.current.steps - 1, scale, delta, scene_of(call.args, call.kwargs).latent_size)
+            self.trace.add_step(self.current.steps - 1, scale, delta, token_grid_of(call.args, call.kwargs).latent_size)
         added = delta * scale
         if not self.settings.rescale:
             return Shift(added, None)
@@ -290,7 +299,7 @@ class Guidance:
             zero = velocity_of_grey(call.args, call.kwargs, cond, self.timesteps_of_sigma)
         return Shift(added, rescale_factor(zero - cond, zero - guided, self.settings.rescale), zero)
 
-    def less_contrast(self, delta: Tensor, cond: Tensor, call: Call) -> Tensor:
+    def less_contrast(self, delta: Tensor, cond: Tensor, call: DenoiserCall) -> Tensor:
         """δ, of a noise, a velocity or a picture, without the share of contrast that isn't wanted."""
         kept = self.settings.contrast
         if not isinstance(self.family, DiffusersUnet):
