@@ -25,6 +25,54 @@ def test_every_default_is_within_its_own_bounds():
     assert AsagSettings.from_mapping(asdict(AsagSettings())) == AsagSettings()
 
 
+# What infotexts, presets, API clients and saved defaults of the page rely on: the default, the bounds of the value and
+# of the slider, and its step.
+NUMBERS = {
+    "scale": (1.5, 0, 100, 30, 0.1),
+    "iterations": (2, 1, 50, 10, 1),
+    "strength": (1.0, 0, 10, 3, 0.05),
+    "start": (0.0, 0, 1, None, 0.01),
+    "end": (1.0, 0, 1, None, 0.01),
+    "rescale": (0.0, 0, 1, None, 0.01),
+    "contrast": (1.0, 0, 1, None, 0.01),
+    "blur": (10000.0, 0.1, 10000, None, 0.1),
+    "hires_scale": (0.0, 0, 100, 30, 0.1),
+    "tolerance": (0.0, 0, 10, 0.5, 0.001),
+}
+OTHERS = {
+    "enabled": (False, ()),
+    "blocks": ("auto", ()),
+    "method": ("asag", ("asag", "pag", "seg", "uniform", "similarity")),
+    "schedule": ("constant", ("constant", "linear", "cosine", "bell")),
+    "adaptive": (False, ()),
+    "hires": ("both", ("both", "first", "hires")),
+    "hires_blocks": ("same", ()),
+    "reuse": (True, ()),
+    "figures": (False, ()),
+}
+
+
+def test_defaults_and_bounds_are_those_that_others_rely_on():
+    known = options()
+    assert {
+        name: (field.default, option.minimum, option.maximum, option.slider_maximum, option.step)
+        for name, (field, option) in known.items()
+        if option.minimum is not None
+    } == NUMBERS
+    assert {
+        name: (field.default, option.choices) for name, (field, option) in known.items() if option.minimum is None
+    } == OTHERS
+    assert all(type(field.default) is type((NUMBERS | OTHERS)[name][0]) for name, (field, _) in known.items())
+    assert [name for name, (_, option) in known.items() if not option.picture] == ["reuse", "figures"]
+    assert {name: option.keywords for name, (_, option) in known.items() if option.keywords} == {
+        "hires_blocks": ("same",)
+    }
+    for name, (field, option) in known.items():
+        for bound in (option.minimum, option.maximum):
+            assert bound is None or AsagSettings.from_mapping({name: bound}) == AsagSettings(**{name: bound})
+        assert AsagSettings.from_mapping({name: str(field.default)}) == AsagSettings()
+
+
 def test_every_option_has_a_label_and_a_help_text_of_its_own():
     known = [option for _, option in options().values()]
     assert len({option.label for option in known}) == len(known) == len(fields(AsagSettings))

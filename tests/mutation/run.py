@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 from _pytest.runner import runtestprotocol
 
-from tests.mutation.mapping import TESTS
+from tests.mutation.mapping import CHOSEN, TESTS
 from tests.mutation.mutants import Mutant, mutants_of
 from tests.mutation.report import KILLED, SURVIVED, TIMEOUT, Report
 
@@ -167,7 +167,7 @@ def by_import(path: str, index: int) -> bool:
     """Whether the mapped tests of a module fail with a mutant in it from the start."""
     tree, mutants = mutants_of(path)
     put_in(path, tree, mutants[index], [])
-    return pytest.main([*TESTS[path], "-x", "-q", "-p", "no:cacheprovider", "--capture=sys"]) != 0
+    return pytest.main([*TESTS[path], "-k", CHOSEN, "-x", "-q", "-p", "no:cacheprovider", "--capture=sys"]) != 0
 
 
 def main() -> None:
@@ -195,7 +195,7 @@ def main() -> None:
     def in_tests() -> bool:
         tests = list(dict.fromkeys(test for path in paths for test in TESTS[path]))
         plugin = InTests(paths, chosen, report, given.budget)
-        pytest.main([*tests, "-q", "-p", "no:cacheprovider", "--capture=sys"], plugins=[plugin])
+        pytest.main([*tests, "-k", CHOSEN, "-q", "-p", "no:cacheprovider", "--capture=sys"], plugins=[plugin])
         left.write_text(json.dumps(plugin.imported))
         return False
 
