@@ -10,7 +10,7 @@ FORGE = [
     "tests/hosts/test_forge_wrapper.py",
     "tests/hosts/test_forge.py",
 ]
-WEBUIS = [*A1111, *FORGE, "tests/hosts/test_counting_hooks.py", "tests/hosts/test_told.py"]
+WEBUIS = [*A1111, *FORGE, "tests/hosts/test_counting_hooks.py", "tests/hosts/test_run_notes.py"]
 DIFFUSERS = [
     "tests/hosts/test_diffusers.py",
     "tests/hosts/test_diffusers_reuse.py",
@@ -55,7 +55,7 @@ TESTS = {
     "asag/hosts/checkpoints.py": ["tests/hosts/test_checkpoints.py", *WEBUIS],
     "asag/hosts/conflicts.py": ["tests/hosts/test_conflicts.py"],
     "asag/hosts/run_notes.py": WEBUIS,
-    "asag/hosts/notes.py": ["tests/hosts/test_told.py", "tests/test_script.py"],
+    "asag/hosts/notes.py": ["tests/hosts/test_run_notes.py", "tests/test_script.py"],
     "asag/hosts/refused.py": WEBUIS,
     "asag/hosts/loaded.py": ["tests/hosts/test_loaded.py", *FORGE],
     "asag/hosts/webui.py": ["tests/hosts/test_webui.py", "tests/test_script.py"],
