@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from asag.guidance import AdaptiveScale, in_window, keep_contrast, scheduled_scale
 from asag.hosts.diffusers_call import token_grid_of, velocity_of_grey
+from asag.hosts.diffusers_models import FAMILIES, eager
 from asag.hosts.diffusers_other_code import other_code
-from asag.hosts.diffusers_pipeline import FAMILIES, eager
 from asag.models.base import Family, UnsupportedModel, family_of
 from asag.models.diffusers_mmdit import FluxTransformer
 from asag.models.diffusers_unet import DiffusersUnet

@@ -62,6 +62,8 @@ TESTS = {
     "asag/hosts/other_code.py": ["tests/hosts/test_other_code.py", "tests/hosts/test_counting_hooks.py", *FORGE],
     "asag/hosts/kept_state.py": ["tests/hosts/test_other_code.py", "tests/hosts/test_counting_hooks.py", *FORGE],
     "asag/hosts/diffusers_pipeline.py": [*DIFFUSERS, "tests/hosts/test_diffusers_beside.py"],
+    "asag/hosts/diffusers_guidance.py": [*DIFFUSERS, "tests/hosts/test_diffusers_beside.py"],
+    "asag/hosts/diffusers_models.py": [*DIFFUSERS, "tests/hosts/test_diffusers_beside.py"],
     "asag/hosts/diffusers_pass.py": [*DIFFUSERS, "tests/hosts/test_diffusers_guider.py"],
     "asag/hosts/diffusers_call.py": [*DIFFUSERS, "tests/hosts/test_diffusers_beside.py"],
     "asag/hosts/diffusers_caller.py": [*DIFFUSERS, "tests/hosts/test_diffusers_beside.py"],
