@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from asag.guidance import keep_contrast, rescale_factor, scheduled_scale
 from asag.hosts.diffusers_call import (
     DenoiserCall,
+    Rescaling,
     Shift,
+    WholeCall,
     argument,
     grey_of,
     picture_of,
@@ -114,7 +116,7 @@ class Guidance:
             if self.other_code:
                 everything = slice(0, total)
                 whole = slice_rows(list(args), everything, total), slice_rows(kwargs, everything, total)
-                self.call.whole, self.call.random_state = whole, RandomState(sample.device, self.model)
+                self.call.whole = WholeCall(*whole, RandomState(sample.device, self.model))
             elif self.can_branch(kwargs):
                 token_grid = token_grid_of(self.call.args, self.call.kwargs)
                 branch = branching(self.model, self.layers, self.family, self.operator, token_grid, cond, total)
@@ -170,12 +172,14 @@ class Guidance:
         Raises UnsupportedModel when that code remembers the pass.
         """
         token_grid = token_grid_of(call.args, call.kwargs)
+        weakened: Tensor
         with torch.no_grad(), perturbed(self.layers, self.family, self.operator, token_grid):
             if call.whole is None:
-                return self.model.forward(*call.args, **call.kwargs)[0]
-            args, kwargs = call.whole
-            with nothing_kept(self.other_code), call.random_state.again():
-                return self.model.forward(*args, **kwargs)[0][call.cond]
+                weakened = self.model.forward(*call.args, **call.kwargs)[0]
+            else:
+                with nothing_kept(self.other_code), call.whole.random_state.again():
+                    weakened = self.model.forward(*call.whole.args, **call.whole.kwargs)[0][call.cond]
+        return weakened
 
     def shift_of(self, rows: Tensor, call: DenoiserCall, weakened: Tensor) -> Shift:
         cond = rows[call.cond]
@@ -187,7 +191,7 @@ class Guidance:
             self.trace.add_step(self.current.steps - 1, scale, delta, token_grid_of(call.args, call.kwargs).latent_size)
         added = delta * scale
         if not self.settings.rescale:
-            return Shift(added, None)
+            return Shift(added)
         guided = cond
         if call.cond.start:
             uncond = rows[: call.cond.start]
@@ -199,7 +203,7 @@ class Guidance:
             zero = grey_of(self.current.pipe.scheduler, call.args, call.kwargs, cond, "rescale: above 0")
         else:
             zero = velocity_of_grey(call.args, call.kwargs, cond, self.timesteps_of_sigma)
-        return Shift(added, rescale_factor(zero - cond, zero - guided, self.settings.rescale), zero)
+        return Shift(added, Rescaling(rescale_factor(zero - cond, zero - guided, self.settings.rescale), zero))
 
     def less_contrast(self, delta: Tensor, cond: Tensor, call: DenoiserCall) -> Tensor:
         """δ, of a noise, a velocity or a picture, without the share of contrast that isn't wanted."""

@@ -32,8 +32,10 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a default where there is one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        no_default = action.default is None or action.default is False or action.default in ("", []) or not action.help
-        return action.help if no_default or "default:" in action.help else super()._get_help_string(action)
+        no_default = action.default is None or action.default is False or action.default in ("", [])
+        if no_default or not action.help or "default:" in action.help:
+            return action.help
+        return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):

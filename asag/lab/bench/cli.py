@@ -31,7 +31,7 @@ def case_names(bench: str | None, quick: bool) -> list[str]:
 def measurements(args: argparse.Namespace, meter: Meter) -> dict[str, Callable[[], Iterator[dict[str, Any]]]]:
     common: dict[str, Any] = {"quick": args.quick, "only": args.only}
     dense_bytes = int(args.dense_gib * 1024 * MIB)
-    all_of_them = {
+    all_of_them: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
         "operator": partial(operator.measure, meter, dense_bytes=dense_bytes, **common),
         "step": partial(step.measure, meter, **common),
         "hosts": partial(hosts.measure, meter, **common),
