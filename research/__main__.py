@@ -20,7 +20,7 @@ COMMANDS = {
     "report": Command(
         "research.asag.report",
         arguments.report,
-        "write the page and figures of research/asag from its lines",
+        "write the pages and figures of research/asag from its lines",
         _NEEDS,
     ),
     "guidance_breaks": Command(

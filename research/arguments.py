@@ -54,8 +54,11 @@ def _share(text: str) -> tuple[int, int]:
 
 
 def report(argv: Arguments) -> argparse.Namespace:
-    parser = Parser("research report", "Writes the page and figures of research/asag, from the measured lines alone.")
-    parser.add_argument("--folder", type=Path, default=ROOM / "asag", help="of results/ and of the page")
+    parser = Parser(
+        "research report",
+        "Writes the pages and figures of research/asag and research/README.md, from the measured lines.",
+    )
+    parser.add_argument("--folder", type=Path, default=ROOM / "asag", help="of results/, texts/ and the pages")
     return parser.parse_args(argv)
 
 

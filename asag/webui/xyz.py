@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from asag.hosts.refused import Refused
-from asag.option import Option
-from asag.settings import AsagSettings, SettingsError, options
+from asag.settings import AsagSettings, Option, SettingsError, options
 
 PREFIX = "[ASAG] "
 ATTRIBUTE = "_asag_axes"

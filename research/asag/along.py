@@ -24,7 +24,7 @@ from research.asag.sampling import Sampler, captions, trained
 from research.lines import write_lines
 
 COSTS = ("adversarial", "similarity")
-ITERATIONS = (0, 1, 2, 5)  # of which entropy and marginals are told; 0: SoftMax of the cost's kernel alone
+ITERATIONS = (0, 1, 2, 5)  # whose entropy and marginals are written; 0: SoftMax of the cost's kernel alone
 _TOLERANCES = (1e-2, 1e-3, 1e-4)
 _MOST = 100
 _PICTURES, _SEED = 24, 102
@@ -68,13 +68,13 @@ def look(query: Tensor, key: Tensor, cost: str) -> dict[str, Any]:
     scale = signed_scale(cost, 1.0, query)
     scores = DenseScores(query.flatten(0, 1).double(), key.flatten(0, 1).double(), scale)
     potential = scores.start()
-    told: dict[str, Any] = {"entropy": {}, "columns": {}, "needed": {}}
+    found: dict[str, Any] = {"entropy": {}, "columns": {}, "needed": {}}
     moves = []
     for iteration in range(_MOST + 1):
         if iteration in ITERATIONS:
             plan = torch.softmax(scores.logits + potential[:, None], dim=2)
-            told["entropy"][str(iteration)] = round(entropy(plan), 5)
-            told["columns"][str(iteration)] = float(f"{float((plan.sum(1) - 1).abs().mean()):.3g}")
+            found["entropy"][str(iteration)] = round(entropy(plan), 5)
+            found["columns"][str(iteration)] = float(f"{float((plan.sum(1) - 1).abs().mean()):.3g}")
         swept = scores.sweep(potential)
         moves.append((swept - potential).abs().mean(1))
         potential = swept
@@ -84,8 +84,8 @@ def look(query: Tensor, key: Tensor, cost: str) -> dict[str, Any]:
     for tolerance in _TOLERANCES:
         below = steps < tolerance
         first = torch.where(below.any(0), below.int().argmax(0) + 1, _MOST)
-        told["needed"][str(tolerance)] = round(float(first.double().mean()), 3)
-    return told
+        found["needed"][str(tolerance)] = round(float(first.double().mean()), 3)
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -112,7 +112,7 @@ class Evaluation:
             yield {
                 "plan": "drawings",
                 "condition": condition,
-                **size.told(),
+                **size.fields(),
                 "metrics": metrics,
             }
 
@@ -150,7 +150,7 @@ def line(
         "solver": SOLVER,
         "steps": cell.run.steps,
         "settings": dict(cell.run.settings),
-        **size.told(),
+        **size.fields(),
         "metrics": metrics,
         "weights": weights(cell.run.model),
         "run": cell.run.key,

@@ -204,7 +204,7 @@ def fresh_plan(model: str, scales: Scales) -> Plan:
 
 def adaptive_plan(model: str, scales: Scales) -> Plan:
     """High scales, fixed, adaptive, adaptive along a bell, and fixed without contrast; `calibrate-high` finds scales of
-    equal push. Differences to the fixed scale that pushes as far are told, too."""
+    equal push. Each is compared with the fixed scale that pushes equally far."""
     cells = []
     for conditional in (False, True):
         base = baseline(model, conditional)

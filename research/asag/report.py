@@ -1,69 +1,37 @@
-"""`python -m research report`: research/asag/README.md and its figures, from the measured lines alone."""
+"""`python -m research report`: the pages on ASAG and their figures, from the measured lines and the texts alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from research import arguments
-from research.asag import report_figures, tables
+from research.asag import report_figures, report_prose, tables
 from research.asag.report_sweeps import searches
 from research.asag.report_tables import main_tables, measured_again
 from research.asag.sampling import MODELS, trained
-from research.lines import Line, markdown, read_lines
-
-_INTRODUCTION = """# Evidence
-
-Made by `python -m research report` from the JSON lines in results/. Only the words around the figures, and findings.md,
-are written by hand. `python -m research evaluate PLAN --model MODEL` measures the lines (it goes on where it was
-stopped), `python -m research along --model MODEL` those on the plans along sampling, and `python -m research directions
---model MODEL` those on where the methods push.
-
-**What is measured on what.** Models small enough to lie in this repository, trained from scratch on drawings of one or
-two coloured shapes (asag/lab/embedded/drawings.py): the embedded UNet, of Stable Diffusion's architecture, and a
-small MMDiT, of Stable Diffusion 3's. What holds for 32x32 drawings need not hold for SDXL's
-photographs: the directions are evidence, the sizes of the effects are these models' own.
-
-**How.** The second-order solver DPM-Solver++ (2M), the WebUIs' DPM++ 2M, with 14 steps for the UNet, what it predicts
-clipped to the range of pictures, and 10 for the MMDiT; the plans along sampling say their own. diffusers' stock
-pipelines; guidance in the default block (the middle). *Unconditional*: no caption, no CFG. *Conditional*: with CFG 2;
-the paper gives no CFG scale. Every run starts from the same noise and has the same captions, so
-differences are paired; errors are by jackknife over 40 blocks of captions. In tables, (+5σ) is a difference to the
-baseline (vanilla or CFG) in paired standard errors, given from 3 on; bold where it is an improvement. By chance alone
-that happens once in 210 comparisons, so among the hundreds here one or two are expected.
-
-**Metrics.** FD: Fréchet distance to 20 000 fresh drawings, on the last features of a classifier trained on drawings; FD
-layout: on mean colours of 4x4 cells; FD spectrum: on log power over spatial frequency; KID: unbiased MMD with the cubic
-kernel on the classifier's features, divided by their RMS, to 4000 of the drawings; IS-like: the Inception Score's
-formula on the classifier's SoftMax over the 24 kinds of object. Two of three drawings hold two objects, so a higher
-IS-like isn't better here: pictures of one object each would get up to 24. objects right: exactly the asked objects,
-each once; contrast: a picture's standard deviation; saturation: mean of largest minus smallest channel; clipped: share
-of values at the ends of the range, which is what burnt colours do; diversity: RMS difference of two pictures' layouts,
-of the same caption with other noise. IS-like, contrast, saturation and clipped are best when like the drawings';
-diversity when not lost.
-
-**Three protocols.** The papers' scales (PAG and SEG 3, ASAG and the maps of its Table 3 1.5); scales that push equally
-far (mean RMS of s·δ along sampling as ASAG's at 1.5); each method's best scale (lowest FD of a tenth, a quarter, half,
-one, two and five times the scale of equal push), searched with other captions, other noise and fewer pictures than
-those reported.
-"""
+from research.lines import Line, markdown, read_lines, replace_text
 
 _TITLES = {"unet": "The embedded UNet", "mmdit": "The small MMDiT"}
+_ABOUT = "[How it was measured, and what the columns mean](README.md) · [What was found](findings.md)"
 
 
-def sections(folder: Path) -> Iterator[str]:
-    """The report's parts in order; a part whose lines are missing is left out. Draws the figures into `images`."""
-    yield _INTRODUCTION
-    findings = folder / "findings.md"
-    if findings.exists():
-        yield findings.read_text()
-    yield from training(folder)
+def pages(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Each page and what it says; what has no lines is left out. Draws the figures into `images`."""
+    start = [
+        report_prose.filled(folder, "asag.txt"),
+        *training(folder),
+        cost(folder.parent.parent / "bench" / "results"),
+    ]
+    yield folder / "README.md", _joined(start)
     for model, title in _TITLES.items():
-        found = list(of_model(folder, model))
-        if found:
-            yield f"## {title}"
-            yield from found
-    yield cost(folder.parent.parent / "bench" / "results")
+        if found := list(of_model(folder, model)):
+            yield folder / f"{model}.md", _joined([f"# {title}", _ABOUT, *found])
+    yield from report_prose.pages(folder)
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
 def training(folder: Path) -> Iterator[str]:
@@ -85,10 +53,10 @@ def of_model(folder: Path, model: str) -> Iterator[str]:
         path = f"images/directions-{model}.png"
         report_figures.directions(lines, "Where each method pushes", folder / path)
         yield (
-            f"### Where the methods push\n\nδ of every method on the same latents, {lines[0]['pictures']} pictures "
-            "without captions and guidance, means over the steps. *Contrast*: along the predicted picture less its "
-            f"mean, so a push that makes the picture stronger and changes nothing else.\n\n{tables.directions(lines)}"
-            f"\n\n![Pushes along sampling]({path})"
+            f"## Where the methods push\n\nδ of every method on the same latents: {lines[0]['pictures']} pictures "
+            "without captions and guidance, means over the steps. *Contrast* is the direction of the predicted picture "
+            "less its mean. A push along it makes the picture stronger and changes nothing else."
+            f"\n\n{tables.directions(lines)}\n\n![Pushes along sampling]({path})"
         )
     yield from searches(folder, model)
     yield from measured_again(folder, model)
@@ -108,7 +76,7 @@ def along_part(folder: Path, model: str, lines: list[Line]) -> Iterator[str]:
         for cost, name, paper in (("similarity", "M = 1 − QKᵀ", "≈ 10"), ("adversarial", "M = QKᵀ (ASAG)", "≈ 2"))
     ]
     head = ["cost", "mean abs(Δg) < 1e-2", "< 1e-3", "< 1e-4", "paper, SDXL (tolerance not given)"]
-    yield "### The plans along sampling, and Table 3's iterations"
+    yield "## The plans along sampling, and Table 3's iterations"
     yield f"Sweeps needed, a mean over steps, heads and pictures:\n\n{markdown(head, rows)}"
     entropy = sum(line["softmax_entropy"] for line in lines) / len(lines)
     yield (
@@ -137,10 +105,10 @@ def cost(results: Path) -> str:
         rows.append([f"here: {case}, sharing work, peak memory", "1", *map(_memory, sharing)])
     head = ["", "CFG", "PAG", "SEG", "ASAG"]
     return (
-        "## Cost (the paper's Table 4)\n\nRatios to CFG alone (bench/results), medians ± the interquartile range of "
-        "paired steps on a CPU. A whole extra pass is what other implementations of any of the three take; it was "
-        "measured with ASAG. The paper doesn't say why PAG's costs so little there. Here the pass shares what comes "
-        f"before the block, and all three methods gain by that.\n\n{markdown(head, rows)}"
+        "## Cost (the paper's Table 4)\n\nRatios to CFG alone (bench/results): medians ± the interquartile range of "
+        "paired steps on a CPU. Other implementations of the three methods take a whole extra pass; it was measured "
+        "with ASAG. The paper doesn't say why PAG's costs so little there. Here the pass shares what comes before the "
+        f"block, and all three methods gain by that.\n\n{markdown(head, rows)}"
     )
 
 
@@ -154,7 +122,7 @@ def _memory(line: Line | None) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments.report(argv)
-    text = "\n\n".join(part.strip() for part in sections(args.folder) if part)
-    (args.folder / "README.md").write_text(text + "\n")
-    print(f"Written: {args.folder / 'README.md'}")
+    for path, text in pages(args.folder):
+        replace_text(path, text)
+        print(f"Written: {path}")
     return 0

@@ -17,8 +17,8 @@ def sampled(lines: list[Line]) -> str:
     found: dict[int, list[int]] = {}
     for samples, seeds in sorted({(line["samples"], len(line["seeds"])) for line in lines}):
         found.setdefault(seeds, []).append(samples)
-    told = [(" or ".join(map(str, numbers)), seeds) for seeds, numbers in found.items()]
-    return " ".join(f"{numbers} pictures a cell, of {seeds} seed{'s'[: seeds > 1]}." for numbers, seeds in told)
+    counts = [(" or ".join(map(str, numbers)), seeds) for seeds, numbers in found.items()]
+    return " ".join(f"{numbers} pictures a cell, of {seeds} seed{'s'[: seeds > 1]}." for numbers, seeds in counts)
 
 
 def planned(folder: Path, plan: str, model: str) -> int:

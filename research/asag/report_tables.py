@@ -38,29 +38,27 @@ def main_part(lines: list[Line], drawings: list[Line], cells: int) -> Iterator[s
             if name in line["metrics"]
         )
         design = "with the objects that are asked for" if line["condition"] == "conditional" else "of anything"
-        yield f"{line['samples']} fresh drawings {design}, than which no model can be expected to do better: {shown}."
-    told = tables.verdicts(lines)
-    if told:
-        yield "**ASAG against the others**, by paired differences of at least 3 standard errors:\n\n" + "\n".join(told)
+        yield f"{line['samples']} fresh drawings {design} have, and no model can be expected to do better: {shown}."
+    yield _folded_verdicts(lines)
 
 
 def confirm_part(lines: list[Line], cells: int) -> Iterator[str]:
     """What did best in the searches, measured again; the plan has `cells` cells."""
     words = (
-        "Captions and noise are the main tables', which no search has seen. The settings are those of ASAG with the "
-        "lowest FD of all searches above; the other methods have the same block, window, rescale and contrast, and "
-        "push as far."
+        "Captions and noise are those of the main tables, which no search has used. ASAG's settings are those with the "
+        "lowest FD of all searches. The other methods have the same block, window, rescale and contrast, at equal "
+        "push."
     )
     found = {line["condition"]: tables.in_words(line["settings"]) for line in lines if line["method"] == "asag"}
-    told = {condition: f": {settings}" for condition, settings in found.items()}
-    yield from _part("The best of the searches, measured again", words, lines, cells, told)
+    after = {condition: f": {settings}" for condition, settings in found.items()}
+    yield from _part("The best of the searches, measured again", words, lines, cells, after)
 
 
 def plain_part(lines: list[Line], cells: int) -> Iterator[str]:
     """Captions without CFG; the plan has `cells` cells."""
     words = (
-        "As models made to run without CFG are used. The settings are those that did best in the searches without "
-        "captions, the other methods' scales those that pushed as far there."
+        "Models made to run without CFG are used like this. The settings are those that did best in the searches "
+        "without captions. The other methods' scales push equally far there."
     )
     yield _head("Captions without CFG", words, lines, cells)
     best = [
@@ -71,42 +69,52 @@ def plain_part(lines: list[Line], cells: int) -> Iterator[str]:
     if best:
         yield f"**Each at its best** of the search above: {'; '.join(best)}."
     yield from _comparisons(lines)
-    yield "\n".join(tables.verdicts(lines))
+    yield _folded_verdicts(lines)
 
 
 def strong_part(lines: list[Line], cells: int) -> Iterator[str]:
     """Beside a stronger CFG; the plan has `cells` cells."""
     words = (
-        "Captions and noise are the main tables'. Equal push is what pushed as far beside their CFG; the other "
-        "methods' papers' scales weren't measured here."
+        "Captions and noise are those of the main tables. Scales of equal push are those found with their CFG. The "
+        "papers' scales of the other methods weren't measured here."
     )
-    yield from _part(f"Beside CFG {lines[0]['guidance_scale']:g}", words, lines, cells)
+    yield from _part(f"With CFG {lines[0]['guidance_scale']:g}", words, lines, cells)
 
 
 def fresh_part(lines: list[Line], cells: int) -> Iterator[str]:
     """What ASAG gained, once more; the plan has `cells` cells."""
     words = (
         "What ASAG gained above, measured once more with captions and noise that no search and no other table has "
-        "seen. All of it was fixed before."
+        "used. All settings were fixed before."
     )
     yield from _part("What was found, on fresh captions and noise", words, lines, cells)
 
 
 def _part(
-    title: str, words: str, lines: list[Line], cells: int, told: Mapping[str, str] | None = None
+    title: str, words: str, lines: list[Line], cells: int, after: Mapping[str, str] | None = None
 ) -> Iterator[str]:
     yield _head(title, words, lines, cells)
-    yield from _comparisons(lines, told)
-    yield "\n".join(tables.verdicts(lines))
+    yield from _comparisons(lines, after)
+    yield _folded_verdicts(lines)
 
 
 def _head(title: str, words: str, lines: list[Line], cells: int) -> str:
     counted = [f"{sampled(lines)}{preliminary(lines)}", words]
-    return f"### {title}\n\n{' '.join(filter(None, counted))}{missing(lines, cells)}"
+    return f"## {title}\n\n{' '.join(filter(None, counted))}{missing(lines, cells)}"
 
 
-def _comparisons(lines: list[Line], told: Mapping[str, str] | None = None) -> Iterator[str]:
-    """A table per condition, under its name and what is `told` of it."""
+def _folded_verdicts(lines: list[Line]) -> str:
+    """Where ASAG is better and worse than the others, folded away under one line; nothing where it isn't compared."""
+    found = tables.verdicts(lines)
+    if not found:
+        return ""
+    summary = "Where ASAG is better or worse than the others, by at least 3 paired standard errors"
+    sentences = "\n".join(found)
+    return f"<details><summary>{summary}</summary>\n\n{sentences}\n\n</details>"
+
+
+def _comparisons(lines: list[Line], after: Mapping[str, str] | None = None) -> Iterator[str]:
+    """A table per condition, under its name and the words `after` it."""
     for condition in tables.conditions_of(lines):
-        title = f"**{condition.capitalize()}**{(told or {}).get(condition, '')}"
+        title = f"**{condition.capitalize()}**{(after or {}).get(condition, '')}"
         yield f"{title}\n\n{tables.comparison(lines, condition)}"

@@ -26,7 +26,7 @@ class Size:
     def samples(self) -> int:
         return self.captions * len(self.seeds)
 
-    def told(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, Any]:
         """As a line has it."""
         return {"samples": self.samples, "seeds": list(self.seeds), "captions_seed": self.captions_seed}
 

@@ -50,7 +50,7 @@ class Run:
         steps: int | None = None,
         guidance_scale: float = 1.0,
     ) -> Run:
-        """With the model's own number of steps unless told otherwise; 2 and 2.0 make the same run.
+        """With the model's own number of steps unless `steps` is given; 2 and 2.0 make the same run.
 
         Raises SettingsError, naming every unknown or bad setting.
         """
@@ -70,9 +70,9 @@ class Run:
         changing = [each.name for each in fields(parsed) if each.metadata["option"].changes_picture]
         settings = {name: getattr(parsed, name) for name in changing} if self.settings else {}
         base = [SOLVER, weights(self.model), self.conditional, self.guidance_scale, self.steps]
-        told = json.dumps([*base, settings], sort_keys=True)
+        named = json.dumps([*base, settings], sort_keys=True)
         method = settings.get("method", "plain")
-        return f"{self.model}-{method}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+        return f"{self.model}-{method}-{hashlib.sha256(named.encode()).hexdigest()[:12]}"
 
 
 @cache

@@ -64,7 +64,7 @@ def conditions_of(lines: Sequence[Line]) -> list[str]:
 
 
 def as_titled(value: float, name: str) -> float:
-    """A metric's value in the unit that its title in `METRICS` tells."""
+    """A metric's value in the unit that its title in `METRICS` names."""
     return 1000 * value if name == "kid" else value
 
 
@@ -92,7 +92,7 @@ def figure_of(line: Line, name: str) -> str:
 
 
 def to_rival(line: Line, name: str) -> str:
-    """The paired difference to the cell that this one is set beside, where it is one to be sure of."""
+    """The paired difference to the cell that this one is compared with, where it is one to be sure of."""
     metric = line["metrics"].get(name, {})
     error = metric.get("to_asag_error")
     if not error or abs(metric["to_asag"] / error) < SURE:
@@ -129,8 +129,8 @@ def differ(lines: Sequence[Line]) -> bool:
 
 
 def comparison(lines: Sequence[Line], condition: str) -> str:
-    """Table 1's rows of a condition: protocol by protocol, method by method, with the paper's figures beside where
-    it has any. Where rows have different numbers of pictures, those are told."""
+    """Table 1's rows of a condition: protocol by protocol, method by method, with the paper's figures where it has
+    any. Where rows have different numbers of pictures, a column says how many."""
     lines = [line for line in lines if line["condition"] == condition]
     counted = differ(lines)
     names = list(METRICS)
@@ -153,13 +153,13 @@ def _of_the_paper(line: Line) -> str:
 
 
 def verdicts(lines: Sequence[Line]) -> list[str]:
-    """A sentence for each condition and protocol: which methods ASAG is surely better and worse than, by which metric.
+    """A sentence for each condition, protocol and method: by which metrics ASAG is surely better or worse.
 
-    Of differences to ASAG, paired; the metrics are those that have a better end. Beside what has no protocol the scale
-    of ASAG is told.
+    From paired differences to ASAG, by the metrics that have a better end. Where there is no protocol the sentence
+    names ASAG's scale.
     """
     scales = {line.get("run"): scale_of(line) for line in lines if line["method"] == "asag"}
-    told = []
+    sentences = []
     for condition in ("unconditional", "conditional"):
         for protocol, title in PROTOCOLS.items():
             rivals = [
@@ -168,16 +168,16 @@ def verdicts(lines: Sequence[Line]) -> list[str]:
                 if (line["condition"], line["protocol"]) == (condition, protocol) and line["method"] != "asag"
             ]
             for line, called in zip(rivals, called_in(rivals), strict=True):
-                parts: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
+                parts: dict[str, list[str]] = {"better": [], "worse": [], "no clear difference": []}
                 for name, sign in BETTER.items():
                     metric = line["metrics"].get(name, {})
                     if not metric.get("to_asag_error"):
                         continue
                     # How much better ASAG is than this line.
                     sigmas = -sign * metric["to_asag"] / metric["to_asag_error"]
-                    kind = "not told apart" if abs(sigmas) < SURE else "better" if sigmas > 0 else "worse"
+                    kind = "no clear difference" if abs(sigmas) < SURE else "better" if sigmas > 0 else "worse"
                     label = METRICS[name].removesuffix(" ↓").removesuffix(" ↑")
-                    parts[kind].append(label if kind == "not told apart" else f"{label} ({abs(sigmas):.0f}σ)")
+                    parts[kind].append(label if kind == "no clear difference" else f"{label} ({abs(sigmas):.0f}σ)")
                 found = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in parts.items() if names)
                 if found:
                     at = f", {title}" if title else ""
@@ -185,8 +185,8 @@ def verdicts(lines: Sequence[Line]) -> list[str]:
                         at += f", {line['samples']} pictures"
                     scale = scales.get(line.get("rival"))
                     own = f" at scale {scale}" if scale and not title else ""
-                    told.append(f"- {condition}{at}, ASAG{own} against {called}: {found}.")
-    return told
+                    sentences.append(f"- {condition}{at}, ASAG{own} against {called}: {found}.")
+    return sentences
 
 
 def sweep(lines: Sequence[Line], condition: str, names: Sequence[str]) -> str:

@@ -84,8 +84,7 @@ def load_classifier(folder: Path = MODEL) -> Classifier:
 
 
 def _table(folder: Path) -> torch.Tensor:
-    table: torch.Tensor = load_file(folder / "conditions.safetensors")["table"]
-    return table.float()
+    return load_file(folder / "conditions.safetensors")["table"].float()
 
 
 def embed(captions: list[str], folder: Path = MODEL) -> torch.Tensor:

@@ -57,8 +57,7 @@ class UNetSubject:
         return Task(noisy, steps, alpha * noise - sigma * clean)
 
     def predict(self, model: ModelMixin, task: Task, tokens: torch.Tensor) -> torch.Tensor:
-        predicted: torch.Tensor = model(task.noisy, task.time, tokens, return_dict=False)[0]
-        return predicted
+        return model(task.noisy, task.time, tokens, return_dict=False)[0]
 
     def save(self, model: ModelMixin, folder: Path) -> None:
         model.save_pretrained(folder / "unet")
@@ -77,8 +76,7 @@ class MMDiTSubject:
         return Task(noisy, sigma * 1000, noise - clean)
 
     def predict(self, model: ModelMixin, task: Task, tokens: torch.Tensor) -> torch.Tensor:
-        predicted: torch.Tensor = model(task.noisy, tokens, pooled(tokens), task.time, return_dict=False)[0]
-        return predicted
+        return model(task.noisy, tokens, pooled(tokens), task.time, return_dict=False)[0]
 
     def save(self, model: ModelMixin, folder: Path) -> None:
         model.save_pretrained(folder / "transformer")

@@ -56,8 +56,7 @@ def make(pipe: Any, sampling: Sampling, method: Method, batch: Sequence[Item]) -
         given["width"], given["height"] = sampling.size
     generators = [torch.Generator().manual_seed(item.noise_seed) for item in batch]
     with nullcontext() if method.settings is None else asag_guidance(pipe, **method.settings):
-        images: list[Image.Image] = pipe(**given, generator=generators).images
-    return images
+        return pipe(**given, generator=generators).images
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ def test_the_number_of_pictures_is_told_where_it_differs():
 
 
 @pytest.mark.parametrize(
-    ("to_asag", "told"), [(5.0, "better: FD (5σ)"), (-5.0, "worse: FD (5σ)"), (2.0, "not told apart: FD, FD layout")]
+    ("to_asag", "told"),
+    [(5.0, "better: FD (5σ)"), (-5.0, "worse: FD (5σ)"), (2.0, "no clear difference: FD, FD layout")],
 )
 def test_a_verdict_is_on_asag_and_only_where_errors_support_it(to_asag, told):
     lines = [made_up("asag", to_asag=0.0), made_up("pag", to_asag=to_asag)]
@@ -110,82 +111,129 @@ def test_a_cell_that_is_set_beside_another_tells_the_difference():
     assert rows == ["| adaptive True | 100 [-5σ] | 0.5 |", "| scale 3.0 | 100 | 0.5 |"]
 
 
-def test_the_report_has_a_part_for_what_is_there_and_none_for_what_is_missing(tmp_path):
+@pytest.fixture
+def folder(tmp_path):
     folder = tmp_path / "research" / "asag"
-    results = folder / "results"
-    results.mkdir(parents=True)
+    (folder / "results").mkdir(parents=True)
+    return folder
+
+
+def written(folder, page="unet.md"):
+    """What a page says after `report`."""
     report.main(["--folder", str(folder)])
-    assert "The embedded UNet" not in (folder / "README.md").read_text()
-    write_lines(results / "main-unet.jsonl", [made_up("vanilla", protocol="none"), made_up("asag", sigmas=-7.0)])
-    plain_search = plain = made_up("vanilla", protocol="search")
-    search = [plain, *(made_up("asag", protocol="search", settings={"method": "asag", "scale": s}) for s in (1, 2))]
-    write_lines(results / "search-unet.jsonl", search)
+    return (folder / page).read_text()
+
+
+def write(folder, name, *lines):
+    write_lines(folder / "results" / f"{name}-unet.jsonl", lines)
+
+
+UNGUIDED = made_up("vanilla", protocol="none")
+SEARCHED = made_up("vanilla", protocol="search")
+CFG_SEARCHED = made_up("cfg", condition="conditional", protocol="search")  # of what follows nothing is measured yet
+
+
+def test_a_model_without_lines_has_no_page(folder):
+    assert "## Cost" in written(folder, "README.md")
+    assert {path.name for path in folder.glob("*.md")} == {"README.md"}
+
+
+def test_a_models_page_has_the_main_tables_and_the_verdicts_folded_away(folder):
+    write(folder, "main", UNGUIDED, made_up("asag", sigmas=-7.0), made_up("pag", to_asag=4.0))
+    text = written(folder)
+    assert text.startswith("# The embedded UNet\n")
+    assert "| the papers' scales | ASAG | 1.5 | **100** (-7σ) |" in text
+    folded = text[text.index("<details>") : text.index("</details>")]
+    assert "\n- unconditional, the papers' scales, ASAG against PAG: better: FD (4σ)" in folded
+    assert not (folder / "mmdit.md").exists()
+
+
+def test_searches_have_their_figures_and_say_what_is_missing(folder):
+    write(folder, "search", SEARCHED, *(made_up("asag", settings={"method": "asag", "scale": s}) for s in (1, 2)))
     blocks = [made_up("asag", settings={"blocks": name, "scale": 1.5}) for name in ("mid", "in.1")]
-    cfg = made_up("cfg", condition="conditional", protocol="search")  # of what follows nothing is measured yet
-    write_lines(results / "blocks-unet.jsonl", [plain, *blocks, cfg])
-    write_lines(results / "strength-unet.jsonl", [plain, made_up("asag", settings={"strength": 2.0}), cfg])
+    write(folder, "blocks", SEARCHED, *blocks, CFG_SEARCHED)
+    write(folder, "strength", SEARCHED, made_up("asag", settings={"strength": 2.0}), CFG_SEARCHED)
+    text = written(folder)
+    assert "**Incomplete**: 11 of 14 rows are missing." in text[text.index("## Strength λ") :]
+    assert "| strength 2.0 |" in text
+    assert "| vanilla |" in tables.sweep([SEARCHED], "unconditional", ["fd"])
+    has_figures(folder, text, "scales-unet", "blocks-unet")
+
+
+def has_figures(folder, text, *names):
+    for name in names:
+        assert f"images/{name}.png" in text
+        assert (folder / "images" / f"{name}.png").stat().st_size > 5000
+
+
+def test_what_the_searches_led_to_is_measured_again(folder):
     chosen = {"method": "asag", "blocks": "in.1", "scale": 0.5}
-    rival = made_up("pag", protocol="chosen", to_asag=4.0)
-    vanilla = made_up("vanilla", protocol="none")
-    write_lines(results / "confirm-unet.jsonl", [vanilla, rival, made_up("asag", protocol="chosen", settings=chosen)])
-    plain = [
-        made_up(name, condition="conditional", protocol=where, samples=1500)
-        for name, where in zip(("vanilla", "asag"), ("none", "chosen"), strict=True)
+    asag = made_up("asag", protocol="chosen", settings=chosen)
+    write(folder, "confirm", UNGUIDED, made_up("pag", protocol="chosen", to_asag=4.0), asag)
+    plain = [("vanilla", "none"), ("asag", "chosen")]
+    write(folder, "plain", *(made_up(n, condition="conditional", protocol=w, samples=1500) for n, w in plain))
+    with_cfg = {"condition": "conditional", "guidance_scale": 4.0}
+    cfg = made_up("cfg", protocol="none", **with_cfg)
+    best = [made_up("pag", protocol="best", to_asag=4.0, **with_cfg), made_up("asag", protocol="best", **with_cfg)]
+    write(folder, "strong", cfg, *best)
+    searched = made_up("pag", protocol="search", settings={"method": "pag", "scale": 0.5}, **with_cfg)
+    write(folder, "strong-search", cfg, searched)
+    text = written(folder)
+    assert "**Unconditional**: blocks in.1, scale 0.5" in text
+    assert "- unconditional, the same settings, equal push, ASAG against PAG: better: FD (4σ)" in text
+    assert "## Captions without CFG\n\n1500 pictures a cell, of 3 seeds. **Preliminary**: 6000 a cell" in text
+    assert "## With CFG 4\n\n6000 pictures a cell, of 3 seeds. Captions and noise" in text
+    assert "- conditional, each at its best, ASAG against PAG: better: FD (4σ)" in text
+    assert "| PAG, scale 0.5 |" in text[text.index("## With CFG 4, over scales") :]
+
+
+def test_numbers_of_steps_are_a_table_with_gaps(folder):
+    rows = [
+        ("cfg", "none", 8),
+        ("cfg", "none", 25),
+        ("asag", "paper", 8),
+        ("asag", "paper", 25),
+        ("asag", "chosen", 25),
     ]
-    write_lines(results / "plain-unet.jsonl", plain)
-    beside = {"condition": "conditional", "guidance_scale": 4.0}
-    strong = [made_up("cfg", protocol="none", **beside), made_up("pag", protocol="best", to_asag=4.0, **beside)]
-    write_lines(results / "strong-unet.jsonl", [*strong, made_up("asag", protocol="best", **beside)])
-    searched = made_up("pag", protocol="search", settings={"method": "pag", "scale": 0.5}, **beside)
-    write_lines(results / "strong-search-unet.jsonl", [strong[0], searched])
-    steps = [
-        made_up(method, condition="conditional", protocol=protocol, steps=steps, guidance_scale=2.0)
-        for method, protocol in (("cfg", "none"), ("asag", "paper"), ("asag", "chosen"))
-        for steps in (8, 25)
-        if (protocol, steps) != ("chosen", 8)
-    ]
-    write_lines(results / "steps-unet.jsonl", steps)
+    rest = {"condition": "conditional", "guidance_scale": 2.0}
+    write(folder, "steps", *(made_up(name, protocol=where, steps=steps, **rest) for name, where, steps in rows))
+    text = written(folder)
+    assert "|  | 8 steps | 25 steps |" in text
+    assert "| CFG 2 + ASAG | 100; 50.0 % | 100; 50.0 % |" in text
+    assert "| CFG 2 + ASAG as chosen | – | 100; 50.0 % |" in text
+
+
+def test_plans_along_sampling_and_pushes_have_tables_and_figures(folder):
     cost = {
         "entropy": {"0": 0.8, "1": 0.9, "2": 0.95, "5": 0.96},
         "columns": {"0": 0.5, "1": 0.2, "2": 0.1, "5": 0.01},
         "needed": {"0.01": 4.0, "0.001": 6.0, "0.0001": 8.0},
     }
     along = {"step": 0, "steps": 1, "tokens": 64, "softmax_entropy": 0.9}
-    write_lines(results / "along-unet.jsonl", [along | {"costs": {"adversarial": cost, "similarity": cost}}])
-    write_lines(results / "training-unet.jsonl", [{"images": 100, "loss": 1.0}, {"images": 200, "loss": 0.5}])
-    pushes = {"step": 0, "pictures": 2, "size": 0.01, "to_asag": 1.0, "contrast": 0.25, "to_asag_beyond": 0.75}
-    write_lines(
-        results / "directions-unet.jsonl",
-        [pushes | {"method": "asag", "block": block, "step": step} for block in ("auto", "in.1") for step in (0, 1)],
-    )
-    (folder / "findings.md").write_text("## What was found\n\nLittle.\n")
-    bench = tmp_path / "bench" / "results"
-    bench.mkdir(parents=True)
+    write(folder, "along", along | {"costs": {"adversarial": cost, "similarity": cost}})
+    pushes = {"pictures": 2, "size": 0.01, "to_asag": 1.0, "contrast": 0.25, "to_asag_beyond": 0.75, "method": "asag"}
+    write(folder, "directions", *(pushes | {"block": block, "step": n} for block in ("auto", "in.1") for n in (0, 1)))
+    text = written(folder)
+    assert "| M = QKᵀ (ASAG) | 4.0 | 6.0 | 8.0 | ≈ 2 |" in text
+    assert "| ASAG | in.1 | 0.01 | 1.00 | 0.25 | 0.75 |" in text
+    has_figures(folder, text, "along-unet", "directions-unet")
+
+
+def test_the_first_page_has_training_and_cost(folder):
+    write_lines(folder / "results" / "training-unet.jsonl", [{"images": 100 * n, "loss": 1.0 / n} for n in (1, 2)])
     ratios = {"full-pass": 1.5, "asag": 1.3, "pag": 1.29, "seg": 1.28}
     step = {"bench": "step", "case": "sd15-mid", "spread": 0.1, "memory_to_cfg": 1.01}
-    write_lines(bench / "2026-01-01.jsonl", [step | {"variant": k, "ratio_to_cfg": v} for k, v in ratios.items()])
-    report.main(["--folder", str(folder)])
-    text = (folder / "README.md").read_text()
-    assert "| the papers' scales | ASAG | 1.5 | **100** (-7σ) |" in text
+    lines = [step | {"variant": name, "ratio_to_cfg": ratio} for name, ratio in ratios.items()]
+    write_lines(folder.parent.parent / "bench" / "results" / "2026-01-01.jsonl", lines)
+    text = written(folder, "README.md")
     assert "| here: sd15-mid, a whole extra pass | 1 | – | – | 1.50 ± 0.10 |" in text
     assert "| here: sd15-mid, sharing work | 1 | 1.29 ± 0.10 | 1.28 ± 0.10 | 1.30 ± 0.10 |" in text
     assert "| here: sd15-mid, sharing work, peak memory | 1 | 1.010 | 1.010 | 1.010 |" in text
-    assert "**Incomplete**: 11 of 14 rows are missing." in text[text.index("### Strength λ") :]
-    assert "|  | 8 steps | 25 steps |" in text
-    assert "| CFG 2 + ASAG | 100; 50.0 % | 100; 50.0 % |" in text
-    assert "| CFG 2 + ASAG as chosen | – | 100; 50.0 % |" in text
-    assert "| strength 2.0 |" in text
-    assert "| vanilla |" in tables.sweep([plain_search], "unconditional", ["fd"])
-    assert "**Unconditional**: blocks in.1, scale 0.5" in text
-    assert "- unconditional, the same settings, equal push, ASAG against PAG: better: FD (4σ)" in text
-    assert "### Captions without CFG\n\n1500 pictures a cell, of 3 seeds. **Preliminary**: 6000 a cell" in text
-    assert "### Beside CFG 4\n\n6000 pictures a cell, of 3 seeds. Captions and noise" in text
-    assert "- conditional, each at its best, ASAG against PAG: better: FD (4σ)" in text
-    assert "| PAG, scale 0.5 |" in text[text.index("### Beside CFG 4, over scales") :]
-    assert "| M = QKᵀ (ASAG) | 4.0 | 6.0 | 8.0 | ≈ 2 |" in text
-    assert "| ASAG | in.1 | 0.01 | 1.00 | 0.25 | 0.75 |" in text
-    assert text.index("Little.") < text.index("The embedded UNet")
-    assert "The small MMDiT" not in text
-    for name in ("scales-unet", "blocks-unet", "along-unet", "directions-unet", "losses"):
-        assert f"images/{name}.png" in text
-        assert (folder / "images" / f"{name}.png").stat().st_size > 5000
+    has_figures(folder, text, "losses")
+
+
+def test_a_text_becomes_a_page_with_its_numbers(folder):
+    write(folder, "main", UNGUIDED, made_up("asag", fd=91.5))
+    (folder / "texts").mkdir()
+    (folder / "texts" / "findings.txt").write_text("FD is {main-unet asag: fd}.\n")
+    assert written(folder, "findings.md") == "FD is 91.5.\n"
