@@ -79,7 +79,9 @@ def adversarial_sinkhorn_attention(
             scores = StreamingScores(flat_query, flat_key, scale, dtype, largest_logit)
             potentials = iterate(scores.sweep, scores.start(), iterations, tolerance)
             out = scores.product(potentials, flat_value, by_columns=normalize == "columns")
-    return out.to(query.dtype).unflatten(0, query.shape[:2])
+    # In stubs of torch unflatten gives Any.
+    by_heads: Tensor = out.to(query.dtype).unflatten(0, query.shape[:2])
+    return by_heads
 
 
 def attention_rows(
@@ -143,7 +145,8 @@ def key_bias(
     for part_query, part_key in parts:
         scores = StreamingScores(part_query, part_key, scale, dtype, largest_logit)
         potentials.append(iterate(scores.sweep, scores.start(), iterations, tolerance).key)
-    return torch.cat(potentials).unflatten(0, query.shape[:2])
+    by_heads: Tensor = torch.cat(potentials).unflatten(0, query.shape[:2])
+    return by_heads
 
 
 def _dense(

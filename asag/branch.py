@@ -37,7 +37,6 @@ class RowBranch:
         self.tell = tell
         self.reached = False
         self.device = torch.device("cpu")
-        self.boundary = type("Boundary", (_Boundary,), {"branch": self})
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -76,26 +75,26 @@ class RowBranch:
         """
         if not self.reached or output.shape[0] != self.grown:
             raise RuntimeError(f"{output.shape[0]} rows came out of the model; allowed: {self.grown}, after branching")
-        plain = self._plain(output)
-        return plain[: self.total], plain[self.total :]
+        rows = _plain(output)
+        return rows[: self.total], rows[self.total :]
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return _all(self._plain, args, kwargs)
+        return _all(_plain, args, kwargs)
 
     def _enter_grown(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self.reached:
             self.reached = True
             self.tell([*self.own, *self.copied])
-        return _all(lambda tensor: self.grow(self._plain(tensor)), args, kwargs)
+        return _all(lambda tensor: self.grow(_plain(tensor)), args, kwargs)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return mapped(self._at_boundary, output)
+        return mapped(self.at_boundary, output)
 
-    def _plain(self, tensor: Tensor) -> Tensor:
-        return tensor.as_subclass(Tensor) if isinstance(tensor, _Boundary) else tensor
-
-    def _at_boundary(self, tensor: Tensor) -> Tensor:
-        return tensor.as_subclass(self.boundary)
+    def at_boundary(self, tensor: Tensor) -> Tensor:
+        """The tensor as what flows between two stages."""
+        found = tensor.as_subclass(_Boundary)
+        found.branch = self
+        return found
 
 
 class _Boundary(Tensor):
@@ -107,20 +106,29 @@ class _Boundary(Tensor):
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        branch, kwargs, sizes = cls.branch, kwargs or {}, set()
+        kwargs = kwargs or {}
+        branch = next(each.branch for each in _tensors((args, kwargs)) if isinstance(each, _Boundary))
+        args, kwargs = _all(_plain, args, kwargs)
+        # Weights have fewer dimensions than what flows between stages.
+        sizes = {tensor.shape[0] for tensor in _tensors(args) if tensor.ndim > 2}
+        if branch.total in sizes and branch.grown in sizes:
+            args, kwargs = _all(branch.grow, args, kwargs)
+        elif func in _SHAPING and branch.grown in sizes and len(args) > 1:
+            args = (args[0], *_shape_of_grown(args[1:], branch))
+        return mapped(branch.at_boundary, func(*args, **kwargs))
 
-        def note(tensor: Tensor) -> Tensor:
-            # Weights have fewer dimensions than what flows between stages.
-            sizes.add(tensor.shape[0] if tensor.ndim > 2 else 0)
-            return tensor
 
-        with torch._C.DisableTorchFunctionSubclass():
-            mapped(note, args)
-            if branch.total in sizes and branch.grown in sizes:
-                args, kwargs = _all(branch.grow, args, kwargs)
-            elif func in _SHAPING and branch.grown in sizes and len(args) > 1:
-                args = (args[0], *_shape_of_grown(args[1:], branch))
-        return super().__torch_function__(func, types, args, kwargs)
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.as_subclass(Tensor) if isinstance(tensor, _Boundary) else tensor
+
+
+def _tensors(given: Any) -> list[Tensor]:
+    """The tensors in an operation's arguments."""
+    if isinstance(given, Tensor):
+        return [given]
+    if isinstance(given, dict):
+        given = list(given.values())
+    return [tensor for each in given for tensor in _tensors(each)] if isinstance(given, (list, tuple)) else []
 
 
 # A model may have kept its number of rows from before, to shape what comes out of its last block.

@@ -54,7 +54,10 @@ def mean_rows(rows: Tensor, weights: Sequence[Sequence[float]]) -> Tensor:
     for parts in weights:
         total = sum(abs(weight) for weight in parts)
         shares = [weight / total if total else 1 / len(parts) for weight in parts]
-        result.append(sum(share * rows[row + index] for index, share in enumerate(shares)))
+        mean = torch.zeros_like(rows[row])
+        for index, share in enumerate(shares):
+            mean = mean + share * rows[row + index]
+        result.append(mean)
         row += len(parts)
     if row != rows.shape[0]:
         raise ValueError(f"weights: {row} rows; allowed: those of the predictions, {rows.shape[0]}")
@@ -118,6 +121,8 @@ class AdaptiveScale:
         """The scale of each image, (images, 1, …), after taking in this step's δ (images, …)."""
         dimensions = tuple(range(1, delta.ndim))
         size = at_least_float32(delta).square().mean(dim=dimensions, keepdim=True).sqrt()
-        known = self.average is not None and self.average.shape[0] == size.shape[0]
-        self.average = self.momentum * self.average + (1 - self.momentum) * size if known else size
+        before = self.average
+        if before is not None and before.shape[0] == size.shape[0]:
+            size = self.momentum * before + (1 - self.momentum) * size
+        self.average = size
         return (scale / (self.average + self.epsilon)).to(delta.dtype)

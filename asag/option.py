@@ -41,12 +41,12 @@ def read_value(each: Field[Any], given: Any) -> Any:
     Raises ValueError naming the setting, the value and what is allowed.
     """
     known: Option = each.metadata["option"]
-    kind = type(each.default)
-    if kind is bool:
+    default: Any = each.default
+    if isinstance(default, bool):
         return _read_bool(each.name, given)
-    if kind is str:
+    if isinstance(default, str):
         return _read_text(each.name, given, known)
-    return _read_number(each.name, given, known, whole=kind is int)
+    return _read_number(each.name, given, known, whole=isinstance(default, int))
 
 
 def _read_bool(name: str, given: Any) -> bool:
@@ -75,6 +75,8 @@ def _read_text(name: str, given: Any, known: Option) -> str:
 
 
 def _read_number(name: str, given: Any, known: Option, whole: bool) -> float | int:
+    if known.minimum is None or known.maximum is None:
+        raise TypeError(f"{name}: an option that is a number needs a minimum and a maximum")
     allowed = f"{'a whole number' if whole else 'a number'} from {known.minimum:g} to {known.maximum:g}"
     try:
         number = math.nan if isinstance(given, bool) else float(given)

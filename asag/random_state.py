@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ class RandomState:
 
     def __init__(self, device: torch.device, model: nn.Module | None = None) -> None:
         self.device, self.model = device, model
-        self.generators = [(torch.set_rng_state, torch.get_rng_state())]
+        self.generators: list[tuple[Callable[[Any], object], Any]] = [(torch.set_rng_state, torch.get_rng_state())]
         if device.type in ("cuda", "xpu"):
             backend = getattr(torch, device.type)
             # The device's own generator: a host started for another device doesn't make that one the current.

@@ -38,7 +38,8 @@ def bound_logits(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """Per head, what no ``|scale * query keyᵀ|`` exceeds (Cauchy-Schwarz), in at least float32: (…, n, d) to (…)."""
     dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), torch.float32)
     longest = [torch.linalg.vector_norm(tensor, dim=-1, dtype=dtype).amax(dim=-1) for tensor in (query, key)]
-    return longest[0] * longest[1] * abs(scale)
+    bound: Tensor = longest[0] * longest[1] * abs(scale)
+    return bound
 
 
 class Potentials(NamedTuple):

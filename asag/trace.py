@@ -73,8 +73,8 @@ class Trace:
         traced.steps.append(TracedStep(traced.begins + call, tuple(scales.tolist()), tuple(sizes.tolist())))
         power = _power(shift, size)
         if power is not None:
-            fits = traced.power is not None and traced.power.shape == power.shape
-            traced.power = traced.power + power if fits else power
+            before = traced.power
+            traced.power = power if before is None or before.shape != power.shape else before + power
 
     def add_entropies(self, address: Address, ordinary: float, weakened: float) -> None:
         """A layer ran weakened: the normalised entropies of its ordinary map and of the one put in its place."""
@@ -123,5 +123,6 @@ def _power(shift: Tensor, size: tuple[int, int] | None) -> Tensor | None:
     if square.ndim == 3:
         if size is None or math.prod(size) > square.shape[1]:
             return None
-        return square.mean(dim=2)[:, : math.prod(size)].unflatten(1, size).cpu()
+        image: Tensor = square.mean(dim=2)[:, : math.prod(size)].unflatten(1, size)
+        return image.cpu()
     return square.mean(dim=tuple(range(1, square.ndim - 2))).cpu()

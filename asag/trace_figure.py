@@ -51,8 +51,8 @@ def draw(trace: Trace, image: int, picture: Image | None, title: str) -> Image:
     if heat is not None:
         width, height = picture.size if picture else reversed(heat.shape)
         widths.insert(1, 0.95 + 4.0 * min(max(width / height, 0.5), 2.2))
-    figure = Figure(figsize=(sum(widths), HEIGHT), dpi=DOTS_PER_INCH, layout="constrained", facecolor=PAPER)
-    canvas = FigureCanvasAgg(figure)
+    figure: Any = Figure(figsize=(sum(widths), HEIGHT), dpi=DOTS_PER_INCH, layout="constrained", facecolor=PAPER)
+    canvas: Any = FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
     figure.suptitle(f"ASAG · {title}", color=INK, fontsize=14, fontweight="bold")
     cells = figure.add_gridspec(2, len(widths), width_ratios=widths)

@@ -10,7 +10,17 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asag.attention import adversarial_sinkhorn_attention, bias_features, biased_attention, has_linear_kernel
+import asag.attention
+from asag.attention import (
+    LOGIT_ERROR,
+    adversarial_sinkhorn_attention,
+    attention_rows,
+    bias_features,
+    biased_attention,
+    computation_dtype,
+    has_linear_kernel,
+    softmax_rows,
+)
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 
@@ -162,7 +172,7 @@ def test_bias_as_features_of_half_precision(dtype, spread):
     bias = torch.randn(1, 2, 60, generator=generator) * spread + 7
     scale = 0.2
     long_query, long_key, padding = bias_features(query, key, bias, scale)
-    assert (40 + padding) % 8 == 0
+    assert padding == 8
     logits = scale * long_query.double() @ long_key.double().transpose(-1, -2)
     wanted = scale * query.double() @ key.double().transpose(-1, -2) + bias[:, :, None].double()
     constant = (wanted - logits).mean(-1, keepdim=True)
@@ -173,11 +183,82 @@ def test_bias_as_features_of_half_precision(dtype, spread):
     assert (out - expected).float().norm() / expected.float().norm() < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize(("d", "padding"), [(40, 8), (64, 8), (5, 3), (4, 4), (6, 10)])
+def test_a_bias_of_zero_and_large_numbers_stays_finite_as_features(d, padding):
+    query, key = torch.zeros(1, 1, 3, d, dtype=torch.float16), torch.zeros(1, 1, 3, d, dtype=torch.float16)
+    long_query, long_key, added = bias_features(query, key, torch.tensor([[[-3000.0, 0.0, 3000.0]]]), 0.5)
+    assert added == padding
+    logits = 0.5 * long_query.double() @ long_key.double().mT
+    torch.testing.assert_close(logits, torch.tensor([-3000.0, 0, 3000]).double().expand(1, 1, 3, 3), rtol=1e-7, atol=0)
+
+
 def test_autocast_does_not_reach_the_potentials():
     query, key, value = make(64, 64, 40, 30.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = adversarial_sinkhorn_attention(query, key, value)
     assert error(out, query, key, value) < 2e-5
+
+
+def watch(monkeypatch, name):
+    """What a function or class of asag.attention is called with, as a list that fills; it does what it did."""
+    calls, original = [], getattr(asag.attention, name)
+
+    def watched(*args, **kwargs):
+        calls.append(args)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(asag.attention, name, watched)
+    return calls
+
+
+@pytest.mark.parametrize("normalize", ["rows", "columns"])
+@pytest.mark.parametrize("impl", ["auto", "streaming", "dense"])
+def test_the_square_is_built_where_it_is_asked_for_and_rows_take_the_kernel(monkeypatch, impl, normalize):
+    dense, kernel = (watch(monkeypatch, name) for name in ("_dense", "biased_attention"))
+    adversarial_sinkhorn_attention(*make(20, 30, 8), impl=impl, normalize=normalize)
+    assert (len(dense), len(kernel)) == (impl == "dense", impl != "dense" and normalize == "rows")
+
+
+def test_heads_of_hosts_are_views_that_are_not_copied(monkeypatch):
+    """Heads in one list where strides allow, image by image where they don't."""
+    made = watch(monkeypatch, "StreamingScores")
+    packed = torch.randn(2, 30, 3, 4, 8, generator=torch.Generator().manual_seed(3))
+    query, key, value = packed.permute(2, 0, 3, 1, 4)
+    adversarial_sinkhorn_attention(query, key, value)
+    assert [scores[0].shape for scores in made] == [(4, 30, 8)] * 2
+    assert {part.untyped_storage().data_ptr() for scores in made for part in scores[:2]} == {packed.data_ptr()}
+    made.clear()
+    adversarial_sinkhorn_attention(*(tensor.contiguous() for tensor in (query, key, value)))
+    assert [scores[0].shape for scores in made] == [(8, 30, 8)]
+    made.clear()
+    adversarial_sinkhorn_attention(query.contiguous(), key, value)
+    assert [scores[0].shape for scores in made] == [(4, 30, 8)] * 2
+
+
+def test_no_gradient_is_recorded_and_autocast_reaches_no_map():
+    query, key, value = make(64, 64, 40, 30.0)
+    chosen, scale = torch.tensor([0, 5, 63]), 1 / math.sqrt(40)
+    expected = softmax_rows(query[:, :, chosen].double(), key.double(), scale)
+    for tensor in (query, key, value):
+        tensor.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rows = softmax_rows(query[:, :, chosen], key, scale)
+        weakened = attention_rows(query, key, chosen)
+        out = adversarial_sinkhorn_attention(query, key, value)
+    assert not any(each.requires_grad for each in (rows, weakened, out))
+    torch.testing.assert_close(rows.double(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(weakened @ value, out[:, :, chosen], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", LOGIT_ERROR)
+def test_where_logits_are_too_large_for_float32_the_computation_is_in_float64(dtype):
+    """float32's unit roundoff is 2^-24: a logit of that size is known to within size times it."""
+    largest = {torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype] * 2**24
+    query = torch.zeros(1, 1, 1, 1, dtype=dtype)
+    assert computation_dtype(query, 0.99 * largest) == torch.float32
+    assert computation_dtype(query, 1.01 * largest) == torch.float64
+    assert computation_dtype(query.double(), 0.0) == torch.float64
+    assert computation_dtype(query.to("meta"), 1.01 * largest) == torch.float32  # MPS, say, which has no float64
 
 
 BAD = [
@@ -187,6 +268,14 @@ BAD = [
     ({"key": torch.zeros(1, 2, 0, 8)}, "key: shape .*at least one"),
     ({"value": torch.zeros(1, 2, 6, 8)}, "value: .*allowed: those of key"),
     ({"value": torch.zeros(1, 2, 5, 8, dtype=torch.float16)}, "value: torch.float16 on cpu; allowed: the query's"),
+    ({"value": torch.zeros(1, 2, 5)}, "value: shape .*allowed: 4 dimensions"),
+    ({"key": torch.zeros(1, 2, 5, 8, device="meta")}, "key: torch.float32 on meta; allowed: the query's"),
+    ({"key": torch.zeros(2, 2, 5, 8)}, "key: batch and heads .*allowed"),
+    ({"value": torch.zeros(1, 3, 5, 8)}, "value: .*allowed: those of key"),
+    ({"strength": True}, "strength: True; allowed: a finite number"),
+    ({"strength": "1"}, "strength: '1'; allowed: a finite number"),
+    ({"strength": math.inf}, "strength: inf; allowed: a finite number"),
+    ({"tolerance": -0.1}, "tolerance: -0.1; allowed"),
     ({"query": torch.zeros(1, 2, 5, 8, dtype=torch.int64)}, "query: dtype .*floating"),
     ({"iterations": 0}, "iterations: 0; allowed: an integer of at least 1"),
     ({"iterations": 1.5}, "iterations: 1.5; allowed"),
@@ -203,8 +292,14 @@ BAD = [
 @pytest.mark.parametrize(("change", "message"), BAD)
 def test_bad_input_names_argument_value_and_what_is_allowed(change, message):
     arguments = {name: torch.zeros(1, 2, 5, 8) for name in ("query", "key", "value")} | change
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{message}"):
         adversarial_sinkhorn_attention(**arguments)
+
+
+def test_the_smallest_allowed_is_allowed():
+    query, key, value = make(5, 5, 8)
+    adversarial_sinkhorn_attention(query, key, value, iterations=1, strength=0, tolerance=0)
+    adversarial_sinkhorn_attention(query, key, value[..., :3], iterations=1, strength=1, tolerance=0.0)
 
 
 @pytest.mark.parametrize(
@@ -219,3 +314,11 @@ def test_bad_input_names_argument_value_and_what_is_allowed(change, message):
 )
 def test_kernels_that_build_no_square(device_type, dtype, linear):
     assert has_linear_kernel(device_type, dtype) == linear
+
+
+@pytest.mark.parametrize(
+    ("version", "linear"), [("2.1.2", False), ("2.2.0+cu121", False), ("2.3.0", True), ("2.10.1", True)]
+)
+def test_torch_has_that_kernel_since_2_3(monkeypatch, version, linear):
+    monkeypatch.setattr(torch, "__version__", version)
+    assert has_linear_kernel("cpu", torch.float32) == linear

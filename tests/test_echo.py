@@ -26,6 +26,7 @@ def test_what_cant_be_written_is_named_by_its_kind():
 
 def test_names():
     assert shown_names(["a", "b"]) == "a, b"
+    assert shown_names(list("abcdefgh")) == "a, b, c, d, e, f, g, h"
     assert shown_names([f"n{number}" for number in range(10)]) == "n0, n1, n2, n3, n4, n5, n6, n7 and 2 more"
     assert shown_names(["x" * 1000]) == "x" * 60
     assert shown_names([]) == ""

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import asag.operators
 from asag.attention import adversarial_sinkhorn_attention
 from asag.operators import METHODS, Identity, Operator, QueryBlur, Sinkhorn, gaussian_matrix, make_operator
 from asag.settings import AsagSettings
@@ -55,6 +56,60 @@ def test_identity_joint_is_attention_with_image_keys_masked_but_the_diagonal(mon
     torch.testing.assert_close(Identity().joint(query, key, value, image), expected, rtol=1e-5, atol=1e-6)
 
 
+class Recording(PlainSoftmax):
+    """Remembers how many heads it is given at a time."""
+
+    def __init__(self):
+        self.heads = []
+
+    def plain(self, query, key, value, grid=None):
+        self.heads.append(query.shape[1])
+        return super().plain(query, key, value, grid)
+
+
+@pytest.mark.parametrize(
+    ("share", "heads"), [(3, [3]), (2.99, [2, 1]), (1, [1, 1, 1]), (0.1, [1, 1, 1]), (1.99, [1, 1, 1])]
+)
+def test_joint_takes_as_many_heads_as_fit_and_each_has_its_own_mask(monkeypatch, share, heads):
+    """A head's copy is batch x keys x (features + 8) numbers."""
+    monkeypatch.setattr("asag.operators.JOINT_CHUNK_ELEMENTS", {"cpu": int(share * 2 * 17 * (5 + 8))})
+    query, key, value = sequence()
+    value = value[..., :5]
+    by_head = torch.zeros(2, 3, 17, 17)
+    by_head[:, :, :, :5] = torch.randn(2, 3, 17, 5, generator=torch.Generator().manual_seed(2))
+    for mask in (None, by_head, by_head[:, 1:2]):
+        operator = Recording()
+        out = operator.joint(query, key, value, slice(5, 17), mask=mask)
+        assert operator.heads == heads
+        expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("elements", "rows"), [(200, [5, 5, 2]), (36 * 12, [12]), (36 * 12 - 1, [11, 1]), (1, [1] * 12)]
+)
+def test_identity_joint_takes_as_many_rows_as_fit(monkeypatch, elements, rows):
+    """A row's logits are those of batch x heads x (text + 1): 2 x 3 x 6."""
+    monkeypatch.setattr("asag.operators.JOINT_TILE_ELEMENTS", elements)
+    tiles = []
+    raised = asag.operators.at_least_float32
+
+    def recorded(logits):
+        tiles.append(logits.shape[2])
+        return raised(logits)
+
+    monkeypatch.setattr("asag.operators.at_least_float32", recorded)
+    query, key, value = sequence()
+    bias = torch.randn(1, 1, 17, 5, generator=torch.Generator().manual_seed(2))
+    mask = F.pad(bias, (0, 12))
+    out = Identity().joint(query, key, value, slice(5, 17), mask=mask)
+    assert tiles == rows
+    mask = mask.repeat(1, 1, 1, 1)
+    mask[:, :, 5:, 5:] += torch.full((12, 12), -math.inf).fill_diagonal_(0)
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
+
+
 def text_masks(text: int = 5, image: int = 12):
     """Masks that hide text tokens: of keys, booleans and additive; of keys by query; with heads."""
     hidden = torch.ones(2, 1, 1, text + image, dtype=torch.bool)
@@ -91,8 +146,9 @@ def test_a_mask_between_image_tokens_is_refused(operator, image):
     query, key, value = sequence()
     mask = torch.zeros(1, 1, 17, 17)
     mask[..., 9, 12] = -1.0
-    with pytest.raises(ValueError, match="mask: hides image tokens"):
-        operator.joint(query, key, value, image, mask=mask)
+    for each in (mask, mask == 0):
+        with pytest.raises(ValueError, match="mask: hides image tokens"):
+            operator.joint(query, key, value, image, mask=each)
 
 
 @pytest.mark.parametrize("operator", [Sinkhorn(), Identity(), QueryBlur(2.0)])

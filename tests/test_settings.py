@@ -63,7 +63,7 @@ def test_defaults_and_bounds_are_those_that_others_rely_on():
         name: (field.default, option.choices) for name, (field, option) in known.items() if option.minimum is None
     } == OTHERS
     assert all(type(field.default) is type((NUMBERS | OTHERS)[name][0]) for name, (field, _) in known.items())
-    assert [name for name, (_, option) in known.items() if not option.picture] == ["reuse", "figures"]
+    assert [name for name, (_, option) in known.items() if not option.changes_picture] == ["reuse", "figures"]
     assert {name: option.keywords for name, (_, option) in known.items() if option.keywords} == {
         "hires_blocks": ("same",)
     }
@@ -84,6 +84,8 @@ def test_text_is_read_as_plots_and_infotexts_write_it():
         {"enabled": "True", "scale": "3", "iterations": "4", "method": " PAG ", "blocks": " mid "}
     )
     assert settings == AsagSettings(enabled=True, scale=3.0, iterations=4, method="pag", blocks="mid")
+    for text, value in ((" TRUE", True), ("false ", False), ("False", False)):
+        assert AsagSettings.from_mapping({"reuse": text, "adaptive": text}) == AsagSettings(reuse=value, adaptive=value)
 
 
 BAD = {

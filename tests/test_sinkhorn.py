@@ -93,6 +93,27 @@ def test_streaming_uses_several_tiles_and_groups_of_heads():
     assert many_heads.tile_heads == 40
 
 
+@pytest.mark.parametrize(
+    ("n", "m", "heads", "tile_heads", "tile_rows"),
+    [(3, 200_000, 2, 1, 1), (3, 400_000, 1, 1, 1), (128, 1024, 5, 2, 128), (300, 1024, 5, 1, 256), (1, 1, 1, 1, 1)],
+)
+def test_tiles_hold_as_much_as_a_thread_caches(monkeypatch, n, m, heads, tile_heads, tile_rows):
+    """2^18 numbers of float32: whole heads as long as one fits, else rows; one row where a row alone is longer."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    query, key = torch.zeros(heads, n, 2), torch.zeros(heads, m, 2)
+    scores = StreamingScores(query, key, 1.0, torch.float32, 0.0)
+    assert (scores.tile_heads, scores.tile_rows) == (tile_heads, tile_rows)
+    assert scores.one_tile == ((tile_heads, tile_rows) == (heads, n))
+    tiles = [(group, rows) for group, _, slices in scores.tiles() for rows in slices]
+    covered = torch.zeros(heads, n)
+    for group, rows in tiles:
+        covered[group, rows] += 1
+        assert scores.buffer(1, group, rows).shape == (group.stop - group.start, rows.stop - rows.start, m)
+    assert bool((covered == 1).all())
+    assert len(scores.buffers) == 2
+    assert scores.keys.is_contiguous() == (tile_rows < n or m == 1)
+
+
 @pytest.mark.parametrize("share", [0.999, 1.001])
 def test_float32_sweeps_at_the_bound_where_scaling_ends(share):
     """Logits reach both ends of the allowed range, and so do the weights that a second sweep starts from."""

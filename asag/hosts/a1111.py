@@ -17,8 +17,9 @@ from asag.guidance import keep_contrast, mean_rows, rescale_factor, shift_rows
 from asag.hosts.a1111_control import fixes_rows, references_spared, remembers
 from asag.hosts.a1111_model import FAMILY, is_timestep_sampler, rows_of, unet
 from asag.hosts.a1111_step import A1111Step
-from asag.hosts.generation import GuidedRun, Refused, run_of
+from asag.hosts.generation import GuidedRun, run_of
 from asag.hosts.loaded import checkpoints
+from asag.hosts.refused import Refused
 from asag.models.base import Family
 from asag.perturb import choose_layers
 from asag.settings import AsagSettings
@@ -40,7 +41,8 @@ class A1111Run(GuidedRun):
         return A1111Step(params.denoiser, scale, *rows, network, layers, FAMILY, self.operator, self.reuse)
 
     def entrance(self, denoiser: Any) -> nn.Module:
-        return denoiser.inner_model
+        inner_model: nn.Module = denoiser.inner_model
+        return inner_model
 
     def on_cfg_denoised(self, params: Any) -> None:
         """After the host's pass: the perturbed pass on the conditional rows, and the row shift, in place."""
@@ -100,10 +102,12 @@ class A1111Run(GuidedRun):
         if step.recorded_rows == step.cond_rows:
             scale = 1.0
         if rows.shape[0] - step.cond_rows > step.images:
-            return denoiser.combine_denoised_for_edit_model(rows, scale)
+            edited: Tensor = denoiser.combine_denoised_for_edit_model(rows, scale)
+            return edited
         indices = iter(range(step.cond_rows))
         conds_list = [[(next(indices), weight) for weight in parts] for parts in weights]
-        return denoiser.combine_denoised(rows, conds_list, rows[-step.images :], scale)
+        combined: Tensor = denoiser.combine_denoised(rows, conds_list, rows[-step.images :], scale)
+        return combined
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ def _noise_level(step: A1111Step) -> Tensor | None:
     """√(1-ᾱ) of a step whose rows are noise; None when they are pictures."""
     if not is_timestep_sampler(step.inner_model):
         return None
-    alphas = step.inner_model.inner_model.alphas_cumprod
+    alphas: Tensor = step.inner_model.inner_model.alphas_cumprod
     return (1 - alphas[step.calls[0].sigma[0].long()]).sqrt()
 
 
@@ -153,7 +157,8 @@ class A1111:
         return checkpoints()
 
     def _cfg_denoiser(self, params: Any) -> None:
-        self.current = run_of(params.denoiser)
+        run = run_of(params.denoiser)
+        self.current = run if isinstance(run, A1111Run) else None
         if self.current is not None:
             self.current.on_cfg_denoiser(params)
 

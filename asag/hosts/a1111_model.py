@@ -11,8 +11,8 @@ from modules.hypernetworks import hypernetwork
 from modules.sd_samplers_timesteps import CompVisTimestepsDenoiser, CompVisTimestepsVDenoiser
 from torch import nn
 
-from asag.hosts.generation import Refused
 from asag.hosts.loaded import loaded_model
+from asag.hosts.refused import Refused
 from asag.models.base import AttentionLayer, Forward, TokenGrid
 from asag.models.ldm_unet import LdmUnet
 from asag.operators import Operator
@@ -35,7 +35,8 @@ class A1111Unet(LdmUnet):
             return forward
         tiling = copy(tiling)
         tiling.forward = forward
-        return sys.modules["hypertile"].self_attn_forward(tiling)
+        tiled: Forward = sys.modules["hypertile"].self_attn_forward(tiling)
+        return tiled
 
 
 FAMILY = A1111Unet()
@@ -49,7 +50,8 @@ def is_timestep_sampler(inner_model: nn.Module) -> bool:
 
 def rows_of(cond: Any) -> int:
     """The number of rows of a text conditioning: a tensor, or SDXL's dict of tensors."""
-    return (cond["crossattn"] if isinstance(cond, dict) else cond).shape[0]
+    rows: int = (cond["crossattn"] if isinstance(cond, dict) else cond).shape[0]
+    return rows
 
 
 def unet() -> nn.Module:
@@ -59,7 +61,7 @@ def unet() -> nn.Module:
     """
     if sd_unet.current_unet is not None:
         raise Refused("ASAG can't guide an accelerated UNet (TensorRT and the like): set SD Unet to None", 422)
-    model = loaded_model().model.diffusion_model
+    model: nn.Module = loaded_model().model.diffusion_model
     if not FAMILY.matches(model):
         raise Refused(f"ASAG can't guide a {type(model).__name__}; allowed: {FAMILY.name}", 422)
     return model

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from asag.branch import RowBranch
 from asag.hosts.kept_state import KeptState
 from asag.hosts.reuse import Reuse
 from asag.models.base import AttentionLayer, Family, TokenGrid
@@ -51,7 +52,7 @@ class A1111Step:
         reuse: Reuse,
     ) -> None:
         self.denoiser = denoiser
-        self.inner_model: nn.Module = denoiser.inner_model
+        self.inner_model: Any = denoiser.inner_model
         self.scale, self.cond_rows, self.images = scale, cond_rows, images
         self.network, self.layers, self.family, self.operator = network, layers, family, operator
         self.reuse = reuse
@@ -91,8 +92,8 @@ class A1111Step:
 
         return forward
 
-    def _branching(self, x: Tensor, rows: slice) -> Any:
-        token_grid = TokenGrid(latent_size=tuple(x.shape[-2:]))
+    def _branching(self, x: Tensor, rows: slice) -> AbstractContextManager[RowBranch]:
+        token_grid = TokenGrid((x.shape[-2], x.shape[-1]))
         return branching(self.network, self.layers, self.family, self.operator, token_grid, rows, x.shape[0])
 
     def remove(self) -> None:
@@ -117,7 +118,8 @@ class A1111Step:
         whole_calls = whole_calls or bool(self.reuse.counting)
 
         def whole() -> Tensor:
-            token_grid = TokenGrid(latent_size=tuple(self.calls[0].x.shape[-2:]))
+            x = self.calls[0].x
+            token_grid = TokenGrid((x.shape[-2], x.shape[-1]))
             with perturbed(self.layers, self.family, self.operator, token_grid):
                 return self._again(whole_calls)
 
@@ -131,7 +133,7 @@ class A1111Step:
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             seen, copies = next(given, (None, None))
-            if seen is None or seen.shape != x.shape or not torch.equal(seen, x):
+            if seen is None or copies is None or seen.shape != x.shape or not torch.equal(seen, x):
                 raise _OtherRows
             return copies
 

@@ -27,15 +27,15 @@ def unet_addresses(path: Path) -> list[Address]:
 
     Empty where the file can't be read so, or holds another kind of model.
     """
-    found = []
+    found: list[tuple[int, int, int, int]] = []
     for name in tensor_names(path):
         match = QUERY.fullmatch(name)
         if match:
             part = PARTS[match[1] or match[3]]
             found.append((list(PARTS.values()).index(part), int(match[2] or 0), int(match[4]), int(match[5])))
     addresses: list[Address] = []
-    for part, block, _, _ in sorted(found):
-        name = list(PARTS.values())[part]
+    for place, block, _, _ in sorted(found):
+        name = list(PARTS.values())[place]
         number = sum((name, block) == (each.part, each.block) for each in addresses)
         addresses.append(Address(name, block, number))
     return addresses

@@ -45,20 +45,28 @@ def with_rows(output: Any, rows: Tensor) -> Any:
 
 
 @dataclass
+class Rescaling:
+    """`zero` + factor (v - zero) of a prediction v, where `zero` is the one that stands for a grey picture and factor
+    is (images, 1, …)."""
+
+    factor: Tensor
+    zero: Tensor
+
+
+@dataclass
 class Shift:
-    """What a step does to the prediction rows v of its images: v + added (images, …), and then, with a factor
-    (images, 1, …), `zero` + factor (v - zero), where `zero` is the prediction that stands for a grey picture."""
+    """What a step does to the prediction rows v of its images: v + added (images, …), and then the rescaling."""
 
     added: Tensor
-    factor: Tensor | None
-    zero: Tensor | None = None
+    rescaling: Rescaling | None = None
 
     def apply(self, rows: Tensor) -> None:
         images = [row % self.added.shape[0] for row in range(rows.shape[0])]
         shift_rows(rows, self.added, images)
-        if self.factor is not None:
-            rows *= self.factor[images]
-            rows += ((1 - self.factor) * self.zero)[images]
+        if self.rescaling is not None:
+            factor, zero = self.rescaling.factor, self.rescaling.zero
+            rows *= factor[images]
+            rows += ((1 - factor) * zero)[images]
 
 
 def velocity_of_grey(args: Any, kwargs: dict[str, Any], prediction: Tensor, timesteps: int) -> Tensor:
@@ -70,7 +78,8 @@ def velocity_of_grey(args: Any, kwargs: dict[str, Any], prediction: Tensor, time
     sample = argument(args, kwargs, 0, "hidden_states")
     axis = 1 if sample.ndim == 4 else -1
     sigma = argument(args, kwargs, 3, "timestep") / timesteps
-    return sample.narrow(axis, 0, prediction.shape[axis]) / sigma.reshape(-1, *[1] * (sample.ndim - 1))
+    picture: Tensor = sample.narrow(axis, 0, prediction.shape[axis]) / sigma.reshape(-1, *[1] * (sample.ndim - 1))
+    return picture
 
 
 def grey_of(scheduler: Any, args: Any, kwargs: dict[str, Any], prediction: Tensor, setting: str) -> Tensor:
@@ -95,7 +104,8 @@ def grey_of(scheduler: Any, args: Any, kwargs: dict[str, Any], prediction: Tenso
     # Timesteps of sigmas lie between whole ones.
     kept = alphas.to(sample.device)[timestep.round().long().clamp(0, len(alphas) - 1)]
     kept = kept.to(torch.promote_types(sample.dtype, torch.float32)).reshape(-1, *[1] * (sample.ndim - 1))
-    return (1.0 if kind == "epsilon" else kept.sqrt()) * sample / (1 - kept).sqrt()
+    zero: Tensor = (1.0 if kind == "epsilon" else kept.sqrt()) * sample / (1 - kept).sqrt()
+    return zero
 
 
 def picture_of(scheduler: Any, args: Any, kwargs: dict[str, Any], prediction: Tensor) -> Tensor:
@@ -105,14 +115,22 @@ def picture_of(scheduler: Any, args: Any, kwargs: dict[str, Any], prediction: Te
 
 
 @dataclass
+class WholeCall:
+    """The arguments of a call for all rows, and the random numbers as they were."""
+
+    args: list[Any]
+    kwargs: dict[str, Any]
+    random_state: RandomState
+
+
+@dataclass
 class DenoiserCall:
     """What the perturbed pass needs of the host's call: its conditional rows, or the branch that they take in it; or,
-    beside code of others, the arguments for all rows and the random numbers as they were."""
+    beside code of others, the whole call."""
 
     args: list[Any]
     kwargs: dict[str, Any]
     cond: slice
     scale: float
     branch: RowBranch | None = None
-    whole: tuple[list[Any], dict[str, Any]] | None = None
-    random_state: RandomState | None = None
+    whole: WholeCall | None = None

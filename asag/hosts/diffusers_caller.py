@@ -4,6 +4,7 @@ scale and the scheduler of the one that runs."""
 from __future__ import annotations
 
 import sys
+from types import FrameType
 from typing import Any
 
 from torch import nn
@@ -26,7 +27,7 @@ def calling_pipeline(pipe: Any, denoiser: nn.Module) -> Any:
     """
     if not has_class(pipe, "DiffusionPipeline"):
         return pipe
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         if "self" in code.co_varnames or "self" in code.co_freevars:

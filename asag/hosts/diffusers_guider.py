@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from asag.guidance import AdaptiveScale, in_window, keep_contrast, scheduled_scale
 from asag.hosts.diffusers_call import token_grid_of, velocity_of_grey
+from asag.hosts.diffusers_models import FAMILIES, eager
 from asag.hosts.diffusers_other_code import other_code
-from asag.hosts.diffusers_pipeline import FAMILIES, eager
 from asag.models.base import Family, UnsupportedModel, family_of
 from asag.models.diffusers_mmdit import FluxTransformer
 from asag.models.diffusers_unet import DiffusersUnet
@@ -102,7 +102,8 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         self._placed = ExitStack()
         self._adaptive = AdaptiveScale()
         self._call: tuple[Any, dict[str, Any]] = (), {}
-        self._flow_timesteps: int | None = None
+        # By what a flow-matching model's timestep is its σ; of the model that is perturbed now.
+        self._flow_timesteps = 1000
 
     # What register_to_config and from_config go by.
     __init__.__signature__ = _signature()  # type: ignore[attr-defined]
@@ -198,7 +199,8 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
     @property
     def is_conditional(self) -> bool:
         """Whether the batch prepared last is a conditional one, perturbed or not."""
-        return self._predictions()[max(self._count_prepared, 1) - 1] != "pred_uncond"
+        prepared: int = self._count_prepared
+        return self._predictions()[max(prepared, 1) - 1] != "pred_uncond"
 
     @property
     def num_conditions(self) -> int:
@@ -212,4 +214,9 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         if self._num_inference_steps is not None:  # before the first step: those of all steps
             cfg = cfg and in_window(self._step, self._num_inference_steps, self._start, self._stop)
             adversarial = adversarial and self._scale() > 0
-        return ["pred_cond"] + ["pred_uncond"] * cfg + ["pred_cond_adversarial"] * adversarial
+        predictions = ["pred_cond"]
+        if cfg:
+            predictions.append("pred_uncond")
+        if adversarial:
+            predictions.append("pred_cond_adversarial")
+        return predictions

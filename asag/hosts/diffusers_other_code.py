@@ -89,7 +89,7 @@ def _is_known_processor(kind: type) -> bool:
     return known or kind.__name__ in KNOWN_PROCESSORS
 
 
-def _is_own(forward: Any, kind: type) -> bool:
+def _is_own(forward: Any, kind: type[nn.Module]) -> bool:
     return getattr(forward, "__func__", None) is kind.forward
 
 

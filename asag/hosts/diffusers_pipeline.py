@@ -1,58 +1,33 @@
 """ASAG in diffusers' classic pipelines: SD1.x, SD2, SDXL, SD3 and Flux, with ControlNet, img2img, inpaint, IP-Adapter.
 
-    with asag_guidance(pipe, scale=1.5, blocks="mid"):
-        image = pipe("a photo of a cat").images[0]
-
-Source: the denoising loops of diffusers/pipelines. With classifier-free guidance the denoiser gets all images twice,
-unconditional rows first; without it, and in Flux, the conditional rows alone. Hooks on the denoiser let the host's
-own call run and shift all rows by s δ (see asag.guidance). The perturbed rows branch off inside that call (see
-asag.branch); where they can't, the perturbed call is one of its own.
+with asag_guidance(pipe, scale=1.5, blocks="mid"):
+    image = pipe("a photo of a cat").images[0]
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import get_ident
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from asag.echo import shown
-from asag.guidance import keep_contrast, rescale_factor, scheduled_scale
-from asag.hosts.diffusers_call import (
-    DenoiserCall,
-    Shift,
-    argument,
-    grey_of,
-    picture_of,
-    token_grid_of,
-    velocity_of_grey,
-    with_rows,
-)
-from asag.hosts.diffusers_caller import calling_pipeline
-from asag.hosts.diffusers_other_code import OtherCode, caches, nothing_kept, other_code
-from asag.hosts.diffusers_pass import Passes
-from asag.models.base import UnsupportedModel, family_of, has_class
-from asag.models.diffusers_mmdit import FluxTransformer, Sd3Transformer
-from asag.models.diffusers_unet import DiffusersUnet
-from asag.perturb import branching, choose_layers, perturbed, slice_rows
-from asag.random_state import RandomState
+from asag.hosts.diffusers_guidance import Guidance
+from asag.hosts.diffusers_models import denoiser_of
+from asag.models.base import UnsupportedModel
 from asag.settings import AsagSettings, SettingsError
 from asag.trace import Trace
-from asag.watched import Watched
 
 logger = logging.getLogger(__name__)
 
-FAMILIES = (DiffusersUnet(), Sd3Transformer(), FluxTransformer())
-
 
 @dataclass(frozen=True)
-class Opened:
+class OpenGuidance:
     """A guidance (None: one that changes nothing) and the thread that opened it."""
 
     guidance: Guidance | None
@@ -60,16 +35,63 @@ class Opened:
 
 
 # The guidances open on a denoiser; of nested ones the innermost holds.
-_open: WeakKeyDictionary[nn.Module, list[Opened]] = WeakKeyDictionary()
+_open: WeakKeyDictionary[nn.Module, list[OpenGuidance]] = WeakKeyDictionary()
 
 
 @contextmanager
-def asag_guidance(pipe: Any, **settings: Any) -> Iterator[Trace | None]:
+def asag_guidance(
+    pipe: Any,
+    *,
+    scale: float = 1.5,
+    blocks: str = "auto",
+    iterations: int = 2,
+    strength: float = 1.0,
+    method: Literal["asag", "pag", "seg", "uniform", "similarity"] = "asag",
+    start: float = 0.0,
+    end: float = 1.0,
+    schedule: Literal["constant", "linear", "cosine", "bell"] = "constant",
+    rescale: float = 0.0,
+    contrast: float = 1.0,
+    adaptive: bool = False,
+    blur: float = 10000.0,
+    reuse: bool = True,
+    figures: bool = False,
+    tolerance: float = 0.0,
+    enabled: bool = True,
+    **unknown: Any,
+) -> Iterator[Trace | None]:
     """While open, every call of a classic diffusers pipeline is guided; afterwards the denoiser is as before.
 
     Args:
         pipe: a pipeline with a `unet` or a `transformer`.
-        settings: any of AsagSettings but those of the hires pass; `enabled` is True here unless given.
+        scale: how far each step is pushed away from the weakened prediction. Higher: the picture changes more, too
+            high burns its colours. 0: no guidance. Usual: 0.8 to 4 with a UNet, 0.4 to 2 with a transformer.
+        blocks: which self-attention is weakened: "auto" (the middle), "late" (a step costs less), "all" (strong: lower
+            the scale), or addresses such as "mid", "in.4-8", "joint.7". Usual: "auto".
+        iterations: Sinkhorn iterations of the weakened attention. Higher: slower, and the picture changes little.
+            Usual: 2.
+        strength: how strongly unlike tokens attract each other. Higher: attention is weakened in favour of what is
+            unlike; 0: every token gets the same weight. Usual: 0.25 to 1.
+        method: how attention is weakened. Usual: "asag"; the others are there to compare with.
+        start: fraction of the steps before which nothing is guided. Higher: the layout stays as it was. Usual: 0.
+        end: fraction of the steps from which on nothing is guided. Lower: details stay as they were, and it is faster.
+            Usual: 0.6 to 1.
+        schedule: how the scale runs between start and end. "linear" and "cosine" fall, so that late steps change the
+            details less; "bell" rises and falls. Usual: "constant".
+        rescale: how far the picture's contrast is pulled back to that without guidance, CFG's part included. Higher:
+            flatter colours. Usual: 0; up to 1 against burnt colours.
+        contrast: how much of what is mere contrast in the push stays. Lower: shapes change and colours don't burn.
+            Usual: 1 with a UNet, 0 with a transformer.
+        adaptive: divide the scale by the running size of the push, per image, so that a scale means the same for
+            every picture and step. Usual: False; with True scales of 0.02 to 0.2.
+        blur: for the method "seg" alone, how far queries are blurred, in tokens. Higher: weaker attention. Usual:
+            10000, from 9999 on their mean.
+        reuse: share the work before the weakened attention with the normal pass. The picture is the same; False is
+            slower and needs less memory.
+        figures: keep what figures are drawn of. The picture is the same.
+        tolerance: stop the iterations once they move the potentials by less than this. Higher: fewer iterations.
+            Usual: 0, never.
+        enabled: False: nothing is guided.
 
     Nested use is allowed: the inner guidance holds until its context closes. Pipelines that share the denoiser
     (`from_pipe`) are guided, too, each by its own steps and CFG scale. Settings that change nothing (scale 0, enabled
@@ -88,19 +110,52 @@ def asag_guidance(pipe: Any, **settings: Any) -> Iterator[Trace | None]:
         BlocksError: naming the block that the model doesn't have, and what it has.
         UnsupportedModel: naming what can't be guided, and why; a pipeline's call raises it for what shows only then.
     """
-    given = AsagSettings.from_mapping({"enabled": True, **settings})
-    elsewhere = [f"{name}: {shown(settings[name])}; allowed: nothing" for name in settings if name.startswith("hires")]
+    known = {
+        "enabled": enabled,
+        "scale": scale,
+        "blocks": blocks,
+        "iterations": iterations,
+        "strength": strength,
+        "method": method,
+        "start": start,
+        "end": end,
+        "schedule": schedule,
+        "rescale": rescale,
+        "contrast": contrast,
+        "adaptive": adaptive,
+        "blur": blur,
+        "reuse": reuse,
+        "figures": figures,
+        "tolerance": tolerance,
+    }
+    with _guided(pipe, _read({**known, **unknown})) as trace:
+        yield trace
+
+
+def _read(given: dict[str, Any]) -> AsagSettings:
+    """The settings; raises SettingsError, also for those of the hires pass, which is a pipeline call of its own."""
+    settings = AsagSettings.from_mapping(given)
+    elsewhere = [f"{name}: {shown(given[name])}; allowed: nothing" for name in given if name.startswith("hires")]
     if elsewhere:
-        raise SettingsError(elsewhere)  # a hires pass is a pipeline call of its own
-    if given.enabled and given.empty_window:
-        logger.warning("ASAG guides no step: %s", given.empty_window)
+        raise SettingsError(elsewhere)
+    return settings
+
+
+@contextmanager
+def _guided(pipe: Any, settings: AsagSettings) -> Iterator[Trace | None]:
+    if settings.enabled and settings.empty_window:
+        logger.warning("ASAG guides no step: %s", settings.empty_window)
     denoiser = denoiser_of(pipe)
     stack = _open.setdefault(denoiser, [])
     if stack and stack[-1].thread != get_ident():
         raise UnsupportedModel(f"model: {type(denoiser).__name__} is guided by another thread; allowed: one at a time")
-    guidance = Guidance(pipe, denoiser, given) if given.active else None
+
+    def holds(guidance: Guidance) -> bool:
+        return stack[-1].guidance is guidance
+
+    guidance = Guidance(pipe, denoiser, settings, holds) if settings.active else None
     handles = guidance.attach() if guidance else []
-    stack.append(Opened(guidance, get_ident()))
+    stack.append(OpenGuidance(guidance, get_ident()))
     try:
         yield guidance.trace if guidance else None
     finally:
@@ -109,200 +164,3 @@ def asag_guidance(pipe: Any, **settings: Any) -> Iterator[Trace | None]:
             handle.remove()
         if guidance:
             guidance.close()
-
-
-def denoiser_of(pipe: Any) -> nn.Module:
-    """The UNet or transformer of a classic pipeline; raises UnsupportedModel naming a pipeline that can't be guided."""
-    name = type(pipe).__name__
-    if has_class(pipe, "ModularPipeline"):
-        raise UnsupportedModel(f"pipe: {name} is modular; allowed: its guider AdversarialSinkhornAttentionGuidance")
-    if has_class(pipe, "PAGMixin"):
-        raise UnsupportedModel(f"pipe: {name} perturbs attention itself; allowed: the pipeline without PAG")
-    for part in ("unet", "transformer"):
-        if isinstance(getattr(pipe, part, None), nn.Module):
-            return getattr(pipe, part)
-    raise UnsupportedModel(f"pipe: {name} has no unet and no transformer; allowed: a classic diffusers pipeline")
-
-
-def eager(denoiser: nn.Module) -> nn.Module:
-    """The denoiser itself, or the module that torch.compile(denoiser) was given.
-
-    Raises UnsupportedModel where attention can't be replaced: compiled in place, or with a cache of what layers gave.
-    """
-    model = getattr(denoiser, "_orig_mod", denoiser)
-    if any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()):
-        raise UnsupportedModel(
-            f"model: {type(model).__name__} is compiled in place, by compile() or compile_repeated_blocks(); allowed: "
-            "torch.compile(model), whose result leaves the model as it is, or no compilation"
-        )
-    cached = caches(model)
-    if cached or getattr(model, "is_cache_enabled", False):
-        raise UnsupportedModel(
-            f"model: {type(model).__name__} reuses outputs of blocks {cached}; allowed: disable_cache() first, or a "
-            "model without such hooks"
-        )
-    return model
-
-
-class Guidance:
-    """One guidance of one denoiser. `before` and `after` enclose each of the host's calls of it."""
-
-    def __init__(self, pipe: Any, denoiser: nn.Module, settings: AsagSettings) -> None:
-        self.pipe, self.denoiser, self.settings = pipe, denoiser, settings
-        self.model = eager(denoiser)
-        self.family = family_of(self.model, FAMILIES)
-        self.layers = choose_layers(self.model, self.family, settings.blocks)
-        self.trace = Trace() if settings.figures else None
-        self.operator = Watched(settings.operator(), self.trace) if self.trace else settings.operator()
-        self.timesteps_of_sigma = 1 if isinstance(self.family, FluxTransformer) else 1000
-        self.passes = [Passes(pipe, self.family)]
-        self.current = self.passes[0]
-        self.other_code: list[OtherCode] = []
-        self.warned = ""
-        self.thread: int | None = None
-        self.call: DenoiserCall | None = None
-        self.opened = ExitStack()
-        with perturbed(self.layers, self.family, self.operator):
-            pass  # a layer that can't be perturbed says so before sampling starts
-
-    def attach(self) -> list[Any]:
-        """Hook the denoiser, next to its forward: what others hook on or change is outside, for both passes alike.
-
-        Hooks and not a replaced forward, since accelerate's offloading replaces that one again after each image.
-        """
-        return [
-            self.denoiser.register_forward_pre_hook(self.before, with_kwargs=True),
-            self.denoiser.register_forward_hook(self.after, with_kwargs=True, prepend=True),
-            self.denoiser.register_forward_hook(self.finish, always_call=True),
-        ]
-
-    def finish(self, *hooked: Any) -> None:
-        """The host's call is over, also when it failed; one that another thread's call kept out changes nothing."""
-        if self.thread in (None, get_ident()):
-            self.close()
-
-    def close(self) -> None:
-        """Take a branch out of the model."""
-        self.opened.close()
-        self.thread = None
-
-    def holds(self) -> bool:
-        return _open[self.denoiser][-1].guidance is self
-
-    def before(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Copy what the perturbed pass needs, before the host's call takes things out of its arguments."""
-        if not self.holds():
-            return
-        if self.thread not in (None, get_ident()):
-            raise UnsupportedModel("model: two threads called it at once; allowed: one call after another")
-        self.thread, self.call = get_ident(), None
-        current = self.current = self.passes_of(calling_pipeline(self.pipe, denoiser))
-        if current.repeats_step(args, kwargs, self.settings.rescale):
-            return
-        step, steps = current.next_step()
-        if step == 0:
-            self.begin_pass(steps)
-        given = self.settings
-        scale = scheduled_scale(given.scale, given.schedule, step, steps, given.start, given.end)
-        sample = argument(args, kwargs, 0, "sample", "hidden_states")
-        cond = current.conditional_rows(sample)
-        if scale:
-            total = sample.shape[0]
-            self.call = DenoiserCall(slice_rows(list(args), cond, total), slice_rows(kwargs, cond, total), cond, scale)
-            if self.other_code:
-                everything = slice(0, total)
-                whole = slice_rows(list(args), everything, total), slice_rows(kwargs, everything, total)
-                self.call.whole, self.call.random_state = whole, RandomState(sample.device, self.model)
-            elif self.can_branch(kwargs):
-                token_grid = token_grid_of(self.call.args, self.call.kwargs)
-                branch = branching(self.model, self.layers, self.family, self.operator, token_grid, cond, total)
-                self.call.branch = self.opened.enter_context(branch)
-
-    def passes_of(self, pipe: Any) -> Passes:
-        """What is counted of a pipeline's calls; raises UnsupportedModel for a kind that can't be guided."""
-        for passes in self.passes:
-            if passes.pipe is pipe:
-                return passes
-        denoiser_of(pipe)
-        self.passes.append(Passes(pipe, self.family))
-        return self.passes[-1]
-
-    def begin_pass(self, steps: int) -> None:
-        """A pipeline begins with a picture: others may have put code into the model, or taken theirs out."""
-        eager(self.denoiser)
-        self.other_code = other_code(self.model)
-        if self.other_code and self.warned != str(self.other_code[0]):
-            self.warned = str(self.other_code[0])
-            logger.warning("ASAG takes whole extra passes, of all rows: %s, which may treat rows together", self.warned)
-        if self.trace:
-            self.trace.begin_pass(steps)
-
-    def can_branch(self, kwargs: dict[str, Any]) -> bool:
-        """Whether the perturbed rows can be those of a branch: in a compiled call none can begin, and what is in the
-        dictionaries that attention gets (GLIGEN, SD3's IP-Adapter) isn't taken along."""
-        options = [kwargs.get(name) or {} for name in ("cross_attention_kwargs", "joint_attention_kwargs")]
-        plain = all(isinstance(value, (int, float, str, type(None))) for each in options for value in each.values())
-        return self.settings.reuse and self.model is self.denoiser and plain
-
-    def after(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """The host's prediction, a tuple or an output object as the host asked for, with its rows shifted."""
-        self.opened.close()
-        if not self.holds():
-            return None
-        call, self.call = self.call, None
-        rows = output[0]
-        if call is not None:
-            if call.branch is not None:
-                rows, weakened = call.branch.split(rows)
-                output = with_rows(output, rows)
-            else:
-                weakened = self.predict_weakened(call)
-            self.current.shift = self.shift_of(rows, call, weakened)
-        if self.current.shift is not None:
-            self.current.shift.apply(rows)
-        return output
-
-    def predict_weakened(self, call: DenoiserCall) -> Tensor:
-        """A whole extra pass. Beside code of others it is of all the host's rows, with the host's random numbers.
-
-        Raises UnsupportedModel when that code remembers the pass.
-        """
-        token_grid = token_grid_of(call.args, call.kwargs)
-        with torch.no_grad(), perturbed(self.layers, self.family, self.operator, token_grid):
-            if call.whole is None:
-                return self.model.forward(*call.args, **call.kwargs)[0]
-            args, kwargs = call.whole
-            with nothing_kept(self.other_code), call.random_state.again():
-                return self.model.forward(*args, **kwargs)[0][call.cond]
-
-    def shift_of(self, rows: Tensor, call: DenoiserCall, weakened: Tensor) -> Shift:
-        cond = rows[call.cond]
-        delta = cond - weakened
-        if self.settings.contrast < 1:
-            delta = self.less_contrast(delta, cond, call)
-        scale = self.current.adaptive(call.scale, delta) if self.settings.adaptive else call.scale
-        if self.trace:
-            self.trace.add_step(self.current.steps - 1, scale, delta, token_grid_of(call.args, call.kwargs).latent_size)
-        added = delta * scale
-        if not self.settings.rescale:
-            return Shift(added, None)
-        guided = cond
-        if call.cond.start:
-            uncond = rows[: call.cond.start]
-            guided = uncond + self.current.pipe.guidance_scale * (cond - uncond)
-        guided = guided + added
-        # The weights that the pipeline combines rows with have the sum 1, so what is done to every row is done to the
-        # guided result. It is done to the picture, as in the WebUIs: noise and velocities are noise for the most part.
-        if isinstance(self.family, DiffusersUnet):
-            zero = grey_of(self.current.pipe.scheduler, call.args, call.kwargs, cond, "rescale: above 0")
-        else:
-            zero = velocity_of_grey(call.args, call.kwargs, cond, self.timesteps_of_sigma)
-        return Shift(added, rescale_factor(zero - cond, zero - guided, self.settings.rescale), zero)
-
-    def less_contrast(self, delta: Tensor, cond: Tensor, call: DenoiserCall) -> Tensor:
-        """δ, of a noise, a velocity or a picture, without the share of contrast that isn't wanted."""
-        kept = self.settings.contrast
-        if not isinstance(self.family, DiffusersUnet):
-            zero = velocity_of_grey(call.args, call.kwargs, cond, self.timesteps_of_sigma)
-            return keep_contrast(delta, zero - cond, kept, channels=1 if cond.ndim == 4 else -1)
-        return keep_contrast(delta, picture_of(self.current.pipe.scheduler, call.args, call.kwargs, cond), kept)

@@ -9,7 +9,7 @@ What a post-CFG function raises ends the request.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from modules import script_callbacks
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from asag.guidance import keep_contrast, rescale_factor
 from asag.hosts.forge_step import ForgeStep, Predict
-from asag.hosts.generation import GuidedRun, Refused, run_of
+from asag.hosts.generation import GuidedRun, run_of
 from asag.hosts.kept_state import KeptState
 from asag.hosts.loaded import checkpoints, loaded_model
 from asag.hosts.other_code import is_stateless, name_of, not_the_hosts
+from asag.hosts.refused import Refused
 from asag.models.base import Family, UnsupportedModel, family_of
 from asag.models.forge_flux import ForgeFlux
 from asag.models.forge_sd3 import ForgeSd3
@@ -33,7 +34,7 @@ from asag.models.neo_single_stream import NeoErnie, NeoKrea
 from asag.perturb import choose_layers
 from asag.settings import AsagSettings
 
-FAMILIES: tuple[Family, ...] = (
+FAMILIES: Sequence[Family] = (
     ForgeUnet(),
     ForgeFlux(),
     ForgeSd3(),
@@ -63,7 +64,8 @@ class ForgeRun(GuidedRun):
         def after_own_pass(args: dict[str, Any]) -> Tensor:
             if self._is_of_step(args):
                 self.step.remove()
-            return args["denoised"]
+            denoised: Tensor = args["denoised"]
+            return denoised
 
         # Functions and not methods: Forge's clone() deep-copies what is in the model options, a method's run too. The
         # first comes before those of others, which make passes of their own.
@@ -81,7 +83,8 @@ class ForgeRun(GuidedRun):
         return ForgeStep(network, params.x, scale, layers, family, self.operator, self.reuse)
 
     def entrance(self, denoiser: Any) -> nn.Module:
-        return _objects(denoiser).unet.model.diffusion_model
+        network: nn.Module = _objects(denoiser).unet.model.diffusion_model
+        return network
 
     def _patch(self, objects: Any) -> None:
         """Put the post-CFG function on what samples now; a refiner and the hires pass bring other objects."""
@@ -105,14 +108,15 @@ class ForgeRun(GuidedRun):
 
     def on_after_cfg(self, args: dict[str, Any]) -> Tensor:
         """The step's result, (images, channels, …), with s δ added. Outside the window what it was given."""
+        denoised: Tensor = args["denoised"]
         if not self._is_of_step(args):
-            return args["denoised"]
+            return denoised
         step, self.step = self.step, None
         step.remove()
         if not step.ran:
             # Neo's Spectrum forecasts a step: there is nothing to take a weakened prediction from.
             self.leave_out(_wrapper_name(args["model_options"]))
-            return args["denoised"]
+            return denoised
         with self.errors_kept():
             guided = self._guided(args, step)
             self.guided_calls += 1
@@ -127,7 +131,7 @@ class ForgeRun(GuidedRun):
         delta = keep_contrast(delta, args["cond_denoised"], self.settings.contrast)
         sigma = args["sigma"].reshape(-1, *[1] * (delta.ndim - 1))
         shift = delta * self.scale_of(step.scale, delta, sigma)
-        guided = args["denoised"] + shift
+        guided: Tensor = args["denoised"] + shift
         unconditional = args.get("uncond_denoised")
         # CFG++ samplers renoise with the unconditional prediction, and what guides both rows shifts it as well. It is
         # all zeros where there was none.
@@ -225,7 +229,7 @@ def _host_pass(args: dict[str, Any], step_x: Tensor) -> Predict:
     """The host's own pass on conditionings alone, in the step whose post-CFG arguments these are, and which got
     `step_x` from the sampler."""
     # reForge has no backend package.
-    home = sys.modules.get("backend.sampling.sampling_function") or sys.modules["ldm_patched.modules.samplers"]
+    home: Any = sys.modules.get("backend.sampling.sampling_function") or sys.modules["ldm_patched.modules.samplers"]
     x = args["input"]
     if home.__name__.startswith("ldm_patched") and not args["model_options"].get("conditioning_modifiers"):
         # There pre-CFG functions run after the model, and inpaint_only leaves another input for those that follow.
@@ -236,7 +240,10 @@ def _host_pass(args: dict[str, Any], step_x: Tensor) -> Predict:
         # Neo makes long videos in windows of frames.
         windows = getattr(getattr(home, "dynamic_args", None), "context_handler", None)
         if windows is not None and windows.should_use_context(x):
-            return windows.execute(home.calc_cond_uncond_batch, args["model"], [conds, None], *rest)[0]
-        return home.calc_cond_uncond_batch(args["model"], conds, None, *rest)[0]
+            predictions = windows.execute(home.calc_cond_uncond_batch, args["model"], [conds, None], *rest)
+        else:
+            predictions = home.calc_cond_uncond_batch(args["model"], conds, None, *rest)
+        conditional: Tensor = predictions[0]
+        return conditional
 
     return predict

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from asag.branch import RowBranch
 from asag.hosts.forge_rows import RowLists, cond_rows
 from asag.hosts.kept_state import KeptState
 from asag.hosts.other_code import functions_in, not_the_hosts
@@ -122,7 +123,7 @@ class ForgeStep:
 
         return forward
 
-    def _branching(self, call: ForgeCall, options: dict[str, Any]) -> Any:
+    def _branching(self, call: ForgeCall, options: dict[str, Any]) -> AbstractContextManager[RowBranch]:
         token_grid, total = TokenGrid(), call.x.shape[0]
         token_grid.enter(call.x, call.others.get("context"))
         tell = RowLists(options, total).tell
@@ -188,7 +189,8 @@ class ForgeStep:
 
         def forward(*args: Any, **kwargs: Any) -> Tensor:
             x, timestep, _ = _arguments(args, kwargs)
-            return getattr(_take(recorded, x, timestep), name)
+            output: Tensor = getattr(_take(recorded, x, timestep), name)
+            return output
 
         return forward
 

@@ -136,19 +136,21 @@ class GuidedRun:
         # Kept on the device: to read it in every step would wait for it.
         largest = delta.detach().abs().amax()
         self.largest = largest if self.largest is None else torch.maximum(self.largest, largest.to(self.largest))
-        if self.settings.adaptive or self.trace:
-            free = delta / sigma
-            scale = self.adaptive(scale, free) if self.settings.adaptive else scale
-            if self.trace:
-                self.trace.add_step(self.call, scale, free)
-        return scale
+        if not self.settings.adaptive and not self.trace:
+            return scale
+        free = delta / sigma
+        used: float | Tensor = self.adaptive(scale, free) if self.settings.adaptive else scale
+        if self.trace:
+            self.trace.add_step(self.call, used, free)
+        return used
 
     def leave_out(self, forecaster: str) -> None:
         """This step isn't guided: an extension of that name forecast it, and the model didn't run."""
         self.forecast_calls, self.forecaster = self.forecast_calls + 1, forecaster
 
     def _stop(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        raise self.error
+        if self.error is not None:
+            raise self.error
 
     def has_conflict(self, p: Any) -> bool:
         """Whether an extension is active that a further pass would confuse; says so once, in the log and the result."""
@@ -245,37 +247,49 @@ def disarm(p: Any) -> None:
     if run is not None:
         run.end()
     wrapper = p.__dict__.get("sample")
-    if hasattr(wrapper, "asag_restores"):
+    if isinstance(wrapper, SampleWrapper):
         p.__dict__.pop("sample")
         # What another extension had put on the instance comes back; otherwise the class's method is there again.
-        p.__dict__.update(wrapper.asag_restores)
+        p.__dict__.update(wrapper.before)
 
 
-def _wrap_sample(p: Any, run: GuidedRun | None, around: Callable[..., Tensor]) -> None:
-    """Put a wrapper around `p.sample` for one call. Used up, and held on to by another extension, it does nothing."""
-    disarm(p)
-    sample, used = p.sample, []
+class SampleWrapper:
+    """Stands for `p.sample` for one call. Used up, and held on to by another extension, it does nothing."""
 
-    def wrapped(*args: Any, **kwargs: Any) -> Tensor:
-        if used:
-            return sample(*args, **kwargs)
-        used.append(True)
+    def __init__(self, p: Any, around: Callable[..., Tensor]) -> None:
+        self.p, self.around = p, around
+        self.sample: Callable[..., Tensor] = p.sample
+        self.before = {name: value for name, value in p.__dict__.items() if name == "sample"}
+        self.used = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self.used:
+            return self.sample(*args, **kwargs)
+        self.used = True
         try:
-            return around(sample, *args, **kwargs)
+            return self.around(self.sample, *args, **kwargs)
         except Refused as error:
             if error.status_code == 422:
                 # The host logs none of its own for a request of the API.
                 logger.warning(error.detail)
             raise
         finally:
-            disarm(p)
+            disarm(self.p)
 
-    wrapped.asag_restores = {name: value for name, value in p.__dict__.items() if name == "sample"}
-    p.sample = wrapped
+    def __deepcopy__(self, memo: Any) -> SampleWrapper:
+        """Itself, as with a function: extensions copy `p`."""
+        return self
+
+
+def _wrap_sample(p: Any, run: GuidedRun | None, around: Callable[..., Tensor]) -> None:
+    """Put a wrapper around `p.sample` for one call."""
+    disarm(p)
+    p.sample = SampleWrapper(p, around)
     if run is not None:
         setattr(p, RUN, run)
 
 
 def run_of(denoiser: Any) -> GuidedRun | None:
     """The run that guides a denoiser's generation, or None."""
-    return getattr(denoiser.p, RUN, None)
+    run: GuidedRun | None = getattr(denoiser.p, RUN, None)
+    return run

@@ -6,7 +6,7 @@ from typing import Any
 
 from modules import sd_models
 
-from asag.hosts.generation import Refused
+from asag.hosts.refused import Refused
 
 
 def loaded_model() -> Any:

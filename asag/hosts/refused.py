@@ -6,7 +6,7 @@ try:
     from fastapi import HTTPException as Answered
 except ImportError:  # no WebUI, and no API
 
-    class Answered(Exception):
+    class Answered(Exception):  # type: ignore[no-redef]
         """What fastapi's is made of."""
 
         def __init__(self, status_code: int, detail: str) -> None:
@@ -20,6 +20,9 @@ class Refused(Answered):
     422 is a mistake of the user's, and one line in the log; 500 is a failure, whose cause is logged where it is caught.
     Of fastapi's own errors hosts log no traceback (modules/api/api.py: handle_exception).
     """
+
+    status_code: int
+    detail: str
 
     def __init__(self, message: str, status_code: int) -> None:
         super().__init__(status_code, message)

@@ -16,8 +16,9 @@ def notes_on(run: GuidedRun, family: Family) -> list[str]:
     messages = list(run.notes)
     if family.experimental:
         messages.append(f"ASAG is experimental in {family.name}: checked with random weights, not on real pictures")
-    if run.reuse.comment():
-        messages.append(run.reuse.comment())
+    extra_passes = run.reuse.comment()
+    if extra_passes:
+        messages.append(extra_passes)
     if run.forecast_calls:
         messages.append(
             f"ASAG left out {run.forecast_calls} steps that {run.forecaster} forecast: the model didn't run in them"

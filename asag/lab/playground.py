@@ -19,7 +19,8 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from asag.hosts.diffusers_pipeline import FAMILIES, asag_guidance
+from asag.hosts.diffusers_models import FAMILIES
+from asag.hosts.diffusers_pipeline import asag_guidance
 from asag.lab import arguments
 from asag.lab.embedded import drawings, shipped
 from asag.models.base import family_of

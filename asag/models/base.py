@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from asag.blocks import Address, BlockList
 from asag.operators import Operator
 
 Forward = Callable[..., Any]
+# A host's model or a part of it. What attributes it has, its source says; torch's nn.Module doesn't.
+HostModel: TypeAlias = Any
 
 
 class UnsupportedModel(ValueError):
@@ -46,10 +48,10 @@ class Family(Protocol):
     def matches(self, model: nn.Module) -> bool:
         """Whether `model` is of this family; raises UnsupportedModel for one of it that can't be guided as it runs."""
 
-    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+    def layers(self, model: nn.Module) -> Sequence[AttentionLayer]:
         """The self-attention layers in the order in which the model runs them."""
 
-    def stages(self, model: nn.Module) -> list[nn.Module]:
+    def stages(self, model: nn.Module) -> Sequence[nn.Module]:
         """The modules that `model` runs one after another, with nothing but row-wise operations between them, from the
         first layer's at the latest to the end. Empty when what it does with its rows elsewhere forbids to add rows."""
 
@@ -94,7 +96,8 @@ class TokenGrid:
 
 def split_heads(tensor: Tensor, heads: int) -> Tensor:
     """(batch, tokens, heads * head_dim) -> (batch, heads, tokens, head_dim), a view."""
-    return tensor.unflatten(-1, (heads, -1)).transpose(1, 2)
+    split: Tensor = tensor.unflatten(-1, (heads, -1))
+    return split.transpose(1, 2)
 
 
 def join_heads(tensor: Tensor) -> Tensor:
@@ -102,7 +105,7 @@ def join_heads(tensor: Tensor) -> Tensor:
     return tensor.transpose(1, 2).flatten(2)
 
 
-def has_class(model: nn.Module, name: str) -> bool:
+def has_class(model: object, name: str) -> bool:
     """Whether a class called `name` is among the model's classes: matching without importing the host's package."""
     return any(base.__name__ == name for base in type(model).__mro__)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from asag.blocks import Address, BlockList, parse_blocks
-from asag.models.base import AttentionLayer, Forward, TokenGrid, UnsupportedModel, has_class, masks_nothing
+from asag.models.base import AttentionLayer, Forward, HostModel, TokenGrid, UnsupportedModel, has_class, masks_nothing
 from asag.operators import Operator
 
 SDPA_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
@@ -32,15 +32,15 @@ class Sd3Transformer:
     name = "diffusers SD3Transformer2DModel"
     reason = "the middle of the depth, where the middle block of a UNet is: joint.12 of SD3's 24"
     experimental = True
-    row_methods = ()
+    row_methods: tuple[str, ...] = ()
 
-    def default_blocks(self, model: nn.Module) -> BlockList:
+    def default_blocks(self, model: HostModel) -> BlockList:
         return parse_blocks(f"joint.{len(model.transformer_blocks) // 2}")
 
-    def matches(self, model: nn.Module) -> bool:
+    def matches(self, model: HostModel) -> bool:
         return has_class(model, "SD3Transformer2DModel")
 
-    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+    def layers(self, model: HostModel) -> list[AttentionLayer]:
         return [
             AttentionLayer(Address("joint", number, index), attention)
             for number, block in enumerate(model.transformer_blocks)
@@ -48,13 +48,13 @@ class Sd3Transformer:
             if attention is not None
         ]
 
-    def stages(self, model: nn.Module) -> list[nn.Module]:
+    def stages(self, model: HostModel) -> list[nn.Module]:
         return [*model.transformer_blocks, model.norm_out, model.proj_out]
 
     def replacement(
         self, layer: AttentionLayer, original: Forward, operator: Operator, token_grid: TokenGrid
     ) -> Forward:
-        return _attending(layer, original, operator, token_grid, text_first=False)
+        return AttendingForward(layer, original, operator, token_grid, text_first=False)
 
 
 class FluxTransformer:
@@ -67,17 +67,17 @@ class FluxTransformer:
     name = "diffusers FluxTransformer2DModel"
     reason = "the middle of the depth, both kinds of block counted: single.9 of Flux's 19 + 38"
     experimental = True
-    row_methods = ()
+    row_methods: tuple[str, ...] = ()
 
-    def default_blocks(self, model: nn.Module) -> BlockList:
+    def default_blocks(self, model: HostModel) -> BlockList:
         doubles = len(model.transformer_blocks)
         middle = (doubles + len(model.single_transformer_blocks)) // 2
         return parse_blocks(f"double.{middle}" if middle < doubles else f"single.{middle - doubles}")
 
-    def matches(self, model: nn.Module) -> bool:
+    def matches(self, model: HostModel) -> bool:
         return has_class(model, "FluxTransformer2DModel")
 
-    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+    def layers(self, model: HostModel) -> list[AttentionLayer]:
         doubles = [
             AttentionLayer(Address("double", number, 0), block.attn)
             for number, block in enumerate(model.transformer_blocks)
@@ -88,52 +88,52 @@ class FluxTransformer:
         ]
         return doubles + singles
 
-    def stages(self, model: nn.Module) -> list[nn.Module]:
+    def stages(self, model: HostModel) -> list[nn.Module]:
         return [*model.transformer_blocks, *model.single_transformer_blocks, model.norm_out, model.proj_out]
 
     def replacement(
         self, layer: AttentionLayer, original: Forward, operator: Operator, token_grid: TokenGrid
     ) -> Forward:
-        return _attending(layer, original, operator, token_grid, text_first=True)
+        return AttendingForward(layer, original, operator, token_grid, text_first=True)
 
 
-def _attending(
-    layer: AttentionLayer, original: Forward, operator: Operator, token_grid: TokenGrid, text_first: bool
-) -> Forward:
+class AttendingForward:
     """A forward that is `original` with its attention replaced.
 
     Like attention and block alike it takes image tokens (batch, image tokens, channels) and, where the sequence is
     joint, text tokens (batch, text tokens, channels). Raises UnsupportedModel if the attention never came by.
     """
-    address, module = layer.address, layer.module
-    # Of nested replacements the innermost holds, so it runs the host's forward and not the outer replacement.
-    host_forward: Forward = getattr(original, "host_forward", original)
 
-    def forward(
-        hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *others: Any, **named: Any
-    ) -> tuple[Tensor, ...] | Tensor:
+    def __init__(
+        self, layer: AttentionLayer, original: Forward, operator: Operator, token_grid: TokenGrid, text_first: bool
+    ) -> None:
+        self.layer, self.operator, self.token_grid, self.text_first = layer, operator, token_grid, text_first
+        # Of nested replacements the innermost holds, so it runs the host's forward and not the outer replacement.
+        self.host_forward: Forward = original.host_forward if isinstance(original, AttendingForward) else original
+
+    def __call__(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *others: Any, **named: Any
+    ) -> Any:
         images = hidden_states.shape[1]
         texts = 0 if encoder_hidden_states is None else encoder_hidden_states.shape[1]
-        image = slice(texts, texts + images) if text_first else slice(0, images)
-        grid = token_grid.grid(images)
+        image = slice(texts, texts + images) if self.text_first else slice(0, images)
+        grid = self.token_grid.grid(images)
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             if not texts:
-                return operator.plain(query, key, value, grid)
-            return operator.joint(query, key, value, image, grid)
+                return self.operator.plain(query, key, value, grid)
+            return self.operator.joint(query, key, value, image, grid)
 
-        with ReplacedAttention(address, images + texts, attend) as attention:
-            result = host_forward(hidden_states, encoder_hidden_states, *others, **named)
+        address, tokens = self.layer.address, images + texts
+        with ReplacedAttention(address, tokens, attend) as attention:
+            result = self.host_forward(hidden_states, encoder_hidden_states, *others, **named)
         if not attention.replaced:
             raise UnsupportedModel(
-                f"{address}: ASAG doesn't know the attention that {type(module).__name__} computes here, so it wasn't "
-                f"weakened; allowed: torch's scaled_dot_product_attention on its {images + texts} tokens, as the "
+                f"{address}: ASAG doesn't know the attention that {type(self.layer.module).__name__} computes here, so "
+                f"it wasn't weakened; allowed: torch's scaled_dot_product_attention on its {tokens} tokens, as the "
                 "attention backend native calls it"
             )
         return result
-
-    forward.host_forward = host_forward
-    return forward
 
 
 class ReplacedAttention(TorchFunctionMode):

@@ -7,7 +7,7 @@ AttnProcessor2_0, FusedAttnProcessor2_0). Nothing is imported from there: models
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from asag.blocks import Address, BlockList, parse_blocks
 from asag.models.base import (
     AttentionLayer,
     Forward,
+    HostModel,
     TokenGrid,
     UnsupportedModel,
     has_class,
@@ -50,15 +51,15 @@ class DiffusersUnet:
     name = "diffusers UNet2DConditionModel (SD1.x, SD2, SDXL)"
     reason = "the middle block, as PAG and SEG use: the coarsest tokens, where attention decides structure"
     experimental = False
-    row_methods = ()
+    row_methods: tuple[str, ...] = ()
 
-    def default_blocks(self, model: nn.Module) -> BlockList:
+    def default_blocks(self, model: HostModel) -> BlockList:
         return parse_blocks("mid")
 
-    def matches(self, model: nn.Module) -> bool:
+    def matches(self, model: HostModel) -> bool:
         return has_class(model, "UNet2DConditionModel")
 
-    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+    def layers(self, model: HostModel) -> list[AttentionLayer]:
         found: list[AttentionLayer] = []
         number = 1
         for block in model.down_blocks:
@@ -75,7 +76,7 @@ class DiffusersUnet:
                 number += 1
         return found
 
-    def stages(self, model: nn.Module) -> list[nn.Module]:
+    def stages(self, model: HostModel) -> list[nn.Module]:
         blocks = [*model.down_blocks, model.mid_block, *model.up_blocks]
         last = [model.conv_norm_out, model.conv_act, model.conv_out]
         parts = (part for block in blocks if block is not None for part in _parts(block))
@@ -84,7 +85,7 @@ class DiffusersUnet:
     def replacement(
         self, layer: AttentionLayer, original: Forward, operator: Operator, token_grid: TokenGrid
     ) -> Forward:
-        attention = layer.module
+        attention: HostModel = layer.module
         processor = type(attention.processor).__name__
         if processor not in ORDINARY_PROCESSORS:
             allowed = ", ".join(sorted(ORDINARY_PROCESSORS))
@@ -114,12 +115,13 @@ class DiffusersUnet:
                 out = out.transpose(1, 2).reshape(hidden_states.shape)
             if attention.residual_connection:
                 out = out + hidden_states
-            return out / attention.rescale_output_factor
+            scaled: Tensor = out / attention.rescale_output_factor
+            return scaled
 
         return forward
 
 
-def _project(attention: nn.Module, tokens: Tensor, fused: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _project(attention: HostModel, tokens: Tensor, fused: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value, (batch, heads, tokens, head_dim), of tokens (batch, tokens, channels)."""
     if fused:
         projected = torch.chunk(attention.to_qkv(tokens), 3, dim=-1)
@@ -133,12 +135,12 @@ def _project(attention: nn.Module, tokens: Tensor, fused: bool) -> tuple[Tensor,
     return query, key, value
 
 
-def _attentions(block: nn.Module) -> list[nn.Module]:
+def _attentions(block: HostModel) -> list[Any]:
     """The attention of each resnet of a block; none in blocks without attention."""
     return list(getattr(block, "attentions", None) or ())
 
 
-def _layers_of(part: str, number: int, transformers: list[nn.Module]) -> Iterator[AttentionLayer]:
+def _layers_of(part: str, number: int, transformers: Sequence[HostModel]) -> Iterator[AttentionLayer]:
     """The attn1 of each transformer block that attends to the image (`only_cross_attention` makes it see the text)."""
     attentions = (
         child.attn1
@@ -151,7 +153,7 @@ def _layers_of(part: str, number: int, transformers: list[nn.Module]) -> Iterato
         yield AttentionLayer(Address(part, number, index), attention)
 
 
-def _parts(block: nn.Module) -> list[nn.Module]:
+def _parts(block: HostModel) -> list[Any]:
     """What a block of the UNet runs, in order (diffusers/models/unets/unet_2d_blocks.py)."""
     attentions = _attentions(block)
     found = []

@@ -6,9 +6,11 @@ then the image's, then those of reference images. Reference images are kept like
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
-from asag.models.base import AttentionLayer, has_class
+from asag.models.base import AttentionLayer, HostModel, has_class
 from asag.models.host_attention import HostTransformer, numbered
 
 
@@ -19,13 +21,13 @@ class ForgeFlux(HostTransformer):
     reason = "the middle of the depth, double and single blocks counted alike"
     homes = (("backend.nn.flux", "attention_function"),)
 
-    def matches(self, model: nn.Module) -> bool:
+    def matches(self, model: HostModel) -> bool:
         return any(
             has_class(model, name)
             for name in ("IntegratedFluxTransformer2DModel", "IntegratedChromaTransformer2DModel")
         )
 
-    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+    def layers(self, model: HostModel) -> Sequence[AttentionLayer]:
         # Forge's models have no patch_size of their own: 2, as in backend/nn/flux.py's forward.
         patch = getattr(model, "patch_size", 2)
         return [
@@ -33,5 +35,5 @@ class ForgeFlux(HostTransformer):
             *numbered("single", model.single_blocks, patch=patch),
         ]
 
-    def stages(self, model: nn.Module) -> list[nn.Module]:
+    def stages(self, model: HostModel) -> list[nn.Module]:
         return [*model.double_blocks, *model.single_blocks, model.final_layer]

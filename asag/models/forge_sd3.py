@@ -6,10 +6,12 @@ attention, attn2, over image tokens alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from asag.blocks import Address
-from asag.models.base import AttentionLayer, TokenGrid
+from asag.models.base import AttentionLayer, HostModel, TokenGrid
 from asag.models.host_attention import HostTransformer, SequenceLayer
 
 
@@ -20,14 +22,14 @@ class ForgeSd3(HostTransformer):
     class_name = "MMDiTX"
     homes = (("backend.nn.mmditx", "attention"),)
 
-    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+    def layers(self, model: HostModel) -> Sequence[AttentionLayer]:
         return [
             SequenceLayer(Address("joint", number, index), block, patch=model.patch_size)
             for number, block in enumerate(model.joint_blocks)
             for index in range(2 if hasattr(block.x_block, "attn2") else 1)
         ]
 
-    def stages(self, model: nn.Module) -> list[nn.Module]:
+    def stages(self, model: HostModel) -> list[nn.Module]:
         return [*model.joint_blocks, model.final_layer]
 
     def image(self, layer: SequenceLayer, token_grid: TokenGrid, tokens: int) -> slice | None:

@@ -7,14 +7,16 @@ value, each (batch, tokens, heads * head_dim), after the layer's projections and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from asag.blocks import Address
 from asag.models.base import (
     AttentionLayer,
     Forward,
+    HostModel,
     TokenGrid,
     UnsupportedModel,
     join_heads,
@@ -36,7 +38,7 @@ class ForgeUnet(LdmUnet):
 
     name = "SD1.x, SD2 and SDXL UNets (Forge)"
 
-    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+    def layers(self, model: HostModel) -> list[AttentionLayer]:
         return [
             AttentionLayer(Address(part, index, number), block)
             for part, index, number, block in transformer_blocks(model)
@@ -51,14 +53,12 @@ class ForgeUnet(LdmUnet):
                 raise UnsupportedModel(f"{layer.address}: its attention is masked; allowed: attention without a mask")
             return operator.plain(query, key, value, token_grid.grid(query.shape[2]))
 
-        def forward(
-            x: Tensor, context: Tensor | None = None, transformer_options: dict[str, Any] | None = None
-        ) -> Tensor:
+        def forward(x: Tensor, context: Tensor | None = None, transformer_options: dict[str, Any] | None = None) -> Any:
             options = dict(transformer_options or {})
             replaced = dict(options.get("patches_replace", {}))
             at_attn1 = replaced.get("attn1", {})
             place = (*options["block"], options.get("block_index", 0))
-            others = at_attn1.get(place, at_attn1.get(options["block"]))
+            others: Callable[..., Tensor] | None = at_attn1.get(place, at_attn1.get(options["block"]))
 
             def replacement(query: Tensor, key: Tensor, value: Tensor, extra_options: dict[str, Any]) -> Tensor:
                 if others is not None:
@@ -70,7 +70,8 @@ class ForgeUnet(LdmUnet):
                     if inside.calls:
                         return out
                 heads = extra_options["n_heads"]
-                return join_heads(attend(*(split_heads(tensor, heads) for tensor in (query, key, value))))
+                out = attend(split_heads(query, heads), split_heads(key, heads), split_heads(value, heads))
+                return join_heads(out)
 
             replaced["attn1"] = {**at_attn1, place: replacement}
             options["patches_replace"] = replaced

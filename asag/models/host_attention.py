@@ -17,7 +17,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from asag.blocks import Address, BlockList, distinct_blocks, parse_blocks
-from asag.models.base import AttentionLayer, Forward, TokenGrid, UnsupportedModel, has_class, join_heads, split_heads
+from asag.models.base import (
+    AttentionLayer,
+    Forward,
+    HostModel,
+    TokenGrid,
+    UnsupportedModel,
+    has_class,
+    join_heads,
+    split_heads,
+)
 from asag.operators import Operator
 
 
@@ -45,18 +54,18 @@ class HostTransformer:
     homes: tuple[tuple[str, str], ...] = ()
     hint = ""
 
-    def matches(self, model: nn.Module) -> bool:
+    def matches(self, model: HostModel) -> bool:
         return has_class(model, self.class_name)
 
-    def default_blocks(self, model: nn.Module) -> BlockList:
+    def default_blocks(self, model: HostModel) -> BlockList:
         blocks = distinct_blocks(layer.address for layer in self.layers(model))
         part, number = blocks[len(blocks) // 2]
         return parse_blocks(f"{part}.{number}")
 
-    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+    def layers(self, model: HostModel) -> Sequence[AttentionLayer]:
         raise NotImplementedError
 
-    def stages(self, model: nn.Module) -> list[nn.Module]:
+    def stages(self, model: HostModel) -> list[nn.Module]:
         raise NotImplementedError
 
     def image(self, layer: SequenceLayer, token_grid: TokenGrid, tokens: int) -> slice | None:
@@ -92,6 +101,9 @@ class HostTransformer:
     def replacement(
         self, layer: AttentionLayer, original: Forward, operator: Operator, token_grid: TokenGrid
     ) -> Forward:
+        if not isinstance(layer, SequenceLayer):
+            raise TypeError(f"{layer.address}: a {type(layer).__name__}; allowed: a SequenceLayer")
+
         def forward(*args: Any, **kwargs: Any) -> Any:
             def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor | None:
                 try:
@@ -155,11 +167,11 @@ class StandIn:
             *others: Any,
             **named: Any,
         ) -> Tensor:
-            split = [query, key, value]
+            parts: Sequence[Tensor] = (query, key, value)
             if not named.get("skip_reshape"):
                 # SD3's values come with their heads apart already.
-                split = [split_heads(tensor.flatten(2), heads) for tensor in split]
-            out = self.attend(*split, _four_dimensions(mask))
+                parts = [split_heads(tensor.flatten(2), heads) for tensor in parts]
+            out = self.attend(parts[0], parts[1], parts[2], _four_dimensions(mask))
             if out is None:
                 return host(query, key, value, heads, mask, *others, **named)
             self.calls += 1

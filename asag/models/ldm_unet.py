@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from asag.blocks import Address, BlockList, parse_blocks
-from asag.models.base import AttentionLayer, Forward, TokenGrid, join_heads, split_heads
+from asag.models.base import AttentionLayer, Forward, HostModel, TokenGrid, join_heads, split_heads
 from asag.operators import Operator
 
 
@@ -26,34 +26,34 @@ class LdmUnet:
     name = "SD1.x, SD2 and SDXL UNets (ldm, sgm)"
     reason = "the middle block, as PAG and SEG use: the coarsest tokens, where attention decides structure"
     experimental = False
-    row_methods = ()
+    row_methods: tuple[str, ...] = ()
 
     def __init__(self, key_value_inputs: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None) -> None:
         self.key_value_inputs = key_value_inputs or (lambda context: (context, context))
 
-    def default_blocks(self, model: nn.Module) -> BlockList:
+    def default_blocks(self, model: HostModel) -> BlockList:
         return parse_blocks("mid")
 
-    def matches(self, model: nn.Module) -> bool:
+    def matches(self, model: HostModel) -> bool:
         return all(hasattr(model, part) for part in ("input_blocks", "middle_block", "output_blocks"))
 
-    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+    def layers(self, model: HostModel) -> list[AttentionLayer]:
         return [
             AttentionLayer(Address(part, index, number), block.attn1)
             for part, index, number, block in transformer_blocks(model)
         ]
 
-    def stages(self, model: nn.Module) -> list[nn.Module]:
+    def stages(self, model: HostModel) -> list[nn.Module]:
         blocks = [*model.input_blocks, model.middle_block, *model.output_blocks]
         return [*(stage for block in blocks for stage in block), model.out]
 
     def replacement(
         self, layer: AttentionLayer, original: Forward, operator: Operator, token_grid: TokenGrid
     ) -> Forward:
-        module = layer.module
+        module: HostModel = layer.module
 
         def forward(x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, **others: Any) -> Tensor:
-            if mask is not None or any(others.get(name) for name in ("n_times_crossframe_attn_in_self",)):
+            if mask is not None or others.get("n_times_crossframe_attn_in_self"):
                 raise ValueError(f"{layer.address}: masked or cross-frame self-attention can't be perturbed")
             extra = others.get("additional_tokens")
             if extra is not None:
@@ -64,12 +64,13 @@ class LdmUnet:
                 for projection, given in ((module.to_q, x), (module.to_k, key_input), (module.to_v, value_input))
             )
             out = operator.plain(query, key, value, token_grid.grid(query.shape[2]))
-            return module.to_out(join_heads(out))
+            projected: Tensor = module.to_out(join_heads(out))
+            return projected
 
         return forward
 
 
-def transformer_blocks(model: nn.Module) -> Iterator[tuple[str, int, int, nn.Module]]:
+def transformer_blocks(model: HostModel) -> Iterator[tuple[str, int, int, HostModel]]:
     """Every BasicTransformerBlock in the order in which the UNet runs them: its part of the UNet, the block's number
     there, its own number in that block, and the module."""
     parts = [("in", index, block) for index, block in enumerate(model.input_blocks)]

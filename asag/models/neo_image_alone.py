@@ -7,9 +7,11 @@ follow the video's own and are kept like text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
-from asag.models.base import AttentionLayer, TokenGrid
+from asag.models.base import AttentionLayer, HostModel, TokenGrid
 from asag.models.host_attention import HostTransformer, SequenceLayer, numbered
 
 
@@ -28,10 +30,10 @@ class NeoAnima(ImageTokensAlone):
     class_name = "Anima"
     homes = (("backend.nn.anima", "attention_function"),)
 
-    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+    def layers(self, model: HostModel) -> Sequence[AttentionLayer]:
         return numbered("layer", [block.self_attn for block in model.blocks], patch=model.patch_spatial)
 
-    def stages(self, model: nn.Module) -> list[nn.Module]:
+    def stages(self, model: HostModel) -> list[nn.Module]:
         return [*model.blocks, model.final_layer]
 
 
@@ -43,8 +45,8 @@ class NeoWan(ImageTokensAlone):
     hint = "; RadialAttention Integrated puts its own there: switch it off"
     homes = (("backend.nn.wan", "attention_function"),)
 
-    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+    def layers(self, model: HostModel) -> Sequence[AttentionLayer]:
         return numbered("layer", [block.self_attn for block in model.blocks], patch=model.patch_size[-1])
 
-    def stages(self, model: nn.Module) -> list[nn.Module]:
+    def stages(self, model: HostModel) -> list[nn.Module]:
         return [*model.blocks, model.head]

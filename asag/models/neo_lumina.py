@@ -7,9 +7,11 @@ alone and come before the layers; they aren't addressed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
-from asag.models.base import AttentionLayer
+from asag.models.base import AttentionLayer, HostModel
 from asag.models.host_attention import HostTransformer, numbered
 
 
@@ -18,13 +20,13 @@ class NeoLumina(HostTransformer):
 
     name = "Lumina 2 and Z-Image (Neo)"
     class_name = "NextDiT"
-    row_methods = ("unpatchify",)
+    row_methods: tuple[str, ...] = ("unpatchify",)
     homes = (("backend.nn.lumina", "attention_function"), ("backend.nn.svdq", "attention_function"))
 
-    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+    def layers(self, model: HostModel) -> Sequence[AttentionLayer]:
         attentions = [layer.attention for layer in model.layers]
         multiple = model.pad_tokens_multiple or 1
         return numbered("layer", attentions, patch=model.patch_size, text_multiple=multiple)
 
-    def stages(self, model: nn.Module) -> list[nn.Module]:
+    def stages(self, model: HostModel) -> list[nn.Module]:
         return [*model.layers, model.final_layer]

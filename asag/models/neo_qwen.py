@@ -7,9 +7,11 @@ kept like text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
-from asag.models.base import AttentionLayer, UnsupportedModel
+from asag.models.base import AttentionLayer, HostModel, UnsupportedModel
 from asag.models.host_attention import HostTransformer, numbered
 
 
@@ -20,7 +22,7 @@ class NeoQwen(HostTransformer):
     class_name = "QwenImageTransformer2DModel"
     homes = (("backend.nn.qwen", "attention_function"), ("backend.nn.svdq", "attention_function"))
 
-    def matches(self, model: nn.Module) -> bool:
+    def matches(self, model: HostModel) -> bool:
         """Raises UnsupportedModel for Nunchaku's CPU offload, which runs copies of the blocks in two buffers."""
         if not super().matches(model):
             return False
@@ -31,8 +33,8 @@ class NeoQwen(HostTransformer):
             )
         return True
 
-    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+    def layers(self, model: HostModel) -> Sequence[AttentionLayer]:
         return numbered("joint", [block.attn for block in model.transformer_blocks], patch=model.patch_size)
 
-    def stages(self, model: nn.Module) -> list[nn.Module]:
+    def stages(self, model: HostModel) -> list[nn.Module]:
         return [*model.transformer_blocks, model.norm_out, model.proj_out]

@@ -8,12 +8,13 @@ queries of the image with the keys of all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from asag.models.base import AttentionLayer, TokenGrid
+from asag.models.base import AttentionLayer, HostModel, TokenGrid
 from asag.models.host_attention import HostTransformer, SequenceLayer, numbered
 from asag.operators import Operator
 
@@ -25,10 +26,10 @@ class NeoQwen21(HostTransformer):
     class_name = "QwenImage21Transformer2DModel"
     homes = (("backend.nn.qwen21", "attention_function"), ("lib_qwen21.transformer", "attention_function"))
 
-    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+    def layers(self, model: HostModel) -> Sequence[AttentionLayer]:
         return numbered("layer", [block.attn for block in model.transformer_blocks], patch=1)
 
-    def stages(self, model: nn.Module) -> list[nn.Module]:
+    def stages(self, model: HostModel) -> list[nn.Module]:
         return [*model.transformer_blocks, model.norm_out, model.proj_out]
 
     def attend(

@@ -6,9 +6,11 @@ image, text). Reference images are kept like text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
-from asag.models.base import AttentionLayer, TokenGrid
+from asag.models.base import AttentionLayer, HostModel, TokenGrid
 from asag.models.host_attention import HostTransformer, SequenceLayer, numbered
 
 
@@ -19,10 +21,10 @@ class NeoKrea(HostTransformer):
     class_name = "SingleStreamDiT"
     homes = (("backend.nn.krea", "attention_function"),)
 
-    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+    def layers(self, model: HostModel) -> Sequence[AttentionLayer]:
         return numbered("layer", [block.attn for block in model.blocks], patch=model.patch)
 
-    def stages(self, model: nn.Module) -> list[nn.Module]:
+    def stages(self, model: HostModel) -> list[nn.Module]:
         return [*model.blocks, model.last]
 
     def image(self, layer: SequenceLayer, token_grid: TokenGrid, tokens: int) -> slice | None:
@@ -38,10 +40,10 @@ class NeoErnie(HostTransformer):
     class_name = "ErnieImageModel"
     homes = (("backend.nn.ernie", "attention_function"),)
 
-    def layers(self, model: nn.Module) -> list[AttentionLayer]:
+    def layers(self, model: HostModel) -> Sequence[AttentionLayer]:
         return numbered("layer", [layer.self_attention for layer in model.layers], patch=model.patch_size)
 
-    def stages(self, model: nn.Module) -> list[nn.Module]:
+    def stages(self, model: HostModel) -> list[nn.Module]:
         return [*model.layers, model.final_norm, model.final_linear]
 
     def image(self, layer: SequenceLayer, token_grid: TokenGrid, tokens: int) -> slice | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from asag.settings import AsagSettings, Option, SettingsError, options
+from asag.option import Option
+from asag.settings import AsagSettings, SettingsError, options
 
 
 def read_args(args: Sequence[Any], overrides: Mapping[str, Any] | None = None) -> AsagSettings:

@@ -8,7 +8,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from asag.hosts.generation import Host, Refused
+from asag.hosts.generation import Host
+from asag.hosts.refused import Refused
 from asag.webui import api, block_map
 
 BLOCKS = "asag/blocks"

@@ -11,8 +11,9 @@ from typing import Any
 
 import gradio as gr
 
+from asag.option import Option
 from asag.presets import Presets
-from asag.settings import Option, options
+from asag.settings import options
 from asag.webui.preset_panel import PresetPanel
 
 ElemId = Callable[[str], str]

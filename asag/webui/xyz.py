@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from asag.hosts.refused import Refused
-from asag.settings import AsagSettings, Option, SettingsError, options
+from asag.option import Option
+from asag.settings import AsagSettings, SettingsError, options
 
 PREFIX = "[ASAG] "
 ATTRIBUTE = "_asag_axes"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from asag.hosts.diffusers_call import picture_of, token_grid_of, velocity_of_grey
-from asag.hosts.diffusers_pipeline import FAMILIES
+from asag.hosts.diffusers_models import FAMILIES
 from asag.lab.embedded.shipped import start_noise
 from asag.models.base import family_of
 from asag.models.diffusers_unet import DiffusersUnet

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from asag.blocks import BlocksError
 from asag.hosts import diffusers_call
-from asag.hosts import diffusers_pipeline as host
 from asag.hosts.diffusers_pipeline import asag_guidance
 from asag.models.base import UnsupportedModel
+from asag.models.diffusers_mmdit import Sd3Transformer
 from asag.operators import Sinkhorn
 from asag.perturb import choose_layers, perturbed
 from asag.settings import SettingsError
@@ -102,8 +102,8 @@ def test_rows_of_an_image_are_shifted_by_scale_times_delta() -> None:
         latents(pipe, given, scale=2.5, blocks="joint.1")
     plain, guided = rows
     embeds = {name: torch.cat([given[f"negative_{name}"], given[name]])[2:] for name in given if name in PROMPTS}
-    layers = choose_layers(pipe.transformer, host.Sd3Transformer(), "joint.1")
-    with torch.no_grad(), perturbed(layers, host.Sd3Transformer(), Sinkhorn()):
+    layers = choose_layers(pipe.transformer, Sd3Transformer(), "joint.1")
+    with torch.no_grad(), perturbed(layers, Sd3Transformer(), Sinkhorn()):
         weakened = pipe.transformer(
             hidden_states=given["latents"],
             timestep=pipe.scheduler.timesteps[:1].expand(2),

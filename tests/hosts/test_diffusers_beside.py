@@ -30,7 +30,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor, nn
 
 from asag import perturb
-from asag.hosts import diffusers_pipeline as host
+from asag.hosts import diffusers_guidance
 from asag.hosts.diffusers_other_code import other_code
 from asag.hosts.diffusers_pipeline import asag_guidance
 from asag.models.base import UnsupportedModel
@@ -274,7 +274,7 @@ def test_what_is_known_shares_work_and_gives_no_delta(
         branches.append(args)
         return perturb.branching(*args)
 
-    monkeypatch.setattr(host, "branching", branching)
+    monkeypatch.setattr(diffusers_guidance, "branching", branching)
     with put_in(pipe):
         assert not other_code(pipe.unet)
         plain = latents(pipe, given)

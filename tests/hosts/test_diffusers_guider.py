@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from asag.blocks import BlocksError
 from asag.hosts.diffusers_guider import ARGUMENTS, LEFT_OUT, AdversarialSinkhornAttentionGuidance
-from asag.hosts.diffusers_pipeline import FAMILIES
+from asag.hosts.diffusers_models import FAMILIES
 from asag.models.base import TokenGrid, UnsupportedModel, family_of
 from asag.operators import Identity, QueryBlur, Sinkhorn
 from asag.perturb import choose_layers, perturbed

@@ -30,8 +30,8 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from asag.hosts import diffusers_pipeline as host
 from asag.models.base import UnsupportedModel
+from asag.models.diffusers_mmdit import FluxTransformer
 from asag.operators import Sinkhorn
 from asag.perturb import choose_layers, perturbed
 from asag.settings import AsagSettings
@@ -283,8 +283,8 @@ def test_flux_gives_the_negative_prompts_prediction_the_same_shift() -> None:
     plain, guided = rows[:2], rows[4:6]
     shift = guided[0] - plain[0]
     torch.testing.assert_close(guided[1] - plain[1], shift, rtol=1e-4, atol=1e-5)
-    layers = choose_layers(pipe.transformer, host.FluxTransformer(), "double.1")
-    with torch.no_grad(), perturbed(layers, host.FluxTransformer(), Sinkhorn()):
+    layers = choose_layers(pipe.transformer, FluxTransformer(), "double.1")
+    with torch.no_grad(), perturbed(layers, FluxTransformer(), Sinkhorn()):
         weakened = pipe.transformer(
             hidden_states=given["latents"],
             timestep=pipe.scheduler.timesteps[:1].expand(2) / 1000,

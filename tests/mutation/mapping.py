@@ -10,7 +10,7 @@ FORGE = [
     "tests/hosts/test_forge_wrapper.py",
     "tests/hosts/test_forge.py",
 ]
-WEBUIS = [*A1111, *FORGE, "tests/hosts/test_counting_hooks.py", "tests/hosts/test_told.py"]
+WEBUIS = [*A1111, *FORGE, "tests/hosts/test_counting_hooks.py", "tests/hosts/test_run_notes.py"]
 DIFFUSERS = [
     "tests/hosts/test_diffusers.py",
     "tests/hosts/test_diffusers_reuse.py",
@@ -55,13 +55,15 @@ TESTS = {
     "asag/hosts/checkpoints.py": ["tests/hosts/test_checkpoints.py", *WEBUIS],
     "asag/hosts/conflicts.py": ["tests/hosts/test_conflicts.py"],
     "asag/hosts/run_notes.py": WEBUIS,
-    "asag/hosts/notes.py": ["tests/hosts/test_told.py", "tests/test_script.py"],
+    "asag/hosts/notes.py": ["tests/hosts/test_run_notes.py", "tests/test_script.py"],
     "asag/hosts/refused.py": WEBUIS,
     "asag/hosts/loaded.py": ["tests/hosts/test_loaded.py", *FORGE],
     "asag/hosts/webui.py": ["tests/hosts/test_webui.py", "tests/test_script.py"],
     "asag/hosts/other_code.py": ["tests/hosts/test_other_code.py", "tests/hosts/test_counting_hooks.py", *FORGE],
     "asag/hosts/kept_state.py": ["tests/hosts/test_other_code.py", "tests/hosts/test_counting_hooks.py", *FORGE],
     "asag/hosts/diffusers_pipeline.py": [*DIFFUSERS, "tests/hosts/test_diffusers_beside.py"],
+    "asag/hosts/diffusers_guidance.py": [*DIFFUSERS, "tests/hosts/test_diffusers_beside.py"],
+    "asag/hosts/diffusers_models.py": [*DIFFUSERS, "tests/hosts/test_diffusers_beside.py"],
     "asag/hosts/diffusers_pass.py": [*DIFFUSERS, "tests/hosts/test_diffusers_guider.py"],
     "asag/hosts/diffusers_call.py": [*DIFFUSERS, "tests/hosts/test_diffusers_beside.py"],
     "asag/hosts/diffusers_caller.py": [*DIFFUSERS, "tests/hosts/test_diffusers_beside.py"],

@@ -170,16 +170,28 @@ def by_import(path: str, index: int) -> bool:
     return pytest.main([*TESTS[path], "-k", CHOSEN, "-x", "-q", "-p", "no:cacheprovider", "--capture=sys"]) != 0
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("modules", nargs="*", help="such as asag/guidance.py; without any, all")
-    parser.add_argument("--every", type=int, default=1, help="only every so manieth mutant of each module")
+    parser.add_argument("--every", type=int, default=1, help="try every so manieth mutant of each module")
     parser.add_argument("--offset", type=int, default=0, help="the first of these, counted from 0")
     parser.add_argument("--only", default="", help="numbers of the mutants of the one module that is named")
     parser.add_argument("--budget", type=float, default=20.0, help="processor seconds of tests per mutant, about")
+    parser.add_argument("--no-imports", action="store_true", help="leave out what only runs while a module is imported")
     parser.add_argument("--results", type=Path, default=Path("build/mutation.jsonl"))
     parser.add_argument("--table", action="store_true", help="only print the table of the results that are there")
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def in_tests(plugin: InTests, left: Path) -> None:
+    """Try the mutants of what runs in tests; leaves in a file the numbers of those of what doesn't."""
+    tests = list(dict.fromkeys(test for path in plugin.paths for test in TESTS[path]))
+    pytest.main([*tests, "-k", CHOSEN, "-q", "-p", "no:cacheprovider", "--capture=sys"], plugins=[plugin])
+    left.write_text(json.dumps(plugin.imported))
+
+
+def main() -> None:
+    given = arguments()
     report = Report(given.results)
     if given.table:
         print(report.table())
@@ -191,23 +203,15 @@ def main() -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     left = Path(f"{given.results}.imported")
-
-    def in_tests() -> bool:
-        tests = list(dict.fromkeys(test for path in paths for test in TESTS[path]))
-        plugin = InTests(paths, chosen, report, given.budget)
-        pytest.main([*tests, "-k", CHOSEN, "-q", "-p", "no:cacheprovider", "--capture=sys"], plugins=[plugin])
-        left.write_text(json.dumps(plugin.imported))
-        return False
-
     left.unlink(missing_ok=True)
     pid = os.fork()
     if pid == 0:
-        in_tests()
+        in_tests(InTests(paths, chosen, report, given.budget), left)
         os._exit(0)
     os.waitpid(pid, 0)
     for path, indices in json.loads(left.read_text()).items():
         mutants = mutants_of(path)[1]
-        for index in indices:
+        for index in [] if given.no_imports else indices:
             began = time.monotonic()
             outcome = forked(lambda path=path, index=index: by_import(path, index), 300)
             report.add(mutants[index], index, outcome, 0, time.monotonic() - began)

@@ -146,7 +146,7 @@ def ip_adapter(webui: Path) -> Path:
 
 
 def image_encoder(webui: Path) -> Path:
-    """The image encoder of IP-Adapter, where ControlNet's preprocessor ip-adapter_clip_h looks for its own."""
+    """The image encoder of IP-Adapter, where ControlNet's preprocessor ip-adapter_clip_sd15 looks for its own."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     shapes = shapes_of(CLIPVisionModelWithProjection(CLIPVisionConfig(**IMAGE)))

@@ -28,7 +28,7 @@ CONTROL, IP_ADAPTER = ("control", "cn15"), ("ip-adapter", "ip15")
 UNITS = {  # unit: what its module is called, in A1111's ControlNet or in Forge's, and its model, if it takes one
     "canny": (["canny"], CONTROL),
     "tile_colorfix": (["tile_colorfix"], CONTROL),
-    "ip-adapter": (["ip-adapter_clip_h", "CLIP-ViT-H (IPAdapter)"], IP_ADAPTER),
+    "ip-adapter": (["ip-adapter_clip_sd15", "CLIP-ViT-H (IPAdapter)"], IP_ADAPTER),
     "inpaint_only": (["inpaint_only"], CONTROL),
     "reference_only": (["reference_only"], None),
     "reference_adain": (["reference_adain"], None),

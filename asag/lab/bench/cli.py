@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from asag.lab import arguments
-from asag.lab.bench import hosts, operator, report, step
+from asag.lab.bench import cuda, hosts, operator, report, step
 from asag.lab.bench.measure import MIB, Meter, machine
 
 
@@ -23,13 +23,15 @@ def case_names(bench: str | None, quick: bool) -> list[str]:
         "step": [case.title for case in step.CASES],
         "hosts": [hosts.case_name(quick)],
     }
+    if bench == arguments.FAKE_BENCH:
+        return cuda.case_names(quick)
     return names[bench] if bench else [name for each in names.values() for name in each]
 
 
 def measurements(args: argparse.Namespace, meter: Meter) -> dict[str, Callable[[], Iterator[dict[str, Any]]]]:
     common: dict[str, Any] = {"quick": args.quick, "only": args.only}
     dense_bytes = int(args.dense_gib * 1024 * MIB)
-    all_of_them = {
+    all_of_them: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
         "operator": partial(operator.measure, meter, dense_bytes=dense_bytes, **common),
         "step": partial(step.measure, meter, **common),
         "hosts": partial(hosts.measure, meter, **common),
@@ -50,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Written: {args.chart[1]}")
         return 0
     torch.set_num_threads(args.threads)
+    if args.bench == arguments.FAKE_BENCH:
+        return cuda.main(args)
     device = torch.device(args.device)
     meter = Meter(device, 2 if args.quick else args.pairs, math.inf if args.quick else args.seconds, args.clock)
     facts = machine(device, args.threads, args.clock)

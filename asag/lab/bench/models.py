@@ -48,18 +48,19 @@ def pipeline_double(denoiser: nn.Module, steps: int = STEPS) -> SimpleNamespace:
 class Denoiser:
     """A model, the arguments of its call on [unconditional, conditional] rows, and a ControlNet with its picture."""
 
-    model: nn.Module
+    model: Any
     latents: Tensor
     conditions: dict[str, Any]
-    control: nn.Module | None = None
-    picture: Tensor | None = None
+    control: Any = None
+    picture: Any = None
 
     def step(self, controlled: bool = False) -> Tensor:
         """The guided prediction of one step."""
         conditions = self.conditions | (self.residuals() if controlled else {})
         rows = self.model(torch.cat([self.latents] * 2), **conditions, return_dict=False)[0]
         uncond, cond = rows.chunk(2)
-        return uncond + 7.0 * (cond - uncond)
+        guided: Tensor = uncond + 7.0 * (cond - uncond)
+        return guided
 
     def residuals(self, rows: slice = slice(0, 2)) -> dict[str, Any]:
         """What the ControlNet makes of some of the two rows."""

@@ -97,7 +97,7 @@ def variants_of(denoiser: Denoiser, case: Case) -> dict[str, Variant]:
     return variants
 
 
-def guidance(denoiser: Denoiser, steps: int = 0, **settings: Any) -> AbstractContextManager[None]:
+def guidance(denoiser: Denoiser, steps: int = 0, **settings: Any) -> AbstractContextManager[object]:
     """`steps` (0: many): how many the pipeline seems to do, of which a window takes its part."""
     pipe = pipeline_double(denoiser.model, steps) if steps > 1 else pipeline_double(denoiser.model)
     return asag_guidance(pipe, scale=1.5, **settings)

@@ -37,10 +37,12 @@ class Classifier(nn.Module):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(B,128): the last hidden layer before its nonlinearity, for distances between sets of pictures."""
-        return self.feature(self.body(images).flatten(1))
+        features: torch.Tensor = self.feature(self.body(images).flatten(1))
+        return features
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(F.silu(self.features(images)))
+        logits: torch.Tensor = self.head(F.silu(self.features(images)))
+        return logits
 
 
 def present(labels: torch.Tensor) -> torch.Tensor:
@@ -57,7 +59,8 @@ def object_count(labels: torch.Tensor) -> torch.Tensor:
 def objects_right(classifier: Classifier, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """(B,) bool: the objects of labels (B,N,2), each once and none besides, are what a picture shows."""
     pairs, counts = classifier(images).split([drawings.PAIRS, _COUNTS], 1)
-    return ((pairs > 0) == present(labels)).all(1) & (counts.argmax(1) == object_count(labels))
+    right: torch.Tensor = ((pairs > 0) == present(labels)).all(1) & (counts.argmax(1) == object_count(labels))
+    return right
 
 
 def train_classifier(steps: int, generator: torch.Generator, batch: int = 64) -> Classifier:

@@ -84,7 +84,8 @@ def load_classifier(folder: Path = MODEL) -> Classifier:
 
 
 def _table(folder: Path) -> torch.Tensor:
-    return load_file(folder / "conditions.safetensors")["table"].float()
+    table: torch.Tensor = load_file(folder / "conditions.safetensors")["table"]
+    return table.float()
 
 
 def embed(captions: list[str], folder: Path = MODEL) -> torch.Tensor:

@@ -57,7 +57,8 @@ class UNetSubject:
         return Task(noisy, steps, alpha * noise - sigma * clean)
 
     def predict(self, model: ModelMixin, task: Task, tokens: torch.Tensor) -> torch.Tensor:
-        return model(task.noisy, task.time, tokens, return_dict=False)[0]
+        predicted: torch.Tensor = model(task.noisy, task.time, tokens, return_dict=False)[0]
+        return predicted
 
     def save(self, model: ModelMixin, folder: Path) -> None:
         model.save_pretrained(folder / "unet")
@@ -76,7 +77,8 @@ class MMDiTSubject:
         return Task(noisy, sigma * 1000, noise - clean)
 
     def predict(self, model: ModelMixin, task: Task, tokens: torch.Tensor) -> torch.Tensor:
-        return model(task.noisy, tokens, pooled(tokens), task.time, return_dict=False)[0]
+        predicted: torch.Tensor = model(task.noisy, tokens, pooled(tokens), task.time, return_dict=False)[0]
+        return predicted
 
     def save(self, model: ModelMixin, folder: Path) -> None:
         model.save_pretrained(folder / "transformer")

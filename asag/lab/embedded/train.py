@@ -47,7 +47,7 @@ class Training:
         self.conditions = Conditions().to(device)
         self.parameters = [*self.model.parameters(), *self.conditions.parameters()]
         self.average = [parameter.detach().clone() for parameter in self.parameters]
-        options = {"betas": (0.9, 0.99), "weight_decay": 0.0, "fused": True}
+        options: dict[str, Any] = {"betas": (0.9, 0.99), "weight_decay": 0.0, "fused": True}
         self.optimiser = torch.optim.AdamW(self.parameters, lr=0.0, **options)
         self.generator = torch.Generator(device).manual_seed(seed)
         self.step, self.images, self.seconds = 0, 0, 0.0

@@ -56,7 +56,8 @@ def make(pipe: Any, sampling: Sampling, method: Method, batch: Sequence[Item]) -
         given["width"], given["height"] = sampling.size
     generators = [torch.Generator().manual_seed(item.noise_seed) for item in batch]
     with nullcontext() if method.settings is None else asag_guidance(pipe, **method.settings):
-        return pipe(**given, generator=generators).images
+        images: list[Image.Image] = pipe(**given, generator=generators).images
+    return images
 
 
 @dataclass(frozen=True)

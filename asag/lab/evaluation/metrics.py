@@ -128,16 +128,17 @@ def load_clip(folder: Path) -> tuple[nn.Module, Any]:
 class Clip(nn.Module):
     """CLIP with features as tensors (B,F), which transformers 5 wraps in an output object and torchmetrics doesn't."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model, self.config = model, model.config
+        self.model: Any = model
+        self.config: Any = model.config
         self.longest = model.config.text_config.max_position_embeddings
 
-    def get_image_features(self, pixels: Tensor) -> Tensor:
+    def get_image_features(self, pixels: Tensor) -> Any:
         found = self.model.get_image_features(pixels)
         return getattr(found, "pooler_output", found)
 
-    def get_text_features(self, tokens: Tensor, mask: Tensor) -> Tensor:
+    def get_text_features(self, tokens: Tensor, mask: Tensor) -> Any:
         found = self.model.get_text_features(tokens, mask)
         return getattr(found, "pooler_output", found)
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from asag.hosts.diffusers_pipeline import FAMILIES, asag_guidance
+from asag.hosts.diffusers_models import FAMILIES
+from asag.hosts.diffusers_pipeline import asag_guidance
 from asag.lab.embedded import quality, shipped, shipped_mmdit
 from asag.lab.embedded.architecture_mmdit import LAYERS, SHIFT
 from asag.models.base import family_of

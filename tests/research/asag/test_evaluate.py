@@ -9,7 +9,8 @@ import pytest
 import scipy.linalg
 import torch
 
-from asag.hosts.diffusers_pipeline import FAMILIES, asag_guidance
+from asag.hosts.diffusers_models import FAMILIES
+from asag.hosts.diffusers_pipeline import asag_guidance
 from asag.lab.embedded import drawings, shipped
 from asag.lab.embedded.architecture import new_unet
 from asag.lab.embedded.architecture_mmdit import new_transformer

@@ -1,0 +1,214 @@
+"""The guidance of one diffusers denoiser: hooks that shift the host's prediction by s δ.
+
+Source: the denoising loops of diffusers/pipelines. With classifier-free guidance the denoiser gets all images twice,
+unconditional rows first; without it, and in Flux, the conditional rows alone. Hooks on the denoiser let the host's
+own call run and shift all rows by s δ (see asag.guidance). The perturbed rows branch off inside that call (see
+asag.branch); where they can't, the perturbed call is one of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from threading import get_ident
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asag.guidance import keep_contrast, rescale_factor, scheduled_scale
+from asag.hosts.diffusers_call import (
+    DenoiserCall,
+    Rescaling,
+    Shift,
+    WholeCall,
+    argument,
+    grey_of,
+    picture_of,
+    token_grid_of,
+    velocity_of_grey,
+    with_rows,
+)
+from asag.hosts.diffusers_caller import calling_pipeline
+from asag.hosts.diffusers_models import FAMILIES, denoiser_of, eager
+from asag.hosts.diffusers_other_code import OtherCode, nothing_kept, other_code
+from asag.hosts.diffusers_pass import Passes
+from asag.models.base import UnsupportedModel, family_of
+from asag.models.diffusers_mmdit import FluxTransformer
+from asag.models.diffusers_unet import DiffusersUnet
+from asag.perturb import branching, choose_layers, perturbed, slice_rows
+from asag.random_state import RandomState
+from asag.settings import AsagSettings
+from asag.trace import Trace
+from asag.watched import Watched
+
+logger = logging.getLogger(__name__)
+
+
+class Guidance:
+    """One guidance of one denoiser. `before` and `after` enclose each of the host's calls of it.
+
+    `holds` says whether a guidance is the one that counts now: of nested ones the innermost.
+    """
+
+    def __init__(
+        self, pipe: Any, denoiser: nn.Module, settings: AsagSettings, holds: Callable[[Guidance], bool]
+    ) -> None:
+        self.pipe, self.denoiser, self.settings, self.holds = pipe, denoiser, settings, holds
+        self.model = eager(denoiser)
+        self.family = family_of(self.model, FAMILIES)
+        self.layers = choose_layers(self.model, self.family, settings.blocks)
+        self.trace = Trace() if settings.figures else None
+        self.operator = Watched(settings.operator(), self.trace) if self.trace else settings.operator()
+        self.timesteps_of_sigma = 1 if isinstance(self.family, FluxTransformer) else 1000
+        self.passes = [Passes(pipe, self.family)]
+        self.current = self.passes[0]
+        self.other_code: list[OtherCode] = []
+        self.warned = ""
+        self.thread: int | None = None
+        self.call: DenoiserCall | None = None
+        self.opened = ExitStack()
+        with perturbed(self.layers, self.family, self.operator):
+            pass  # a layer that can't be perturbed says so before sampling starts
+
+    def attach(self) -> list[Any]:
+        """Hook the denoiser, next to its forward: what others hook on or change is outside, for both passes alike.
+
+        Hooks and not a replaced forward, since accelerate's offloading replaces that one again after each image.
+        """
+        return [
+            self.denoiser.register_forward_pre_hook(self.before, with_kwargs=True),
+            self.denoiser.register_forward_hook(self.after, with_kwargs=True, prepend=True),
+            self.denoiser.register_forward_hook(self.finish, always_call=True),
+        ]
+
+    def finish(self, *hooked: Any) -> None:
+        """The host's call is over, also when it failed; one that another thread's call kept out changes nothing."""
+        if self.thread in (None, get_ident()):
+            self.close()
+
+    def close(self) -> None:
+        """Take a branch out of the model."""
+        self.opened.close()
+        self.thread = None
+
+    def before(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Copy what the perturbed pass needs, before the host's call takes things out of its arguments."""
+        if not self.holds(self):
+            return
+        if self.thread not in (None, get_ident()):
+            raise UnsupportedModel("model: two threads called it at once; allowed: one call after another")
+        self.thread, self.call = get_ident(), None
+        current = self.current = self.passes_of(calling_pipeline(self.pipe, denoiser))
+        if current.repeats_step(args, kwargs, self.settings.rescale):
+            return
+        step, steps = current.next_step()
+        if step == 0:
+            self.begin_pass(steps)
+        given = self.settings
+        scale = scheduled_scale(given.scale, given.schedule, step, steps, given.start, given.end)
+        sample = argument(args, kwargs, 0, "sample", "hidden_states")
+        cond = current.conditional_rows(sample)
+        if scale:
+            total = sample.shape[0]
+            self.call = DenoiserCall(slice_rows(list(args), cond, total), slice_rows(kwargs, cond, total), cond, scale)
+            if self.other_code:
+                everything = slice(0, total)
+                whole = slice_rows(list(args), everything, total), slice_rows(kwargs, everything, total)
+                self.call.whole = WholeCall(*whole, RandomState(sample.device, self.model))
+            elif self.can_branch(kwargs):
+                token_grid = token_grid_of(self.call.args, self.call.kwargs)
+                branch = branching(self.model, self.layers, self.family, self.operator, token_grid, cond, total)
+                self.call.branch = self.opened.enter_context(branch)
+
+    def passes_of(self, pipe: Any) -> Passes:
+        """What is counted of a pipeline's calls; raises UnsupportedModel for a kind that can't be guided."""
+        for passes in self.passes:
+            if passes.pipe is pipe:
+                return passes
+        denoiser_of(pipe)
+        self.passes.append(Passes(pipe, self.family))
+        return self.passes[-1]
+
+    def begin_pass(self, steps: int) -> None:
+        """A pipeline begins with a picture: others may have put code into the model, or taken theirs out."""
+        eager(self.denoiser)
+        self.other_code = other_code(self.model)
+        if self.other_code and self.warned != str(self.other_code[0]):
+            self.warned = str(self.other_code[0])
+            logger.warning("ASAG takes whole extra passes, of all rows: %s, which may treat rows together", self.warned)
+        if self.trace:
+            self.trace.begin_pass(steps)
+
+    def can_branch(self, kwargs: dict[str, Any]) -> bool:
+        """Whether the perturbed rows can be those of a branch: in a compiled call none can begin, and what is in the
+        dictionaries that attention gets (GLIGEN, SD3's IP-Adapter) isn't taken along."""
+        options = [kwargs.get(name) or {} for name in ("cross_attention_kwargs", "joint_attention_kwargs")]
+        plain = all(isinstance(value, (int, float, str, type(None))) for each in options for value in each.values())
+        return self.settings.reuse and self.model is self.denoiser and plain
+
+    def after(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """The host's prediction, a tuple or an output object as the host asked for, with its rows shifted."""
+        self.opened.close()
+        if not self.holds(self):
+            return None
+        call, self.call = self.call, None
+        rows = output[0]
+        if call is not None:
+            if call.branch is not None:
+                rows, weakened = call.branch.split(rows)
+                output = with_rows(output, rows)
+            else:
+                weakened = self.predict_weakened(call)
+            self.current.shift = self.shift_of(rows, call, weakened)
+        if self.current.shift is not None:
+            self.current.shift.apply(rows)
+        return output
+
+    def predict_weakened(self, call: DenoiserCall) -> Tensor:
+        """A whole extra pass. Beside code of others it is of all the host's rows, with the host's random numbers.
+
+        Raises UnsupportedModel when that code remembers the pass.
+        """
+        token_grid = token_grid_of(call.args, call.kwargs)
+        weakened: Tensor
+        with torch.no_grad(), perturbed(self.layers, self.family, self.operator, token_grid):
+            if call.whole is None:
+                weakened = self.model.forward(*call.args, **call.kwargs)[0]
+            else:
+                with nothing_kept(self.other_code), call.whole.random_state.again():
+                    weakened = self.model.forward(*call.whole.args, **call.whole.kwargs)[0][call.cond]
+        return weakened
+
+    def shift_of(self, rows: Tensor, call: DenoiserCall, weakened: Tensor) -> Shift:
+        cond = rows[call.cond]
+        delta = cond - weakened
+        if self.settings.contrast < 1:
+            delta = self.less_contrast(delta, cond, call)
+        scale = self.current.adaptive(call.scale, delta) if self.settings.adaptive else call.scale
+        if self.trace:
+            self.trace.add_step(self.current.steps - 1, scale, delta, token_grid_of(call.args, call.kwargs).latent_size)
+        added = delta * scale
+        if not self.settings.rescale:
+            return Shift(added)
+        guided = cond
+        if call.cond.start:
+            uncond = rows[: call.cond.start]
+            guided = uncond + self.current.pipe.guidance_scale * (cond - uncond)
+        guided = guided + added
+        # The weights that the pipeline combines rows with have the sum 1, so what is done to every row is done to the
+        # guided result. It is done to the picture, as in the WebUIs: noise and velocities are noise for the most part.
+        if isinstance(self.family, DiffusersUnet):
+            zero = grey_of(self.current.pipe.scheduler, call.args, call.kwargs, cond, "rescale: above 0")
+        else:
+            zero = velocity_of_grey(call.args, call.kwargs, cond, self.timesteps_of_sigma)
+        return Shift(added, Rescaling(rescale_factor(zero - cond, zero - guided, self.settings.rescale), zero))
+
+    def less_contrast(self, delta: Tensor, cond: Tensor, call: DenoiserCall) -> Tensor:
+        """δ, of a noise, a velocity or a picture, without the share of contrast that isn't wanted."""
+        kept = self.settings.contrast
+        if not isinstance(self.family, DiffusersUnet):
+            zero = velocity_of_grey(call.args, call.kwargs, cond, self.timesteps_of_sigma)
+            return keep_contrast(delta, zero - cond, kept, channels=1 if cond.ndim == 4 else -1)
+        return keep_contrast(delta, picture_of(self.current.pipe.scheduler, call.args, call.kwargs, cond), kept)

@@ -1,0 +1,148 @@
+"""Fake CUDA tensors record what CUDA code would ask of the device; `python -m asag bench cuda` counts with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from asag.attention import adversarial_sinkhorn_attention
+from asag.lab.bench import cli, cuda
+from asag.lab.bench.fake_cuda import FakeCuda
+from asag.lab.bench.roofline import Gpu, Op, Record
+from asag.operators import Operator
+
+HALF = torch.float16
+
+
+def recorded(function: Callable[[Tensor], object], tensor_of: Callable[[], Tensor], sm: int = 89) -> Record:
+    with FakeCuda(sm) as fake:
+        tensor = tensor_of()
+        with fake.recording() as record:
+            function(tensor)
+    return record
+
+
+def tokens(*shape: int, dtype: torch.dtype = HALF) -> Callable[[], Tensor]:
+    return lambda: torch.empty(shape, device="cuda", dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Waiting(Operator):
+    """A double: an operator that asks the device for a number in each sweep, as one written for a CPU would."""
+
+    sweeps: int = 2
+
+    def plain(self, query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        for _ in range(self.sweeps):
+            assert query.abs().amax().item() > 0
+        return value
+
+
+def test_an_operator_that_reads_a_number_in_each_sweep_is_found() -> None:
+    record = recorded(
+        lambda each: [Waiting(1).plain(each, each, each), Waiting().plain(each, each, each)], tokens(1, 2, 8, 16)
+    )
+    assert [op.waits for op in record.waits] == ["_local_scalar_dense"] * 3
+    assert all("test_cuda.py" in op.site for op in record.waits)
+
+
+@pytest.mark.parametrize(
+    ("function", "waits"),
+    [
+        (lambda each: each.sum(), []),
+        (lambda each: bool((each > 0).all()), ["_local_scalar_dense"]),
+        (lambda each: each[0].tolist(), ["_local_scalar_dense"]),
+        (lambda each: torch.equal(each, each + 1), ["equal"]),
+        (lambda each: each[each > 0], ["nonzero"]),
+        (lambda each: each.cpu(), ["cuda to cpu"]),
+        (lambda each: each[torch.as_tensor([0, 1], device="cuda")], ["cpu to cuda"]),
+        (lambda each: each[torch.arange(2, device="cuda")], []),
+    ],
+)
+def test_what_makes_the_host_wait(function: Callable[[Tensor], object], waits: list[str]) -> None:
+    assert [op.waits for op in recorded(function, tokens(4, 3)).waits] == waits
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "masked", "sm", "kernel"),
+    [
+        (torch.float16, 64, False, 80, "flash"),
+        (torch.bfloat16, 40, False, 89, "flash"),
+        (torch.float16, 64, True, 89, "efficient"),
+        (torch.float32, 64, False, 89, "efficient"),
+        (torch.float64, 64, False, 89, "math"),
+        (torch.float16, 64, False, 75, "efficient"),
+        (torch.bfloat16, 64, False, 75, "math"),
+    ],
+)
+def test_the_kernel_that_cuda_takes(dtype: torch.dtype, head_dim: int, masked: bool, sm: int, kernel: str) -> None:
+    with FakeCuda(sm) as fake:
+        query = torch.empty(1, 2, 32, head_dim, device="cuda", dtype=dtype)
+        mask = torch.empty(1, 1, 32, 32, device="cuda", dtype=dtype) if masked else None
+        with fake.recording() as record:
+            F.scaled_dot_product_attention(query, query, query, attn_mask=mask)
+    assert [name.split()[0] for name in record.sdpa] == [kernel]
+
+
+@pytest.mark.parametrize(("keys", "copied"), [(32, False), (40, True)])
+def test_a_mask_whose_rows_are_not_aligned_is_written_out(keys: int, copied: bool) -> None:
+    with FakeCuda() as fake:
+        query, key = (torch.empty(1, 2, count, 16, device="cuda") for count in (48, keys))
+        mask = torch.empty(1, 2, 1, keys, device="cuda").expand(-1, -1, 48, -1)
+        with fake.recording() as record:
+            F.scaled_dot_product_attention(query, key, key, attn_mask=mask)
+    padded = [each for each in record.allocations if each.name == "constant_pad_nd"]
+    assert [each.shape for each in padded] == ([(1, 2, 48, 48)] if copied else [])
+
+
+def test_memory_is_live_until_it_is_freed() -> None:
+    def held(tensor: Tensor) -> Tensor:
+        first = tensor + 1
+        second = first + 1
+        del first
+        return second + 1
+
+    record = recorded(held, tokens(1024, dtype=torch.float32))
+    assert record.peak == 3 * 4096
+    assert record.kernels == 3
+
+
+def test_squares_are_found() -> None:
+    record = recorded(lambda each: each @ each.T, tokens(256, 16))
+    assert [each.shape for each in record.squares(256, 256)] == [(256, 256)]
+
+
+def test_a_roofline_takes_what_takes_longest() -> None:
+    gpu = Gpu("made up", half=1e12, single=1e11, double=1e10, bandwidth=1e9, exps=1e8, launch=1e-6)
+
+    def op(**changed: float) -> Op:
+        costs = {"kernels": 1, "flops": 0.0, "exps": 0.0, "moved": 0.0} | changed
+        return Op("name", "", dtype=HALF, shape=(), **costs)  # type: ignore[arg-type]
+
+    assert op().seconds(gpu) == 1e-6
+    assert op(flops=1e9).seconds(gpu) == 1e-3
+    assert op(moved=1e7, flops=1e9).seconds(gpu) == 1e-2
+    assert op(exps=1e7, moved=1e7).seconds(gpu) == 1e-1
+    assert Record([op(), op(flops=1e9)]).seconds(gpu) == pytest.approx(1e-3 + 1e-6)
+
+
+def test_the_operator_runs_on_fake_tensors() -> None:
+    record = recorded(lambda each: adversarial_sinkhorn_attention(each, each, each), tokens(1, 2, 64, 16))
+    assert record.kernels > 0
+    assert record.seconds(next(iter(cuda.GPUS.values()))) > 0
+
+
+def test_the_command_writes_a_line_for_each_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "cuda.jsonl"
+    assert cli.main(["cuda", "--quick", "--only", "sd15", "--threads", "1", "--json", str(out)]) == 0
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {line["variant"] for line in lines} >= {"cfg", "asag", "pag", "seg"}
+    assert all(line["kernels"] > 0 for line in lines)
+    assert "modelled, not measured" in capsys.readouterr().out
