@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import matplotlib.figure
 import numpy as np
 import pytest
 import torch
@@ -74,6 +75,106 @@ def test_numbers_that_are_not_finite_are_drawn_all_the_same(value):
 def test_an_image_that_was_not_guided_is_an_error(image):
     with pytest.raises(ValueError, match=rf"image: {image}; allowed: one of the 1"):
         draw(trace_of(), image, None, "")
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, as matplotlib knows them."""
+    made = []
+
+    class Kept(matplotlib.figure.Figure):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    monkeypatch.setattr(matplotlib.figure, "Figure", Kept)
+    return made
+
+
+def test_lines_are_scale_and_size_of_the_image_by_model_call(figures):
+    trace = trace_of(images=2, passes=2)
+    draw(trace, 1, None, "")
+    above, below, *_ = figures[0].axes
+    for axes, name in ((above, "scales"), (below, "sizes")):
+        first, divider, second = axes.lines[0], axes.lines[2], axes.lines[1]
+        for line, traced in ((first, trace.passes[0]), (second, trace.passes[1])):
+            assert line.get_xdata().tolist() == [step.number + 1 for step in traced.steps]
+            assert line.get_ydata().tolist() == [getattr(step, name)[1] for step in traced.steps]
+        assert set(divider.get_xdata()) == {4.5}
+        largest = max(getattr(step, name)[1] for step in trace.steps)
+        assert axes.get_ylim() == pytest.approx((0, 1.12 * largest))
+    assert above.get_xlim() == below.get_xlim() == pytest.approx((0.4, 8.6))
+    assert [text.get_visible() for text in above.get_xticklabels()] == [False] * len(above.get_xticklabels())
+    assert "passes divided" in below.get_xlabel()
+    draw(trace_of(), 0, None, "")
+    assert len(figures[1].axes[0].lines) == 1
+    assert figures[1].axes[0].get_xlim() == pytest.approx((0.4, 4.6))
+    assert figures[1].axes[1].get_xlabel() == "model call"
+
+
+def test_calls_beyond_those_announced_are_in_the_figure(figures):
+    trace = Trace()
+    trace.begin_pass(2)
+    for call in range(5):
+        trace.add_step(call, 0.0, torch.ones(1, 4, 2, 2))
+    draw(trace, 0, None, "")
+    assert figures[0].axes[0].get_xlim() == pytest.approx((0.4, 5.6))
+    assert figures[0].axes[0].get_ylim() == (0, 1)
+
+
+@pytest.mark.parametrize("picture", [None, Image.new("RGB", (96, 64), (250, 250, 250))])
+def test_the_map_lies_over_the_picture_and_its_bar_spans_it(figures, picture):
+    trace = trace_of()
+    draw(trace, 0, picture, "")
+    axes, heat = figures[0].axes[2], trace.heat(0).numpy()
+    shown = axes.images[-1]
+    np.testing.assert_array_equal(shown.get_array(), heat)
+    assert (shown.norm.vmin, shown.norm.vmax) == pytest.approx((heat.min(), heat.max()))
+    assert len(axes.images) == (1 if picture is None else 2)
+    width, height = (12, 8) if picture is None else (96, 64)
+    assert all(tuple(image.get_extent()) == (0, width, height, 0) for image in axes.images)
+    assert [list(axes.get_xticks()), list(axes.get_yticks())] == [[], []]
+    if picture is not None:
+        under = axes.images[0]
+        assert (under.get_array().min(), under.norm.vmin) == (250, 0)
+        assert float(under.to_rgba(255)[0]) < 0.6  # dimmed: white isn't hot
+        shades = shown.cmap(np.linspace(0, 1, 256))[:, 3]
+        assert (shades[0], shades[-1]) == pytest.approx((0.15, 0.85), abs=1e-3)
+
+
+@pytest.mark.parametrize(("size", "panel"), [((96, 64), 6.95), ((10, 100), 2.95), ((100, 10), 9.75)])
+def test_the_maps_panel_is_as_wide_as_the_picture_within_limits(size, panel):
+    """Inches: 4 for the height, something for the bar, and no more than a picture of 1 : 2 or 2.2 : 1."""
+    figure = draw(trace_of(), 0, Image.new("RGB", size), "")
+    assert figure.size == (round(100 * (4.8 + panel + 4.4)), 500)
+
+
+def test_entropies_are_means_of_a_blocks_layers_with_a_line_between(figures):
+    trace = Trace()
+    trace.begin_pass(1)
+    for block, layer, pair in (("in", 0, (0.5, 0.9)), ("in", 1, (0.7, 1.0)), ("out", 0, (0.2, 0.4))):
+        trace.add_entropies(Address(block, 3, layer), *pair)
+    trace.add_step(0, 1.0, torch.ones(1, 4, 2, 2))
+    draw(trace, 0, None, "")
+    axes = next(each for each in figures[0].axes if each.get_title() == "Entropy of attention")
+    joins, (ordinary, weakened) = axes.lines[:2], axes.lines[2:]
+    assert [list(line.get_xdata()) for line in joins] == [[0, 0], [1, 1]]
+    assert [list(line.get_ydata()) for line in joins] == [pytest.approx([0.6, 0.95]), [0.2, 0.4]]
+    assert ordinary.get_ydata() == pytest.approx([0.6, 0.2])
+    assert weakened.get_ydata() == pytest.approx([0.95, 0.4])
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ordinary", "weakened"]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["in.3", "out.3"]
+    assert axes.get_xlim() == pytest.approx((-0.8, 1.8))
+    span = 1 - (0.2 - 0.06)
+    assert axes.get_ylim() == pytest.approx((1 - 1.04 * span, 1 + 0.06 * span))
+
+
+@pytest.mark.parametrize(("blocks", "labels"), [(18, 18), (19, 10), (57, 15)])
+def test_of_many_blocks_some_are_named(figures, blocks, labels):
+    draw(trace_of(blocks=blocks), 0, None, "")
+    axes = next(each for each in figures[0].axes if each.get_title() == "Entropy of attention")
+    assert len(axes.get_xticks()) == labels
+    assert len(axes.lines) == blocks + 2
 
 
 # Among the host's images -------------------------------------------------------------------------------------------

@@ -40,6 +40,19 @@ METHODS = {**CALLS, "amax": "amin", "amin": "amax", "mean": "sum", "sum": "mean"
 # A name, key or address; a text with blanks is for people.
 KEY = re.compile(r"[A-Za-z_][\w./:-]{0,40}")
 FOR_PEOPLE = {"label", "help", "info", "title", "group", "placeholder"}
+# How a figure looks.
+FOR_PEOPLE |= {
+    "color",
+    "fontsize",
+    "fontweight",
+    "linewidth",
+    "linestyle",
+    "marker",
+    "markersize",
+    "labelsize",
+    "alpha",
+}
+FOR_PEOPLE |= {"pad", "w_pad", "h_pad", "fraction", "rotation", "facecolor", "edgecolor", "labelcolor", "loc"}
 NEVER = (ast.JoinedStr, ast.Import, ast.ImportFrom, ast.Assert, ast.Global, ast.Nonlocal)
 TYPES = {"annotation", "returns", "type_comment", "ctx"}
 
