@@ -41,13 +41,13 @@ bench: $(VENV)/.demo
 train: $(VENV)/.demo
 	$(RUN) -m asag train
 
-lint: $(VENV)/.test
-	$(RUN) -m pip install --quiet --constraint constraints.txt ruff
-	$(RUN) -m ruff check .
-	$(RUN) -m ruff format --check .
+lint: $(VENV)/.lint
+	$(RUN) -m ruff check --quiet .
+	$(RUN) -m ruff format --quiet --check .
+	$(RUN) -m mypy --no-error-summary
 
 clean:
-	rm -rf $(VENV) $(VENV)-gradio4 $(VENV)-gradio3 demo build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-gradio4 $(VENV)-gradio3 demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 $(VENV)/.torch: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version) if sys.version_info < (3, 10) else None'
@@ -66,6 +66,11 @@ $(VENV)/.test: $(VENV)/.demo
 	@echo "Installing what the tests need in $(abspath $(VENV))."
 	$(RUN) -m pip install --progress-bar off --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps stable-diffusion-sdkit
+	touch $@
+
+# mypy reads the packages that the code imports.
+$(VENV)/.lint: $(VENV)/.test
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ruff mypy
 	touch $@
 
 # The gradio of the WebUIs needs older packages; torch and the rest are those of $(VENV), found after its own. Where a
