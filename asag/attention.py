@@ -14,16 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from asag.attention_arguments import check_attention_inputs, check_options
+from asag.device_scores import DeviceScores, full_float32
 from asag.sinkhorn import DenseScores, StreamingScores, bound_logits, iterate
-
-COSTS = ("adversarial", "similarity", "uniform")
-NORMALIZATIONS = ("rows", "columns")
-IMPLEMENTATIONS = ("auto", "dense", "streaming")
 
 # An error in a logit is the same error, relative, in the plan. Where |q||k| * eps may exceed these, compute in float64.
 # The bound is a worst case: what is measured at it is about a third.
 LOGIT_ERROR = {torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 FLOAT32_EPS = 2.0**-24
+MASK_ALIGNMENT = 16
 
 
 def adversarial_sinkhorn_attention(
@@ -54,7 +53,8 @@ def adversarial_sinkhorn_attention(
 
     Returns:
         (batch, heads, n, e) in the query's dtype. Against a float64 reference the relative error stays below 2e-5
-        (float32), 4e-3 (float16) and 2e-2 (bfloat16), also for logits of 1e4, where the device has float64.
+        (float32), 4e-3 (float16) and 2e-2 (bfloat16), on a CPU also for logits of 1e4. An accelerator computes in
+        float32: there float32's error grows with the logits, to 2e-3 for logits of 1e4.
 
     Raises:
         ValueError: naming the argument, the value and what is allowed.
@@ -66,7 +66,9 @@ def adversarial_sinkhorn_attention(
     if cost == "uniform" or strength == 0:
         return value.mean(dim=2, keepdim=True).expand(-1, -1, query.shape[2], -1).to(query.dtype)
     scale = signed_scale(cost, strength, query)
-    with torch.no_grad(), without_autocast(query.device.type):
+    with torch.no_grad(), without_autocast(query.device.type), full_float32(query.device.type):
+        if impl != "dense" and query.device.type != "cpu":
+            return _on_device(query, key, value, scale, iterations, tolerance, normalize)
         largest_logit = float(bound_logits(query, key, scale).amax())
         dtype = computation_dtype(query, largest_logit)
         if impl != "dense" and normalize == "rows" and has_linear_kernel(query.device.type, dtype):
@@ -82,6 +84,27 @@ def adversarial_sinkhorn_attention(
     # In stubs of torch unflatten gives Any.
     by_heads: Tensor = out.to(query.dtype).unflatten(0, query.shape[:2])
     return by_heads
+
+
+def _on_device(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    iterations: int,
+    tolerance: float | None,
+    normalize: str,
+) -> Tensor:
+    """On an accelerator, where the host mustn't wait for a number. Where all scores fit one tile the product takes
+    them from there: fewer kernels than SDPA with what prepares its bias."""
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    scores = DeviceScores(query, key, scale, dtype)
+    scores.iterate(iterations, tolerance)
+    if normalize == "rows" and not scores.one_tile and has_biased_kernel(query):
+        bias = scores.columns.unflatten(0, query.shape[:2])
+        return biased_attention(query, key, value, bias, scale, dtype)
+    out = scores.product(value.flatten(0, 1), by_columns=normalize == "columns")
+    return out.to(query.dtype).unflatten(0, query.shape[:2])
 
 
 def attention_rows(
@@ -102,10 +125,16 @@ def attention_rows(
     if cost == "uniform" or strength == 0:
         return softmax_rows(query[:, :, chosen], key, 0.0)
     scale = signed_scale(cost, strength, query)
-    with torch.no_grad(), without_autocast(query.device.type):
-        largest_logit = float(bound_logits(query, key, scale).amax())
-        dtype = computation_dtype(query, largest_logit)
-        bias = key_bias(query, key, scale, dtype, largest_logit, iterations, tolerance)
+    with torch.no_grad(), without_autocast(query.device.type), full_float32(query.device.type):
+        if query.device.type == "cpu":
+            largest_logit = float(bound_logits(query, key, scale).amax())
+            dtype = computation_dtype(query, largest_logit)
+            bias = key_bias(query, key, scale, dtype, largest_logit, iterations, tolerance)
+        else:
+            dtype = torch.promote_types(query.dtype, torch.float32)
+            scores = DeviceScores(query, key, scale, dtype)
+            scores.iterate(iterations, tolerance)
+            bias = scores.columns.unflatten(0, query.shape[:2])
         return softmax_rows(query[:, :, chosen].to(dtype), key, scale, bias)
 
 
@@ -113,7 +142,7 @@ def softmax_rows(query: Tensor, key: Tensor, scale: float, bias: Tensor | None =
     """``softmax(scale * query keyᵀ + bias)``, the map itself, (batch, heads, n, m), in at least float32: for a few
     queries. The bias is (batch, heads, m)."""
     dtype = torch.promote_types(query.dtype, torch.float32)
-    with torch.no_grad(), without_autocast(query.device.type):
+    with torch.no_grad(), without_autocast(query.device.type), full_float32(query.device.type):
         logits = query.to(dtype) @ key.to(dtype).transpose(-1, -2) * scale
         return torch.softmax(logits if bias is None else logits + bias[:, :, None], dim=-1)
 
@@ -132,7 +161,7 @@ def key_bias(
     iterations: int,
     tolerance: float | None,
 ) -> Tensor:
-    """The key potential after the last sweep, (batch, heads, m), in the dtype of the computation.
+    """On a CPU the key potential after the last sweep, (batch, heads, m), in the dtype of the computation.
 
     Hosts' heads are strided views; those of several images can't be one list of heads without a copy, so they go
     image by image. The tiles are gone on return, before the final product takes its memory.
@@ -187,10 +216,20 @@ def biased_attention(
         signed_query.to(dtype),
         key.to(dtype),
         value.to(dtype),
-        attn_mask=bias[:, :, None].expand(-1, -1, query.shape[2], -1),
+        attn_mask=key_mask(bias, query.shape[2]),
         scale=signed_scale,
     )
     return out.to(query.dtype)
+
+
+def key_mask(bias: Tensor, queries: int) -> Tensor:
+    """A bias (batch, heads, m) as a mask (batch, heads, queries, m) whose rows are one row, with stride 0.
+
+    On an accelerator heads begin at multiples of MASK_ALIGNMENT elements: SDPA writes out any other mask in full.
+    """
+    if bias.device.type != "cpu":
+        bias = F.pad(bias, (0, -bias.shape[2] % MASK_ALIGNMENT))[..., : bias.shape[2]]
+    return bias[:, :, None].expand(-1, -1, queries, -1)
 
 
 def bias_features(query: Tensor, key: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor, int]:
@@ -220,66 +259,32 @@ def has_linear_kernel(device_type: str, dtype: torch.dtype) -> bool:
     return (major, minor) >= (2, 3) and (device_type == "cpu" or (device_type == "cuda" and dtype != torch.float64))
 
 
+def has_biased_kernel(query: Tensor) -> bool:
+    """Whether CUDA's SDPA takes the bias without an n x m tensor: as features in half precision, otherwise as a mask.
+    Cards before Ampere have no such kernel for bfloat16."""
+    if query.device.type != "cuda":
+        return False
+    if query.dtype.itemsize == 2:
+        return query.dtype == torch.float16 or torch.cuda.get_device_capability(query.device) >= (8, 0)
+    return has_linear_kernel("cuda", query.dtype)
+
+
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
     """Hosts sample under autocast, which would put the potentials' products into half precision."""
-    return torch.autocast(device_type, enabled=False) if device_type in ("cpu", "cuda") else nullcontext()
+    return torch.autocast(device_type, enabled=False) if has_autocast(device_type) else nullcontext()
+
+
+def has_autocast(device_type: str) -> bool:
+    """Whether there is an autocast to be switched off: MPS got one in torch 2.5, and DirectML has none."""
+    ask = getattr(torch.amp, "is_autocast_available", None)
+    return device_type in ("cpu", "cuda", "xpu") or (device_type == "mps" and ask is not None and ask("mps"))
 
 
 def computation_dtype(query: Tensor, largest_logit: float) -> torch.dtype:
     """float32, or float64 where logits are so large that float32 can't hold them to the accuracy promised."""
     if query.dtype == torch.float64:
         return torch.float64
-    if query.device.type not in ("cpu", "cuda"):
+    if query.device.type != "cpu":
         return torch.float32
     error = largest_logit * FLOAT32_EPS
     return torch.float64 if error > LOGIT_ERROR[query.dtype] else torch.float32
-
-
-def check_attention_inputs(query: Tensor, key: Tensor, value: Tensor) -> None:
-    """Raise ValueError unless the tensors have the layout of scaled_dot_product_attention and fit each other."""
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if tensor.ndim != 4:
-            raise ValueError(
-                f"{name}: shape {tuple(tensor.shape)}; allowed: 4 dimensions (batch, heads, tokens, head_dim)"
-            )
-        if not tensor.is_floating_point():
-            raise ValueError(f"{name}: dtype {tensor.dtype}; allowed: a floating-point dtype")
-        if 0 in tensor.shape:
-            raise ValueError(f"{name}: shape {tuple(tensor.shape)}; allowed: at least one of each dimension")
-        if tensor.dtype != query.dtype or tensor.device != query.device:
-            raise ValueError(
-                f"{name}: {tensor.dtype} on {tensor.device}; allowed: the query's, {query.dtype} on {query.device}"
-            )
-    if key.shape[:2] != query.shape[:2]:
-        raise ValueError(
-            f"key: batch and heads {tuple(key.shape[:2])}; allowed: those of query, {tuple(query.shape[:2])}"
-        )
-    if key.shape[3] != query.shape[3]:
-        raise ValueError(f"key: head_dim {key.shape[3]}; allowed: that of query, {query.shape[3]}")
-    if value.shape[:3] != key.shape[:3]:
-        raise ValueError(
-            f"value: batch, heads and tokens {tuple(value.shape[:3])}; allowed: those of key, {tuple(key.shape[:3])}"
-        )
-
-
-def check_options(
-    iterations: int, strength: float, cost: str, normalize: str, tolerance: float | None, impl: str
-) -> None:
-    """Raise ValueError naming the option, its value and what is allowed."""
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"iterations: {iterations!r}; allowed: an integer of at least 1")
-    if not _is_finite_number(strength) or strength < 0:
-        raise ValueError(f"strength: {strength!r}; allowed: a finite number of at least 0")
-    if tolerance is not None and (not _is_finite_number(tolerance) or tolerance < 0):
-        raise ValueError(f"tolerance: {tolerance!r}; allowed: None or a finite number of at least 0")
-    for name, given, allowed in (
-        ("cost", cost, COSTS),
-        ("normalize", normalize, NORMALIZATIONS),
-        ("impl", impl, IMPLEMENTATIONS),
-    ):
-        if given not in allowed:
-            raise ValueError(f"{name}: {given!r}; allowed: {', '.join(allowed)}")
-
-
-def _is_finite_number(given: object) -> bool:
-    return isinstance(given, (int, float)) and not isinstance(given, bool) and math.isfinite(given)

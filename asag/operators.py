@@ -194,9 +194,7 @@ class Identity(Operator):
             return self.plain(query, key, value, grid)
         text_bias = _text_bias(check_image_unmasked(mask, image), image, query)
         out = _text_attending(query, key, value, image, mask)
-        is_text = torch.ones(key.shape[2], dtype=torch.bool, device=key.device)
-        is_text[image] = False
-        text_key, text_value = key[:, :, is_text], value[:, :, is_text]
+        text_key, text_value = text_of(key, image, 2), text_of(value, image, 2)
         scale = 1 / math.sqrt(query.shape[3])
         images = range(*image.indices(query.shape[2]))
         step = max(JOINT_TILE_ELEMENTS // (query.shape[0] * query.shape[1] * (text_key.shape[2] + 1)), 1)
@@ -212,13 +210,20 @@ class Identity(Operator):
         return out
 
 
+def text_of(tensor: Tensor, image: slice, axis: int) -> Tensor:
+    """What lies before and after the image tokens of an axis. By slices: a mask as an index makes a GPU's host wait."""
+    before = tensor.narrow(axis, 0, image.start)
+    after = tensor.narrow(axis, image.stop, tensor.shape[axis] - image.stop)
+    if not before.shape[axis]:
+        return after
+    return torch.cat([before, after], dim=axis) if after.shape[axis] else before
+
+
 def _text_bias(mask: Tensor | None, image: slice, like: Tensor) -> Tensor | None:
     """What a mask's rows for image queries add to the logits of the text keys, (…, …, image queries, text keys)."""
     if mask is None:
         return None
-    is_text = torch.ones(mask.shape[3], dtype=torch.bool, device=mask.device)
-    is_text[image] = False
-    text_mask = mask[..., is_text].expand(-1, -1, image.stop - image.start, -1)
+    text_mask = text_of(mask, image, 3).expand(-1, -1, image.stop - image.start, -1)
     if mask.dtype == torch.bool:
         return torch.zeros_like(text_mask, dtype=like.dtype).masked_fill(~text_mask, -math.inf)
     return text_mask.to(like.dtype)

@@ -24,7 +24,9 @@ CHOSEN = "not memory_at and not 4096"
 
 TESTS = {
     "asag/sinkhorn.py": ARITHMETIC[:2],
-    "asag/attention.py": ARITHMETIC,
+    "asag/attention.py": [*ARITHMETIC, "tests/test_device_scores.py"],
+    "asag/attention_arguments.py": ["tests/test_attention.py"],
+    "asag/device_scores.py": ["tests/test_device_scores.py", "tests/test_cuda_counts.py"],
     "asag/operators.py": [*ARITHMETIC[1:], "tests/models/test_diffusers_mmdit.py"],
     "asag/precision.py": ["tests/test_guidance.py", "tests/test_operators.py"],
     "asag/guidance.py": ["tests/test_guidance.py"],

@@ -186,6 +186,7 @@ class FakeCuda:
             torch.no_grad(),
             Sdpa(self.sm, lambda: self.record),
             mock.patch.object(torch.cuda, "get_rng_state", return_value=None),
+            mock.patch.object(torch.cuda, "get_device_capability", return_value=divmod(self.sm, 10)),
             mock.patch.object(torch.cuda, "set_rng_state", return_value=None),
         ):
             self.stack.enter_context(entered)

@@ -1,0 +1,125 @@
+"""Sinkhorn's iteration on an accelerator: few and large kernels, and nothing is read back to the host.
+
+Reading one number, say a bound on the logits, makes the host wait for all that it has queued. So no decision here
+depends on a number: maxima are subtracted as they come, and logits of any size take the same way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+# Large enough to keep a device busy, and no more memory than a model's own activations.
+DEVICE_TILE_BYTES = 1 << 27
+# Rows of products are read in pieces of so many elements.
+ALIGNMENT = 4
+
+
+@contextmanager
+def full_float32(device_type: str) -> Iterator[None]:
+    """Products of float32 in float32: hosts switch on TF32, which keeps 10 bits (A1111: modules/devices.py)."""
+    if device_type != "cuda":
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    # Since torch 2.9 the older name mustn't be mixed with the newer one.
+    name, full = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(matmul, name)
+    setattr(matmul, name, full)
+    try:
+        yield
+    finally:
+        setattr(matmul, name, before)
+
+
+class DeviceScores:
+    """Logits ``L = scale * query keyᵀ`` and both potentials: query (batch, heads, n, d), key (batch, heads, m, d).
+
+    Batch and heads become one list of heads, as "heads" means below.
+
+    The potentials ride along as features, so that one product is ``L_ij + f_i + g_j``:
+
+        queries [scale q, f, 1, 0 0]    keys [k - mean, 1, g, 0 0]
+
+    The keys' mean moves each row by a constant, which no plan sees. `rows` is f plus log n, `columns` is g; both are
+    views of those features, (heads, n) and (heads, m), and a sweep writes them in place.
+    """
+
+    def __init__(self, query: Tensor, key: Tensor, scale: float, dtype: torch.dtype) -> None:
+        batch, heads, n, width = query.shape
+        m = key.shape[2]
+        padded = width + 2 + -(width + 2) % ALIGNMENT
+        queries = query.new_zeros(batch, heads, n, padded, dtype=dtype)
+        keys = key.new_zeros(batch, heads, m, padded, dtype=dtype)
+        queries[..., :width] = query
+        queries[..., :width].mul_(scale)
+        torch.sub(key, key.mean(dim=2, keepdim=True, dtype=dtype), out=keys[..., :width])
+        self.queries, self.keys = queries.flatten(0, 1), keys.flatten(0, 1)
+        self.queries[..., width + 1] = 1
+        self.keys[..., width] = 1
+        self.rows, self.columns = self.queries[..., width], self.keys[..., width + 1]
+        self.constant = math.log(m / n)
+        self.elements = max(DEVICE_TILE_BYTES // dtype.itemsize, max(n, m))
+        self.one_tile = batch * heads * n * m <= self.elements
+
+    def iterate(self, iterations: int, tolerance: float | None) -> None:
+        """Up to `iterations` sweeps. With a `tolerance`, a head keeps its potentials once the mean of
+        ``|g - g_previous|`` over its keys fell below it; the others go on."""
+        moving = None if tolerance is None else torch.ones_like(self.columns[:, :1], dtype=torch.bool)
+        for _ in range(iterations):
+            if moving is None:
+                self.sweep()
+                continue
+            rows, columns = self.rows.clone(), self.columns.clone()
+            self.sweep()
+            step = (self.columns - columns).abs().mean(dim=-1, keepdim=True)
+            self.rows.copy_(torch.where(moving, self.rows, rows))
+            self.columns.copy_(torch.where(moving, self.columns, columns))
+            moving = moving & (step >= tolerance)
+
+    def sweep(self) -> None:
+        """f from g, then g from f."""
+        self._half_sweep(self.queries, self.keys, self.rows)
+        self._half_sweep(self.keys, self.queries, self.columns)
+        if self.constant:
+            self.columns -= self.constant
+
+    def _half_sweep(self, own: Tensor, other: Tensor, potential: Tensor) -> None:
+        for heads, rows in self._tiles(own.shape[1], other.shape[1]):
+            potential[heads, rows].sub_(log_sums(own[heads, rows], other[heads]))
+
+    def _tiles(self, rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
+        """Slices of heads and of rows, each tile at most `elements` scores."""
+        heads = min(max(self.elements // (rows * columns), 1), self.queries.shape[0])
+        step = min(max(self.elements // columns, 1), rows)
+        for head in range(0, self.queries.shape[0], heads):
+            for row in range(0, rows, step):
+                yield slice(head, head + heads), slice(row, row + step)
+
+    def product(self, value: Tensor, by_columns: bool) -> Tensor:
+        """Plan times n, times value (heads, m, e): (heads, n, e) in the dtype of the computation. Rows sum to one, or
+        `by_columns` the columns, as after Algorithm 1's last update."""
+        tiles = list(self._tiles(self.queries.shape[1], self.keys.shape[1]))
+        if len(tiles) == 1:
+            return torch.bmm(self._plan(*tiles[0], by_columns), value.to(self.keys.dtype))
+        out = value.new_empty(*self.rows.shape, value.shape[2], dtype=self.keys.dtype)
+        for heads, rows in tiles:
+            out[heads, rows] = torch.bmm(self._plan(heads, rows, by_columns), value[heads].to(out.dtype))
+        return out
+
+    def _plan(self, heads: slice, rows: slice, by_columns: bool) -> Tensor:
+        scores = torch.bmm(self.queries[heads, rows], self.keys[heads].transpose(1, 2))
+        return torch.exp(scores) if by_columns else torch.softmax(scores, dim=-1)
+
+
+def log_sums(own: Tensor, other: Tensor) -> Tensor:
+    """Log-sum-exp of the rows of ``own otherᵀ``, (heads, rows): a score less its log-softmax, of any one column.
+
+    That is one kernel over the tile where torch.logsumexp takes six.
+    """
+    scores = torch.bmm(own, other.transpose(1, 2))
+    return scores[..., 0] - torch.log_softmax(scores, dim=-1)[..., 0]

@@ -1,0 +1,88 @@
+"""What the operators ask of a CUDA device, counted on fake tensors: no wait, few kernels, no square, no float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from asag.attention import adversarial_sinkhorn_attention, attention_rows
+from asag.lab.bench.fake_cuda import FakeCuda
+from asag.lab.bench.roofline import Record
+from asag.operators import METHODS, make_operator
+
+HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
+# Heads, height and width in tokens, head_dim: the middle blocks of SD1.5 and SDXL, upright SDXL, and more than a tile.
+SHAPES = [(8, 8, 8, 160), (20, 32, 32, 64), (20, 38, 26, 64), (10, 64, 64, 64)]
+KERNELS_BELOW_4096 = 30
+
+
+def counted(shape: tuple[int, int, int, int], dtype: torch.dtype, method: str, text: int = 0, sm: int = 89) -> Record:
+    heads, height, width, head_dim = shape
+    with FakeCuda(sm) as fake:
+        size = (1, height * width + text, heads, head_dim)
+        query, key, value = (torch.empty(size, device="cuda", dtype=dtype).transpose(1, 2) for _ in range(3))
+        operator = make_operator(method)
+        with fake.recording() as record:
+            if text:
+                operator.joint(query, key, value, slice(0, height * width), (height, width))
+            else:
+                operator.plain(query, key, value, (height, width))
+    return record
+
+
+def waits_of(record: Record) -> list[str]:
+    return [f"{op.waits} at {op.site}" for op in record.waits]
+
+
+@pytest.mark.parametrize("dtype", [HALF, BRAIN, SINGLE])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_operator_waits_for_nothing_and_takes_few_kernels(
+    shape: tuple[int, int, int, int], dtype: torch.dtype
+) -> None:
+    record = counted(shape, dtype, "asag")
+    assert waits_of(record) == []
+    assert torch.float64 not in record.dtypes
+    assert not [name for name in record.sdpa if name.startswith("math")]
+    if shape[1] * shape[2] < 4096:
+        assert record.kernels <= KERNELS_BELOW_4096
+
+
+@pytest.mark.parametrize("text", [0, 24])
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_waits(method: str, text: int) -> None:
+    record = counted((4, 16, 16, 64), HALF, method, text)
+    assert waits_of(record) == []
+    assert torch.float64 not in record.dtypes
+
+
+@pytest.mark.parametrize("dtype", [HALF, SINGLE])
+def test_memory_is_two_tiles_and_no_square_of_all_heads(dtype: torch.dtype) -> None:
+    tokens = 8192
+    record = counted((10, 64, 128, 64), dtype, "asag")
+    inputs = 4 * 10 * tokens * 64 * 4
+    assert record.peak < 4 * inputs + 2 * (1 << 27) + (1 << 26)
+    assert not [each for each in record.squares(tokens, tokens) if each.size > 1 << 28]
+
+
+@pytest.mark.parametrize("tolerance", [None, 1e-3])
+@pytest.mark.parametrize("normalize", ["rows", "columns"])
+def test_no_option_waits(normalize: str, tolerance: float | None) -> None:
+    with FakeCuda() as fake:
+        query = torch.empty(2, 4, 64, 40, device="cuda", dtype=HALF)
+        chosen = torch.arange(3, device="cuda")
+        with fake.recording() as record:
+            adversarial_sinkhorn_attention(query, query, query, normalize=normalize, tolerance=tolerance)
+            attention_rows(query, query, chosen, tolerance=tolerance)
+    assert waits_of(record) == []
+
+
+@pytest.mark.parametrize(("sm", "dtype"), [(75, HALF), (75, BRAIN), (70, HALF), (89, SINGLE)])
+def test_no_card_builds_the_square(sm: int, dtype: torch.dtype) -> None:
+    record = counted((10, 64, 64, 64), dtype, "asag", sm=sm)
+    assert not [name for name in record.sdpa if name.startswith("math")]
+
+
+def test_a_mask_for_float32_is_not_written_out_for_each_query() -> None:
+    """SDXL upright, large enough for several tiles: 72 x 54 tokens are no multiple of 16."""
+    record = counted((20, 72, 54, 64), SINGLE, "asag")
+    assert not [each for each in record.allocations if each.name == "constant_pad_nd" and each.shape[-2] == 72 * 54]
