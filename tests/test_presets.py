@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,6 +36,74 @@ def test_the_built_in_ones_can_be_read_and_told_apart(presets):
     assert (paper.scale, paper.iterations, paper.blocks) == (1.5, 2, "auto")
 
 
+def test_the_built_in_ones_are_what_their_pictures_were_made_with():
+    assert {name: complete(preset) for name, preset in PRESETS.items()} == {
+        "Paper": AsagSettings(scale=1.5),
+        "Gentle": AsagSettings(scale=0.8),
+        "Strong": AsagSettings(scale=4.0),
+        "Clean": AsagSettings(scale=0.6, blocks="late", strength=0.25, contrast=0.0),
+        "Fast": AsagSettings(blocks="late", end=0.6),
+    }
+
+
+def test_a_name_has_at_most_60_characters_and_is_not_custom(presets):
+    assert presets.save("x" * 60, MINE) == "x" * 60
+    with pytest.raises(PresetError, match="'Custom' comes with ASAG"):
+        presets.save("Custom", MINE)
+
+
+@pytest.mark.parametrize(("bad", "more"), [(3, ""), (4, ""), (5, " and 1 more"), (6, " and 2 more")])
+def test_a_notice_names_at_most_four(presets, bad, more):
+    presets.file.path.parent.mkdir(parents=True)
+    presets.file.path.write_text(json.dumps({f"bad {number}": 1 for number in range(bad)}))
+    presets.names()
+    assert presets.notice.endswith(f"'bad {min(bad, 4) - 1}' (1; allowed: an object of settings){more}.")
+
+
+def test_a_preset_may_be_renamed_to_itself_and_saved_again(presets):
+    presets.save("mine", MINE)
+    assert presets.rename("mine", " mine ") == "mine"
+    presets.save("mine", AsagSettings(scale=3.0))
+    assert presets.get("mine") == AsagSettings(scale=3.0)
+
+
+def test_the_lock_of_another_process_is_told_and_nothing_changes(presets, monkeypatch):
+    presets.save("mine", MINE)
+    monkeypatch.setattr("asag.preset_file.PATIENCE", 0)
+    with FileLock(f"{presets.file.path}.lock"):
+        with pytest.raises(PresetError, match=r"^Another process is writing the presets in presets\.json: try again$"):
+            presets.save("other", MINE)
+        assert presets.names()[5:] == ["mine"]
+    assert presets.save("other", MINE) == "other"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(NotImplementedError("no locks here"), "no locks here"), (OSError(13, "Not yours"), "Not yours")],
+    [(NotImplementedError("no locks here"), "no locks here"), (OSError(13, "Not yours"), "Not yours")],
+)
+def test_a_folder_without_locks_is_told(presets, monkeypatch, error, reason):
+    def failing(self, *args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(FileLock, "acquire", failing)
+    with pytest.raises(PresetError, match=rf"^The presets in presets\.json can't be changed: {reason}$"):
+        presets.save("mine", MINE)
+
+
+def test_a_broken_file_that_cant_be_moved_is_told_and_stays(presets, monkeypatch):
+    presets.file.path.parent.mkdir(parents=True)
+    presets.file.path.write_text("{")
+
+    def failing(*args):
+        raise OSError(13, "Not yours")
+
+    monkeypatch.setattr("os.replace", failing)
+    with pytest.raises(PresetError, match=r"presets\.json, can't be read \(.*\), nor moved aside \(Not yours\)$"):
+        presets.names()
+    assert presets.file.path.read_text() == "{"
+
+
 def test_what_does_not_change_the_picture_is_no_part_of_a_preset(presets):
     presets.save("mine", AsagSettings(enabled=True, scale=2.0, reuse=False))
     assert presets.get("mine") == AsagSettings(scale=2.0)
@@ -46,6 +115,7 @@ def test_save_rename_delete(presets):
     assert presets.save("  my\n own ", MINE) == "my own"
     again = Presets(presets.file.path)
     assert again.names()[-1] == "my own"
+    assert presets.file.path.read_text("utf-8").startswith('{\n  "my own": {\n    "scale": 2.25,')
     assert again.get("my own") == MINE
     assert again.rename("my own", "Überholt 🎨") == "Überholt 🎨"
     assert presets.names()[5:] == ["Überholt 🎨"]
@@ -80,7 +150,7 @@ def test_what_cannot_be_done_is_told_and_loses_nothing(presets, act, message):
 @pytest.mark.parametrize("content", ["", "{", "[]", "1", "null", "\x00", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"])
 def test_a_broken_file_is_kept_aside_and_told(presets, content):
     presets.file.path.parent.mkdir(parents=True)
-    for number in ("", "2"):
+    for number in ("", "2", "3"):
         presets.file.path.write_text(content)
         assert presets.names() == list(PRESETS)
         assert presets.file.path.with_name(f"presets.json.broken{number}").read_text() == content
@@ -255,3 +325,12 @@ def test_a_line_that_is_none_is_told(text):
 def test_a_line_with_a_wrong_setting_names_it():
     with pytest.raises(SettingsError, match=r"scale: '-1'; allowed"):
         read_shared("mine: scale -1; blocks mid")
+
+
+def test_a_shared_line_may_come_with_blanks_and_is_written_as_documented():
+    line = "Fast: scale 1.5; blocks late; end 0.6"
+    assert write_shared("Fast", complete(PRESETS["Fast"])) == line
+    assert read_shared("  My own :  scale  2.0 ;; blocks mid, out.3;\n") == (
+        "My own",
+        AsagSettings(scale=2.0, blocks="mid, out.3"),
+    )

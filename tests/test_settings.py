@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asag.hosts.generation import Refused
+from asag.presets import Presets
 from asag.settings import AsagSettings, SettingsError, options
 from asag.webui import api, infotext, xyz
 
@@ -189,6 +190,29 @@ def test_schema_describes_every_setting_and_its_default():
     assert properties["method"]["enum"] == ["asag", "pag", "seg", "uniform", "similarity"]
 
 
+def test_the_schema_says_of_each_setting_what_it_is_and_what_is_allowed():
+    found = api.schema()
+    assert found["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert (found["type"], found["additionalProperties"]) == ("object", False)
+    for name, kind, rest in (
+        ("scale", "number", {"default": 1.5, "minimum": 0.0, "maximum": 100.0}),
+        ("iterations", "integer", {"default": 2, "minimum": 1, "maximum": 50}),
+        ("adaptive", "boolean", {"default": False}),
+        ("blocks", "string", {"default": "auto"}),
+        ("hires", "string", {"default": "both", "enum": ["both", "first", "hires"]}),
+    ):
+        option = options()[name][1]
+        texts = {"title": option.label, "description": option.help}
+        assert found["properties"][name] == {"type": kind, **texts, **rest}
+
+
+def test_a_value_for_every_option_may_be_given_by_position_and_no_more():
+    values = [getattr(AsagSettings(), name) for name in options()]
+    assert api.read_args(values) == AsagSettings()
+    with pytest.raises(SettingsError, match=f"args: {len(values) + 1} values; allowed: at most {len(values)}"):
+        api.read_args([*values, 1])
+
+
 def test_axes_of_a_plot_override_single_settings():
     args = [{"enabled": True, "scale": 2}]
     assert api.read_args(args, {"scale": 5.0}) == AsagSettings(enabled=True, scale=5.0)
@@ -214,6 +238,11 @@ def test_axes_write_into_the_cells_own_copy_and_are_added_once():
     assert len(axes) == len(plot.axis_options)
     assert {"[ASAG] Scale", "[ASAG] Hires blocks"} <= set(axes)
     assert not {"[ASAG] Enable ASAG", "[ASAG] Share work"} & set(axes)
+    kinds = {"Scale": float, "Iterations": int, "Blocks": str, "Adaptive": str, "Method": str}
+    assert {label: axes[f"[ASAG] {label}"].type for label in kinds} == kinds
+    assert axes["[ASAG] Adaptive"].choices() == ["True", "False"]
+    assert axes["[ASAG] Scale"].choices is axes["[ASAG] Blocks"].choices is None
+    axes["[ASAG] Iterations"].confirm(p, [2, 3])
     cell = copy.copy(p)
     axes["[ASAG] Scale"].apply(cell, 3.0, [3.0])
     other = copy.copy(cell)
@@ -298,6 +327,31 @@ def test_an_infotext_that_cant_be_read_ends_a_request_and_in_the_page_the_rest_i
     assert {name: infotext.pasted_value(page_parameters, name) for name in taken} == taken
     assert problem in infotext.pasted_problems(page_parameters)
     assert page_parameters[infotext.KEY] == text
+
+
+def test_a_pasted_text_sets_the_list_of_presets(tmp_path):
+    """To the preset that it is; to none where it is none, or where it can't be read; and without ASAG to nothing."""
+    presets = Presets(tmp_path / "presets.json")
+    for text, preset in (
+        ("scale 4.0", "Strong"),
+        ("scale 4.25", "Custom"),
+        ("scale 1.5; sharpness 3", "Custom"),
+        ("scale 999", "Custom"),
+        ("", None),
+    ):
+        assert infotext.pasted_preset({infotext.KEY: text}, presets) == preset
+    assert infotext.pasted_preset({}, presets) is None
+    presets.file.path.mkdir()
+    assert infotext.pasted_preset({infotext.KEY: "scale 1.5"}, presets) is None
+
+
+def test_what_changes_no_picture_is_neither_written_nor_pasted():
+    settings = AsagSettings(enabled=True, scale=2.0, reuse=False, figures=True)
+    assert infotext.write(settings) == "scale 2.0"
+    assert infotext.pasted_value({infotext.KEY: "scale 2.0; reuse False"}, "reuse") is None
+    assert infotext.pasted_value({infotext.KEY: "scale 2.0"}, "enabled") is True
+    # Blanks and an empty part more are no mistake.
+    assert infotext.read({infotext.KEY: " scale  2.0 ;; blocks mid, out.3; "}).blocks == "mid, out.3"
 
 
 def test_of_an_infotext_that_can_be_read_nothing_is_told():
