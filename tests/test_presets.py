@@ -80,7 +80,6 @@ def test_the_lock_of_another_process_is_told_and_nothing_changes(presets, monkey
 @pytest.mark.parametrize(
     ("error", "reason"),
     [(NotImplementedError("no locks here"), "no locks here"), (OSError(13, "Not yours"), "Not yours")],
-    [(NotImplementedError("no locks here"), "no locks here"), (OSError(13, "Not yours"), "Not yours")],
 )
 def test_a_folder_without_locks_is_told(presets, monkeypatch, error, reason):
     def failing(self, *args, **kwargs):
