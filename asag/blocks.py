@@ -28,9 +28,12 @@ EXAMPLES = (
 )
 LONGEST_TEXT = 2000
 
-SPAN = r"([0-9]{1,4})(?:-([0-9]{1,4}))?"
-SELECTOR = re.compile(rf"(in|out|joint|double|single|layer)\.{SPAN}(?:\.{SPAN})?|(mid)(?:\.{SPAN})?")
-COUNTED = re.compile(rf"([dmu])([0-9]{{1,4}})(?:-\1?([0-9]{{1,4}}))?(?:\.{SPAN})?|(m)")
+NUMBER = "[0-9]{1,4}"
+SPAN = f"{NUMBER}(?:-{NUMBER})?"
+LAYERS = rf"(?:\.(?P<layers>{SPAN}))?"
+NUMBERED = re.compile(rf"(?P<part>in|out|joint|double|single|layer)\.(?P<blocks>{SPAN}){LAYERS}")
+MIDDLE = re.compile(f"mid{LAYERS}")
+COUNTED = re.compile(f"(?P<letter>[dmu])(?P<blocks>{NUMBER}(?:-(?P=letter)?{NUMBER})?){LAYERS}")
 
 
 class BlocksError(ValueError):
@@ -132,27 +135,37 @@ def parse_blocks(text: str) -> BlockList:
 
 
 def _parse_selector(item: str) -> Selector:
-    native = SELECTOR.fullmatch(item)
-    counted = COUNTED.fullmatch("".join(item.split()))
-    if native and native[6]:
-        selector = Selector("mid", layers=_span(native[7], native[8]))
-    elif native:
-        selector = Selector(native[1], _span(native[2], native[3]) or (0, 0), _span(native[4], native[5]))
-    elif counted:
-        blocks = _span(counted[2], counted[3]) or (0, 0)
-        selector = Selector(LETTERS[counted[1] or counted[6]], blocks, _span(counted[4], counted[5]), counted=True)
-        if selector.part == "mid" and blocks != (0, 0):
-            raise BlocksError(f"{shown(item)}; allowed: m0, since there is one middle block")
-    else:
-        raise BlocksError(f"{shown(item)}; allowed: {EXAMPLES}")
+    selector = _read_selector(item)
     for span in (selector.blocks, selector.layers):
         if span and span[0] > span[1]:
             raise BlocksError(f"{shown(item)}; allowed: ranges that rise, such as {span[1]}-{span[0]}")
     return selector
 
 
-def _span(first: str | None, last: str | None) -> Span | None:
-    return None if first is None else (int(first), int(last or first))
+def _read_selector(item: str) -> Selector:
+    numbered = NUMBERED.fullmatch(item)
+    if numbered:
+        return Selector(numbered["part"], _span(numbered["blocks"]), _layers(numbered))
+    middle = MIDDLE.fullmatch(item)
+    if middle:
+        return Selector("mid", layers=_layers(middle))
+    compact = "".join(item.split())
+    counted = COUNTED.fullmatch("m0" if compact == "m" else compact)
+    if not counted:
+        raise BlocksError(f"{shown(item)}; allowed: {EXAMPLES}")
+    letter, blocks = counted["letter"], _span(counted["blocks"].replace(f"-{counted['letter']}", "-"))
+    if letter == "m" and blocks != (0, 0):
+        raise BlocksError(f"{shown(item)}; allowed: m0, since there is one middle block")
+    return Selector(LETTERS[letter], blocks, _layers(counted), counted=True)
+
+
+def _layers(match: re.Match[str]) -> Span | None:
+    return None if match["layers"] is None else _span(match["layers"])
+
+
+def _span(text: str) -> Span:
+    first, _, last = text.partition("-")
+    return int(first), int(last or first)
 
 
 def _print_span(span: Span) -> str:

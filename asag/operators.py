@@ -59,8 +59,9 @@ class Operator:
         `image` is where the image tokens lie; all others are text. Text queries are untouched. An image query keeps
         its SoftMax weights on the text keys; what it gave to image keys is spread as `plain` says. Both come from one
         SDPA call whose values are zero on image keys and that has one more value feature, 1 on image keys: its output
-        is the mass on the image. `mask` is SDPA's, with four dimensions; it may hide text, but no image token from
-        another (ValueError).
+        is the mass on the image. `plain` is called with a few heads at a time: an operator that looks at all heads
+        together has to have a `joint` of its own. `mask` is SDPA's, with four dimensions; it may hide text, but no
+        image token from another (ValueError).
         """
         if (image.start, image.stop) == (0, query.shape[2]):
             check_image_unmasked(mask, image)

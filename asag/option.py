@@ -15,7 +15,8 @@ class Option:
     """What is known of one setting beyond its name, type and default.
 
     A setting that doesn't change the picture (`changes_picture`) is in no infotext, plot or preset. `group` is the
-    section of the user interface; settings without one come first.
+    section of the user interface; settings without one come first. A text may be a list of blocks (`block_list`), or
+    one of the `keywords`.
     """
 
     label: str
@@ -26,6 +27,7 @@ class Option:
     step: float | None = None
     choices: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()
+    block_list: bool = False
     changes_picture: bool = True
     group: str = ""
 
@@ -67,10 +69,11 @@ def _read_text(name: str, given: Any, known: Option) -> str:
         raise ValueError(f"{name}: {shown(given)}; allowed: text")
     if given.strip().lower() in known.keywords:
         return given.strip().lower()
-    try:
-        parse_blocks(given)
-    except BlocksError as error:
-        raise ValueError(f"{name}: {error}") from error
+    if known.block_list:
+        try:
+            parse_blocks(given)
+        except BlocksError as error:
+            raise ValueError(f"{name}: {error}") from error
     return given.strip()
 
 

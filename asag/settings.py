@@ -46,6 +46,7 @@ class AsagSettings:
         "Blocks",
         "Which self-attention is weakened: auto (the middle), late (cheaper), all, or addresses such as mid, in.4-8, "
         "out.3.0, joint.7.",
+        block_list=True,
         group="What is weakened",
     )
     iterations: int = option(
@@ -156,6 +157,7 @@ class AsagSettings:
         "Hires blocks",
         "The blocks in the hires pass: same, or a list as above.",
         keywords=("same",),
+        block_list=True,
         group="In the hires pass",
     )
     reuse: bool = option(

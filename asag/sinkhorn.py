@@ -94,8 +94,14 @@ class DenseScores:
 class StreamingScores:
     """Logits ``scale * query keyᵀ``, formed tile by tile and never kept: query (heads, n, d), key (heads, m, d).
 
-    A sweep is fused: with ``P = softmax_rows(L + g)`` the new potential is ``g - log(m * mean_i P_ij)``, so that the
-    scores are formed once. Heads whose logits are known to be small take fewer passes over a tile, by scaling.
+    A sweep is fused, so that the scores are formed once. With ``P_ij = exp(L_ij + g_j) / Σ_k exp(L_ik + g_k)``:
+
+        f_i  = -log n - LSE_j(L_ij + g_j)                the update of rows
+        exp(L_ij + f_i) = P_ij exp(-g_j) / n             what it makes of a score, by the definition of P
+        g'_j = -log m - log Σ_i P_ij exp(-g_j) / n       put into the update of columns
+             = g_j - log(m * mean_i P_ij)                g_j is in no sum over i
+
+    Heads whose logits are known to be small take fewer passes over a tile, by scaling.
     Tile-sized buffers are kept and reused: fresh ones would cost a page fault per page.
     """
 
@@ -157,7 +163,12 @@ class StreamingScores:
         return swept - math.log(self.m / self.n)
 
     def _sweep_by_scaling(self, potential: Tensor, group: slice, keys: Tensor, row_slices: list[slice]) -> Tensor:
-        """One group's sweep as Sinkhorn's scaling: with ``K = exp(L)`` and ``w = exp(g)``, ``-log(Kᵀ (1 / (K w)))``.
+        """One group's sweep as Sinkhorn's scaling, without ``-log(m / n)``. With ``K = exp(L)`` and ``w = exp(g)``:
+
+            exp(f_i)   = 1 / (n (K w)_i)                          the update of rows, exponentiated
+            exp(-g'_j) = m Σ_i K_ij exp(f_i)                      the update of columns, exponentiated
+                       = (m / n) (Kᵀ (1 / (K w)))_j               the first put into the second
+            g'         = -log(Kᵀ (1 / (K w))) - log(m / n)        w e^-t in place of w makes it smaller by t: add t
 
         One exp and two matrix-vector products per tile; where one tile is all there is, K is kept for the next sweep.
         `potential` (group, m) is that of the group.

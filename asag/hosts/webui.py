@@ -7,16 +7,36 @@ from importlib.util import find_spec
 
 from asag.hosts.generation import Host
 
+KNOWN = "AUTOMATIC1111 1.10, Forge, reForge and Forge Neo"
+
+
+class UnknownWebUI(RuntimeError):
+    """ASAG has no adapter for the WebUI that runs it."""
+
 
 def find_host() -> Host:
-    """The adapter for the WebUI that runs this; all of the Forge family have a package modules_forge."""
+    """The adapter for the WebUI that runs this.
+
+    All of the Forge family have a package modules_forge, and a package for their models: backend in Forge and Neo,
+    ldm_patched in reForge. AUTOMATIC1111 is known by the modules that its adapter imports.
+
+    Raises UnknownWebUI, which names those it knows.
+    """
     if find_spec("modules_forge"):
+        if not find_spec("backend") and not find_spec("ldm_patched"):
+            raise UnknownWebUI(_unknown("it has modules_forge, but neither backend nor ldm_patched"))
         from asag.hosts.forge import Forge
 
         return Forge()
-    from asag.hosts.a1111 import A1111
-
+    try:
+        from asag.hosts.a1111 import A1111
+    except ImportError as error:
+        raise UnknownWebUI(_unknown(str(error))) from error
     return A1111()
+
+
+def _unknown(reason: str) -> str:
+    return f"ASAG doesn't know this WebUI ({reason}); it knows {KNOWN}"
 
 
 def log_warnings() -> None:

@@ -1,10 +1,12 @@
 """What holds for every WebUI."""
 
 import logging
+import sys
 
 import pytest
 
-from asag.hosts.webui import log_warnings
+from asag.hosts import webui
+from asag.hosts.webui import UnknownWebUI, find_host, log_warnings
 
 
 @pytest.fixture
@@ -26,3 +28,14 @@ def test_warnings_are_in_the_log_of_a_host_that_drops_them(neo):
     logger.info("not shown")
     logging.getLogger("another").warning("dropped")
     assert neo.messages == ["shown"]
+
+
+@pytest.mark.parametrize(
+    ("packages", "reason"), [((), "import of modules"), (("modules_forge",), "neither backend nor")]
+)
+def test_an_unknown_webui_is_named_no_other_ones_adapter(monkeypatch, packages, reason):
+    monkeypatch.setattr(webui, "find_spec", lambda name: name in packages)
+    monkeypatch.setitem(sys.modules, "modules", None)
+    monkeypatch.delitem(sys.modules, "asag.hosts.a1111", raising=False)
+    with pytest.raises(UnknownWebUI, match=rf"doesn't know this WebUI \({reason}.*AUTOMATIC1111 1.10, Forge, reForge"):
+        find_host()
