@@ -104,7 +104,8 @@ def _on_device(
         bias = scores.columns.unflatten(0, query.shape[:2])
         return biased_attention(query, key, value, bias, scale, dtype)
     out = scores.product(value.flatten(0, 1), by_columns=normalize == "columns")
-    return out.to(query.dtype).unflatten(0, query.shape[:2])
+    by_heads: Tensor = out.to(query.dtype).unflatten(0, query.shape[:2])
+    return by_heads
 
 
 def attention_rows(

@@ -71,7 +71,7 @@ class DeviceScores:
         ``|g - g_previous|`` over its keys fell below it; the others go on."""
         moving = None if tolerance is None else torch.ones_like(self.columns[:, :1], dtype=torch.bool)
         for _ in range(iterations):
-            if moving is None:
+            if moving is None or tolerance is None:
                 self.sweep()
                 continue
             rows, columns = self.rows.clone(), self.columns.clone()
