@@ -85,6 +85,11 @@ def forked(job: Callable[[], bool], cpu_seconds: float) -> str:
         pause = min(pause * 1.5, 0.25)
 
 
+def pairs(items: list[pytest.Item]) -> list[tuple[pytest.Item, pytest.Item | None]]:
+    """Each with the one that follows."""
+    return list(zip(items, [*items[1:], None], strict=True))
+
+
 class InTests:
     """A pytest plugin: in place of one run of the tests, the mutants of `paths`."""
 
@@ -116,10 +121,10 @@ class InTests:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         items = []
-        for item in session.items:
+        for item, following in pairs(session.items):
             self.seen.clear()
             began = time.process_time()
-            reports = self._run(item)
+            reports = self._run(item, following)
             if all(each.passed for each in reports):
                 items.append(item)
                 self.lines[item.nodeid], self.seconds[item.nodeid] = set(self.seen), time.process_time() - began
@@ -138,8 +143,15 @@ class InTests:
             self._module(path, items, functions)
         return True
 
-    def _run(self, item: pytest.Item) -> list[pytest.TestReport]:
-        return runtestprotocol(item, log=False, nextitem=None)
+    def _run(self, item: pytest.Item, following: pytest.Item | None) -> list[pytest.TestReport]:
+        return runtestprotocol(item, log=False, nextitem=following)
+
+    def _grouped(self, tests: list[pytest.Item]) -> list[pytest.Item]:
+        """Sorted file by file, so that what a file's tests share is made once, the one with the quickest first."""
+        places: dict[Path, int] = {}
+        for item in tests:
+            places.setdefault(item.path, len(places))
+        return sorted(tests, key=lambda item: places[item.path])
 
     def _module(self, path: str, items: list[pytest.Item], functions: list[FunctionType]) -> None:
         tree, mutants = mutants_of(path)
@@ -155,9 +167,11 @@ class InTests:
                 self.imported.setdefault(path, []).append(index)
                 continue
 
-            def job(mutant: Mutant = mutant, tests: list[pytest.Item] = tests) -> bool:
+            grouped = self._grouped(tests)
+
+            def job(mutant: Mutant = mutant, tests: list[pytest.Item] = grouped) -> bool:
                 put_in(path, tree, mutant, functions)
-                return any(report.failed for item in tests for report in self._run(item))
+                return any(report.failed for each in pairs(tests) for report in self._run(*each))
 
             began = time.monotonic()
             self.report.add(mutant, index, forked(job, 4 * planned + 10), len(tests), time.monotonic() - began)
