@@ -73,6 +73,12 @@ def by_steps(records: Sequence[Record]) -> Iterator[str]:
 
 def findings(records: Sequence[Record]) -> Iterator[str]:
     """What comes out and what doesn't; the first reading is always that with the push times β."""
+    yield from _findings_on_diversity(records)
+    yield from _findings_on_stability(records)
+    yield from _findings_on_variants(records)
+
+
+def _findings_on_diversity(records: Sequence[Record]) -> Iterator[str]:
     readings = tables.readings(records)
     constant = [record for found in readings for record in found if record["method"] == "adaptive"]
     constant = [record for record in constant if record["schedule"] == "constant"]
@@ -105,6 +111,9 @@ def findings(records: Sequence[Record]) -> Iterator[str]:
         "a constant λ₀ shares with a fixed λ end at λ₀ = 10: about λ₀ = 50 this says nothing. There the push is so "
         f"long that the steps' size counts: without β, diversity is {', '.join(by_steps(records))}."
     )
+
+
+def _findings_on_stability(records: Sequence[Record]) -> Iterator[str]:
     energies = [mean(one(records, True, "fixed", scale), "energy") for scale in (20.0, 30.0, 50.0)]
     yield (
         "**The energy jumps where Euler-Maruyama stops being stable.** With the push times β it is "
@@ -120,6 +129,9 @@ def findings(records: Sequence[Record]) -> Iterator[str]:
         "bell that has faded by then leaves them apart: fixed λ₀ = 100 with a bell and β gives a reward of "
         f'{mean(blown, "reward"):.2f} and a diversity of {shown(blown, "diversity")}, "{collapse(blown)}".'
     )
+
+
+def _findings_on_variants(records: Sequence[Record]) -> Iterator[str]:
     rough, smooth = (ablated(records, True, momentum, "constant") for momentum in (0.0, 0.9))
     first, usual = (ablated(records, True, momentum, "bell") for momentum in (0.0, 0.9))
     yield (

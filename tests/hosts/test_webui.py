@@ -31,7 +31,7 @@ def test_warnings_are_in_the_log_of_a_host_that_drops_them(neo):
 
 
 @pytest.mark.parametrize(
-    ("packages", "reason"), [((), "import of modules"), (("modules_forge",), "neither backend nor")]
+    ("packages", "reason"), [((), "import of modules"), (("modules_forge",), "it has modules_forge, but")]
 )
 def test_an_unknown_webui_is_named_no_other_ones_adapter(monkeypatch, packages, reason):
     monkeypatch.setattr(webui, "find_spec", lambda name: name in packages)
