@@ -292,3 +292,56 @@ def test_an_error_in_drawing_is_told_and_the_images_stay(monkeypatch, caplog):
     assert job.comments == [job.processed.comments.strip()]
     assert "Traceback" in caplog.text
     assert gallery_figures.KEPT not in job.__dict__
+
+
+def test_each_figure_is_of_its_batch_and_place_and_has_its_number_and_seed(monkeypatch):
+    drawn = []
+
+    def recorded(trace, image, picture, title):
+        drawn.append((trace, image, picture, title))
+        return f"figure {len(drawn)}"
+
+    monkeypatch.setattr(gallery_figures, "draw", recorded)
+    job, traces = Job(), [trace_of(images=2), trace_of(images=1)]
+    for trace in traces:
+        job.batch(trace=trace)
+    job.processed.images.append("an extra image of others, without an infotext")
+    pictures = [each for each in job.processed.images if isinstance(each, Image.Image)]
+    job.end()
+    # Of the second batch one image was guided.
+    assert [each[:2] for each in drawn] == [(traces[0], 0), (traces[0], 1), (traces[1], 0)]
+    assert [each[2] for each in drawn] == pictures[:3]
+    assert [each[3] for each in drawn] == ["image 1, seed 0", "image 2, seed 1", "image 3, seed 10"]
+    assert job.processed.images[-3:] == ["figure 1", "figure 2", "figure 3"]
+    assert len(job.processed.infotexts) == len(job.processed.images)
+    assert job.processed.infotexts[4:-3] == ["info"] * 5
+    assert job.processed.infotexts[-3:] == ["seed 0", "seed 1", "seed 10"]
+
+
+def test_a_picture_without_a_seed_or_an_infotext_has_a_figure_all_the_same(monkeypatch):
+    titles = []
+    monkeypatch.setattr(gallery_figures, "draw", lambda *given: titles.append(given[-1]))
+    job = Job()
+    settings = gallery_figures.allowed(job, SETTINGS)
+    gallery_figures.keep_trace(job, trace_of(images=3))
+    job.seeds = [7]
+    for place in range(3):
+        job.batch_index = place
+        gallery_figures.keep_picture(job, Image.new("RGB", (8, 8)))
+    job.processed.infotexts.append("seed 7")
+    job.end()
+    assert settings == SETTINGS
+    assert titles == ["image 1, seed 7", "image 2", "image 3"]
+    assert job.processed.infotexts == ["seed 7", "seed 7", "info", "info"]
+
+
+def test_figures_that_change_nothing_else(monkeypatch):
+    """Without a script of the list, with arguments or with none; where guidance is off nothing is missed."""
+    job = Job()
+    for arguments in ((), None, (0,), (None, 5)):
+        job.script_args = arguments
+        assert gallery_figures.allowed(job, SETTINGS) == SETTINGS
+    monkeypatch.setattr(gallery_figures, "find_spec", lambda name: None if name == "matplotlib" else object())
+    off = AsagSettings(enabled=False, figures=True)
+    assert gallery_figures.allowed(job, off) == AsagSettings(enabled=False)
+    assert job.comments == []
