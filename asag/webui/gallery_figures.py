@@ -77,7 +77,7 @@ def keep_picture(p: Any, image: Image) -> None:
 def append(p: Any, processed: Any) -> None:
     """Add the figures after all other images of the result, each with its picture's infotext; nothing stays on `p`.
 
-    What fails is logged and told under the images, which stay as they were.
+    What fails is logged and noted under the images, which stay as they were.
     """
     kept = p.__dict__.pop(KEPT, None)
     if kept is None:

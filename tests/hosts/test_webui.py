@@ -15,6 +15,7 @@ def neo(caplog):
     asag = logging.getLogger("asag")
     before = asag.level, logging.root.level
     logging.root.setLevel(logging.ERROR)
+    asag.setLevel(logging.NOTSET)  # a script that ran before has set it
     yield caplog
     asag.setLevel(before[0])
     logging.root.setLevel(before[1])
