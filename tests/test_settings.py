@@ -3,7 +3,7 @@
 import copy
 import math
 import pickle
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asag.hosts.generation import Refused
+from asag.option import option, read_value
 from asag.presets import Presets
 from asag.settings import AsagSettings, SettingsError, options
 from asag.webui import api, infotext, xyz
@@ -360,3 +361,11 @@ def test_of_an_infotext_that_can_be_read_nothing_is_told():
         infotext.on_infotext_pasted("", parameters)
         assert parameters == {infotext.KEY: text}
         assert infotext.pasted_problems(parameters) == ""
+
+
+def test_a_text_that_is_no_list_of_blocks_is_taken_as_it_is():
+    @dataclass
+    class Named:
+        title: str = option("x", "Title", "What it is called.")
+
+    assert read_value(fields(Named)[0], " a cat, d-1 ") == "a cat, d-1"
