@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asag import option as option_module
 from asag.hosts.generation import Refused
-from asag.option import option, read_value
 from asag.presets import Presets
 from asag.settings import AsagSettings, SettingsError, options
 from asag.webui import api, infotext, xyz
@@ -366,6 +366,6 @@ def test_of_an_infotext_that_can_be_read_nothing_is_told():
 def test_a_text_that_is_no_list_of_blocks_is_taken_as_it_is():
     @dataclass
     class Named:
-        title: str = option("x", "Title", "What it is called.")
+        title: str = option_module.option("x", "Title", "What it is called.")
 
-    assert read_value(fields(Named)[0], " a cat, d-1 ") == "a cat, d-1"
+    assert option_module.read_value(fields(Named)[0], " a cat, d-1 ") == "a cat, d-1"
