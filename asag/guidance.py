@@ -93,7 +93,21 @@ def shift_rows(rows: Tensor, shift: Tensor, images: Sequence[int]) -> None:
     A combination of rows that looks only at differences, as classifier-free guidance does with any scale, AND
     weights or NGMS, is then shifted by exactly that. rows (rows, …), shift (images, …), images: the image of a row.
     """
-    rows += shift[torch.as_tensor(images, device=shift.device)].to(rows.dtype)
+    rows += picked_rows(shift, images).to(rows.dtype)
+
+
+def picked_rows(tensor: Tensor, numbers: Sequence[int]) -> Tensor:
+    """A copy of the rows of a tensor (rows, …) with these numbers, in their order.
+
+    By slices of numbers that follow one another: a list as an index is copied to the device, which makes the host wait.
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1]:
+            runs[-1][1] += 1
+        else:
+            runs.append([number, number + 1])
+    return torch.cat([tensor[slice(*run)] for run in runs])
 
 
 def rescale_factor(reference: Tensor, guided: Tensor, amount: float) -> Tensor:

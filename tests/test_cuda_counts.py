@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from asag.attention import adversarial_sinkhorn_attention, attention_rows
+from asag.guidance import shift_rows
+from asag.hosts.diffusers_pass import Passes
+from asag.hosts.forge_rows import RowLists
 from asag.lab.bench.fake_cuda import FakeCuda
 from asag.lab.bench.roofline import Record
+from asag.models.diffusers_mmdit import FluxTransformer
 from asag.operators import METHODS, make_operator
 
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
@@ -86,3 +90,26 @@ def test_a_mask_for_float32_is_not_written_out_for_each_query() -> None:
     """SDXL upright, large enough for several tiles: 72 x 54 tokens are no multiple of 16."""
     record = counted((20, 72, 54, 64), SINGLE, "asag")
     assert not [each for each in record.allocations if each.name == "constant_pad_nd" and each.shape[-2] == 72 * 54]
+
+
+def test_hosts_say_which_rows_they_mean_without_a_wait() -> None:
+    with FakeCuda() as fake:
+        rows = torch.empty(4, 4, 8, 8, device="cuda", dtype=HALF)
+        lists = RowLists({"cond_or_uncond": [0, 1], "cond_mark": torch.empty(4, device="cuda")}, 4)
+        with fake.recording() as record:
+            shift_rows(rows, rows[:2], [0, 1, 0, 1])
+            lists.tell([0, 1, 2, 3, 0, 1])
+    assert waits_of(record) == []
+
+
+def test_position_ids_of_flux_are_read_once() -> None:
+    passes = Passes(None, FluxTransformer())
+    with FakeCuda() as fake:
+        given = {"hidden_states": torch.empty(1, 16, 8, device="cuda"), "img_ids": torch.empty(16, 3, device="cuda")}
+        with fake.recording() as first:
+            passes.latent_size([], given)
+        with fake.recording() as later:
+            passes.latent_size([], dict(given))
+            passes.latent_size([], dict(given))
+    assert len(first.waits) == 1
+    assert waits_of(later) == []

@@ -11,6 +11,7 @@ from asag.guidance import (
     in_window,
     keep_contrast,
     mean_rows,
+    picked_rows,
     rescale_factor,
     scheduled_scale,
     shift_rows,
@@ -39,6 +40,15 @@ def test_row_shift_moves_the_combination_by_exactly_the_shift(scale):
     images = [image for image, parts in enumerate(weights) for _ in parts] + [0, 1]
     shift_rows(predictions, shift, images)
     torch.testing.assert_close(combine(predictions, conds_list, 2, scale), before + shift)
+
+
+@pytest.mark.parametrize("numbers", [[0], [0, 1, 2], [2, 0, 1, 1], [1, 2, 0, 1, 2], range(1, 3)])
+def test_picked_rows_are_those_of_an_index_and_a_copy(numbers):
+    tensor = torch.arange(6.0).reshape(3, 2)
+    picked = picked_rows(tensor, numbers)
+    torch.testing.assert_close(picked, tensor[list(numbers)])
+    picked.zero_()
+    assert tensor.sum() == 15
 
 
 def test_equation_4():

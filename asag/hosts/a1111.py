@@ -13,7 +13,7 @@ from typing import Any
 from modules import script_callbacks
 from torch import Tensor, nn
 
-from asag.guidance import keep_contrast, mean_rows, rescale_factor, shift_rows
+from asag.guidance import keep_contrast, mean_rows, picked_rows, rescale_factor, shift_rows
 from asag.hosts.a1111_control import fixes_rows, references_spared, remembers
 from asag.hosts.a1111_model import FAMILY, is_timestep_sampler, rows_of, unet
 from asag.hosts.a1111_step import A1111Step
@@ -85,15 +85,15 @@ class A1111Run(GuidedRun):
         images = [image for image, parts in enumerate(weights) for _ in parts]
         images += list(range(step.images)) * ((rows.shape[0] - step.cond_rows) // step.images)
         firsts = [images.index(image) for image in range(step.images)]
-        reference = pictures[firsts]
+        reference = picked_rows(pictures, firsts)
         shift_rows(rows, shift, images)
         if not self.settings.rescale:
             return
         if level is None:
             guided = self._combined(rows, weights, step)
-            rows *= rescale_factor(reference, guided, self.settings.rescale)[images]
+            rows *= picked_rows(rescale_factor(reference, guided, self.settings.rescale), images)
         else:
-            self.rescaling = Rescaling(step.x[firsts], level, reference, self.settings.rescale)
+            self.rescaling = Rescaling(picked_rows(step.x, firsts), level, reference, self.settings.rescale)
 
     def _combined(self, rows: Tensor, weights: list[list[float]], step: A1111Step) -> Tensor:
         """What the host will make of the rows, (images, …): rows scaled by a factor give it scaled by the factor."""

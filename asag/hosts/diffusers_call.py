@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from asag.branch import RowBranch
-from asag.guidance import shift_rows
+from asag.guidance import picked_rows, shift_rows
 from asag.models.base import TokenGrid, UnsupportedModel
 from asag.random_state import RandomState
 
@@ -34,9 +34,9 @@ def token_grid_of(args: Any, kwargs: dict[str, Any]) -> TokenGrid:
     if ids is None:
         return TokenGrid()
     ids = ids[0] if ids.ndim == 3 else ids
-    own = ids[ids[:, 0] == 0]  # Kontext's reference image has a 1 there
-    height, width = (int(size) + 1 for size in own[:, 1:].amax(dim=0))
-    return TokenGrid((height, width))
+    own = (ids[:, :1] == 0) * ids[:, 1:]  # Kontext's reference image has a 1 there
+    height, width = own.amax(dim=0).tolist()  # read once: the host waits for the device
+    return TokenGrid((int(height) + 1, int(width) + 1))
 
 
 def with_rows(output: Any, rows: Tensor) -> Any:
@@ -65,8 +65,8 @@ class Shift:
         shift_rows(rows, self.added, images)
         if self.rescaling is not None:
             factor, zero = self.rescaling.factor, self.rescaling.zero
-            rows *= factor[images]
-            rows += ((1 - factor) * zero)[images]
+            rows *= picked_rows(factor, images)
+            rows += picked_rows((1 - factor) * zero, images)
 
 
 def velocity_of_grey(args: Any, kwargs: dict[str, Any], prediction: Tensor, timesteps: int) -> Tensor:

@@ -26,7 +26,6 @@ from asag.hosts.diffusers_call import (
     argument,
     grey_of,
     picture_of,
-    token_grid_of,
     velocity_of_grey,
     with_rows,
 )
@@ -34,7 +33,7 @@ from asag.hosts.diffusers_caller import calling_pipeline
 from asag.hosts.diffusers_models import FAMILIES, denoiser_of, eager
 from asag.hosts.diffusers_other_code import OtherCode, nothing_kept, other_code
 from asag.hosts.diffusers_pass import Passes
-from asag.models.base import UnsupportedModel, family_of
+from asag.models.base import TokenGrid, UnsupportedModel, family_of
 from asag.models.diffusers_mmdit import FluxTransformer
 from asag.models.diffusers_unet import DiffusersUnet
 from asag.perturb import branching, choose_layers, perturbed, slice_rows
@@ -118,7 +117,7 @@ class Guidance:
                 whole = slice_rows(list(args), everything, total), slice_rows(kwargs, everything, total)
                 self.call.whole = WholeCall(*whole, RandomState(sample.device, self.model))
             elif self.can_branch(kwargs):
-                token_grid = token_grid_of(self.call.args, self.call.kwargs)
+                token_grid = TokenGrid(current.latent_size(args, kwargs))
                 branch = branching(self.model, self.layers, self.family, self.operator, token_grid, cond, total)
                 self.call.branch = self.opened.enter_context(branch)
 
@@ -171,7 +170,7 @@ class Guidance:
 
         Raises UnsupportedModel when that code remembers the pass.
         """
-        token_grid = token_grid_of(call.args, call.kwargs)
+        token_grid = TokenGrid(self.current.latent_size(call.args, call.kwargs))
         weakened: Tensor
         with torch.no_grad(), perturbed(self.layers, self.family, self.operator, token_grid):
             if call.whole is None:
@@ -188,7 +187,7 @@ class Guidance:
             delta = self.less_contrast(delta, cond, call)
         scale = self.current.adaptive(call.scale, delta) if self.settings.adaptive else call.scale
         if self.trace:
-            self.trace.add_step(self.current.steps - 1, scale, delta, token_grid_of(call.args, call.kwargs).latent_size)
+            self.trace.add_step(self.current.steps - 1, scale, delta, self.current.latent_size(call.args, call.kwargs))
         added = delta * scale
         if not self.settings.rescale:
             return Shift(added)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from asag.guidance import AdaptiveScale
-from asag.hosts.diffusers_call import Shift, argument
+from asag.hosts.diffusers_call import Shift, argument, token_grid_of
 from asag.models.base import Family, UnsupportedModel
 from asag.models.diffusers_mmdit import FluxTransformer
 
@@ -26,6 +26,8 @@ class Passes:
         self.sample: Tensor | None = None
         self.timestep: Any = None
         self.shift: Shift | None = None
+        self.ids: Tensor | None = None
+        self.size: tuple[int, int] | None = None
 
     def repeats_step(self, args: tuple[Any, ...], kwargs: dict[str, Any], rescale: float) -> bool:
         """Whether the host predicts the same latents once more in the same step; those rows get the same shift.
@@ -44,6 +46,15 @@ class Passes:
                 f"rescale: {rescale} with a negative prompt in {type(self.pipe).__name__}; allowed: 0"
             )
         return repeats
+
+    def latent_size(self, args: tuple[Any, ...] | list[Any], kwargs: dict[str, Any]) -> tuple[int, int] | None:
+        """The latent image's (height, width); Flux's position ids, the same tensor in each step, are read once."""
+        ids = argument(args, kwargs, 4, "img_ids") if self.is_flux else None
+        if ids is None:
+            return token_grid_of(args, kwargs).latent_size
+        if ids is not self.ids:
+            self.ids, self.size = ids, token_grid_of(args, kwargs).latent_size
+        return self.size
 
     def next_step(self) -> tuple[int, int]:
         """This model call's number in the pipeline call, from 0, and how many there will be.

@@ -135,8 +135,9 @@ class ForgeRun(GuidedRun):
         unconditional = args.get("uncond_denoised")
         # CFG++ samplers renoise with the unconditional prediction, and what guides both rows shifts it as well. It is
         # all zeros where there was none.
-        if isinstance(unconditional, Tensor) and unconditional.any():
-            unconditional += shift.to(unconditional.dtype)
+        if isinstance(unconditional, Tensor):
+            # A factor of 0 or 1, and no `if`, for which the host would wait for the device.
+            unconditional += shift.to(unconditional.dtype) * unconditional.any()
         if self.settings.rescale:
             guided = guided * rescale_factor(args["cond_denoised"], guided, self.settings.rescale)
         return guided

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from asag.guidance import picked_rows
+
 COND = 0
 PER_CONDITIONING = ("cond_or_uncond", "uuids")
 
@@ -30,7 +32,7 @@ class RowLists:
             if name in PER_CONDITIONING:
                 self.options[name] = [value[row // self.images] for row in rows[:: self.images]]
             elif isinstance(value, Tensor):
-                self.options[name] = value[list(rows)]
+                self.options[name] = picked_rows(value, rows)
             else:
                 self.options[name] = [index for index, row in enumerate(rows) if row in value]
 

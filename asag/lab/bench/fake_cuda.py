@@ -21,6 +21,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -205,34 +206,15 @@ class FakeCuda:
             self.record = None
 
 
-def fake_subclass(base: type[Tensor], **attributes: Any) -> type[Tensor]:
-    """A subclass of Tensor by __torch_function__, such as asag.branch's boundary, of fake tensors. `as_subclass` can't
-    make one of them: see `as_fake_subclass`."""
-
-    class Fake(FakeTensor):
-        @classmethod
-        def __torch_function__(
-            cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-        ) -> Any:
-            with torch._C.DisableTorchFunctionSubclass():
-                out = func(*args, **(kwargs or {}))
-                if func in torch.overrides.get_default_nowrap_functions():
-                    return out
-                return _converted(out, cls)
-
-    return type(base.__name__, (base, Fake), attributes)
-
-
-def _converted(out: Any, cls: type[Tensor]) -> Any:
-    if isinstance(out, FakeTensor):
-        return out if isinstance(out, cls) else as_fake_subclass(out, cls)
-    if type(out) in (tuple, list):
-        return type(out)(_converted(each, cls) for each in out)
-    return out
-
-
-def as_fake_subclass(tensor: Tensor, cls: type[Tensor]) -> Tensor:
+def as_fake_subclass(tensor: FakeTensor, cls: type[Tensor]) -> Tensor:
+    """Tensor.as_subclass, which refuses fake tensors: `cls` may be Tensor, or a subclass that works by
+    __torch_function__, such as asag.branch's boundary."""
     with torch._C.DisableTorchFunctionSubclass():
         alias: Tensor = aten.alias.default(tensor)
-    alias.__class__ = cls
+    alias.__class__ = FakeTensor if cls is Tensor else fake_subclass(cls)
     return alias
+
+
+@cache
+def fake_subclass(cls: type[Tensor]) -> type[Tensor]:
+    return type(cls.__name__, (cls, FakeTensor), {})

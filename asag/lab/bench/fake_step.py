@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from asag import branch
 from asag.hosts.diffusers_pipeline import asag_guidance
 from asag.lab.bench import models
-from asag.lab.bench.fake_cuda import FakeCuda, as_fake_subclass, fake_subclass, plausible
+from asag.lab.bench.fake_cuda import FakeCuda, as_fake_subclass, plausible
 from asag.lab.bench.roofline import Record
 
 
@@ -46,23 +45,15 @@ class FakeDenoiser(NamedTuple):
         return sum(each.numel() * each.element_size() for each in self.model.parameters())
 
 
-class _Branch(branch.RowBranch):
-    """A branch whose boundary is a tensor subclass that fake tensors can be of."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.boundary = fake_subclass(branch._Boundary, branch=self)
-
-    def _at_boundary(self, tensor: Tensor) -> Tensor:
-        return as_fake_subclass(tensor, self.boundary)
-
-    def _plain(self, tensor: Tensor) -> Tensor:
-        return as_fake_subclass(tensor, FakeTensor) if isinstance(tensor, branch._Boundary) else tensor
-
-
 @contextmanager
-def branches_of_fake_tensors() -> Iterator[None]:
-    with mock.patch("asag.perturb.RowBranch", _Branch):
+def subclasses_of_fake_tensors() -> Iterator[None]:
+    """While open, what flows between the stages of a branch may be fake."""
+    original = Tensor.as_subclass
+
+    def as_subclass(tensor: Tensor, cls: type[Tensor]) -> Tensor:
+        return as_fake_subclass(tensor, cls) if isinstance(tensor, FakeTensor) else original(tensor, cls)
+
+    with mock.patch.object(Tensor, "as_subclass", as_subclass):
         yield
 
 
@@ -104,7 +95,7 @@ def pipeline_of(model: nn.Module) -> Any:
 def step_record(cuda: FakeCuda, denoiser: FakeDenoiser, settings: dict[str, Any] | None) -> Record:
     """One call of the denoiser, guided unless `settings` is None: the second of a picture, since its first looks the
     rows over."""
-    with branches_of_fake_tensors():
+    with subclasses_of_fake_tensors():
         if settings is None:
             with cuda.recording(plausible) as record:
                 denoiser.model(denoiser.rows, **denoiser.given)

@@ -145,4 +145,5 @@ def test_the_command_writes_a_line_for_each_count(tmp_path: Path, capsys: pytest
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert {line["variant"] for line in lines} >= {"cfg", "asag", "pag", "seg"}
     assert all(line["kernels"] > 0 for line in lines)
+    assert {line["variant"]: line["waits_at"] for line in lines if line["waits"]} == {}  # no guided step waits
     assert "modelled, not measured" in capsys.readouterr().out
