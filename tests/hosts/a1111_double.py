@@ -76,6 +76,8 @@ class Options:
     batched: bool = True
     without_uncond: tuple[int, ...] = ()
     mask: Tensor | None = None
+    # InstructPix2Pix: a row more for each image, and CFG for its picture (combine_denoised_for_edit_model).
+    edit: bool = False
     passes: list[list[Tensor]] = field(default_factory=list)
     timesteps: tuple[int, ...] = (801, 401)
 
@@ -100,6 +102,10 @@ class CFGDenoiser:
                 denoised[i] += (x_out[index] - denoised_uncond[i]) * (weight * cond_scale)
         return denoised
 
+    def combine_denoised_for_edit_model(self, x_out: Tensor, cond_scale: float) -> Tensor:
+        cond, picture, uncond = x_out.chunk(3)
+        return uncond + cond_scale * (cond - picture) + 1.5 * (picture - uncond)
+
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         options, prompts, callbacks = self.host.options, self.host.prompts, self.host.callbacks
         counts, index, conds_list = [len(each.parts) for each in prompts], 0, []
@@ -110,12 +116,13 @@ class CFGDenoiser:
         uncond = torch.stack([each.negative for each in prompts])
         if options.mask is not None and options.denoiser != "sigmas":
             x = x * options.mask
-        x_in = torch.cat([x.repeat_interleave(torch.tensor(counts), dim=0), x])
-        sigma_in = torch.cat([sigma.repeat_interleave(torch.tensor(counts), dim=0), sigma])
+        without_text = 2 if options.edit else 1
+        x_in = torch.cat([x.repeat_interleave(torch.tensor(counts), dim=0), *[x] * without_text])
+        sigma_in = torch.cat([sigma.repeat_interleave(torch.tensor(counts), dim=0), *[sigma] * without_text])
         params = SimpleNamespace(x=x_in, sigma=sigma_in, text_cond=tensor, text_uncond=uncond, denoiser=self)
         callbacks.call("on_cfg_denoiser", params)
         skip_uncond = self.step in options.without_uncond
-        texts = tensor if skip_uncond else torch.cat([tensor, uncond])
+        texts = tensor if skip_uncond else torch.cat([tensor, *[uncond] * without_text])
         size = len(texts) if options.batched else len(prompts)
         x_out = torch.cat(
             [
@@ -129,7 +136,10 @@ class CFGDenoiser:
         if self.need_last_noise_uncond:
             self.last_noise_uncond = x_out[-len(prompts) :].clone()
         scale = 1.0 if skip_uncond else options.cfg * self.cond_scale_miltiplier
-        denoised = self.combine_denoised(x_out, conds_list, uncond, scale)
+        if options.edit:
+            denoised = self.combine_denoised_for_edit_model(x_out, scale)
+        else:
+            denoised = self.combine_denoised(x_out, conds_list, uncond, scale)
         if options.mask is not None and options.denoiser == "sigmas":
             denoised = denoised * options.mask
         after = SimpleNamespace(x=denoised)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,13 @@ import torch
 from ldm.modules import attention
 from torch import nn
 
+from asag.hosts.generation import RUN, arm
+from asag.hosts.refused import Refused
+from asag.settings import AsagSettings
 from tests.hosts.a1111_double import Host, Options
 from tests.hosts.guided import FIRST, HIRES, MIXED, PLAIN, assert_steps, expected, guided
-from tests.hosts.reference import ALPHAS, Prompts, identity_map, real_unet
+from tests.hosts.reference import ALPHAS, LAYERS, Prompts, identity_map, real_unet, sinkhorn_map
+from tests.support import snapshot
 
 OWN = ("asag.hosts.a1111", "asag.hosts.a1111_model", "asag.hosts.loaded")
 
@@ -106,6 +111,14 @@ def test_steps_without_a_negative_prompt(host: Host, denoiser: str, rescale: flo
     assert_steps(host, found, CONSTANT, rescale=rescale)
 
 
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+@pytest.mark.parametrize("denoiser", ["sigmas", "noise"])
+def test_a_model_that_edits_a_picture_has_a_row_more_of_each_image(host: Host, denoiser: str, rescale: float) -> None:
+    """In the double its picture says nothing, so that the definition is the same."""
+    found = guided(host, Options(denoiser, edit=True), rescale=rescale)
+    assert_steps(host, found, CONSTANT, rescale=rescale)
+
+
 def test_rescale_is_the_same_for_pictures_and_for_noise(host: Host) -> None:
     pictures, noise = (guided(host, Options(denoiser), rescale=1.0) for denoiser in ("sigmas", "noise"))
     for one, other in zip(pictures, noise, strict=True):
@@ -129,3 +142,90 @@ def test_an_inpainting_is_rescaled_before_its_mask_is_blended_in(host: Host) -> 
 
 def test_other_methods_take_the_same_way(host: Host) -> None:
     assert_steps(host, guided(host, Options(), method="pag"), CONSTANT, attention_map=identity_map)
+
+
+def test_a_reference_units_model_takes_whole_passes_and_the_steps_are_the_same(host: Host) -> None:
+    """Without a bank of its own the double's reference changes nothing."""
+    network = SimpleNamespace(attn_module_list=[object()], original_forward=host.unet.forward)
+    script = SimpleNamespace(latest_network=network, title=lambda: "ControlNet")
+    host.p.scripts = SimpleNamespace(alwayson_scripts=[script])
+    assert_steps(host, guided(host, Options()), CONSTANT)
+    assert host.comments == [
+        "ASAG took a whole extra pass in 2 of 2 guided steps: a unit makes the model remember what it sees (reference)"
+    ]
+
+
+def test_rows_that_another_extension_took_away_end_the_request(host: Host) -> None:
+    def take(params: Any) -> None:
+        params.denoiser.sampler.sampler_extra_args["cond"].batch.pop()
+
+    host.callbacks.on_cfg_denoiser(take)
+    before = snapshot(host.unet)
+    with pytest.raises(Refused, match=r"^ASAG: 2 conditional rows of 4 run, \[\[1\.0\]\] expected; ") as refused:
+        guided(host, Options())
+    assert refused.value.status_code == 500
+    assert snapshot(host.unet) == before
+
+
+def test_an_accelerated_unet_and_an_unknown_one_are_refused(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["modules.sd_unet"], "current_unet", object())
+    with pytest.raises(Refused, match="accelerated UNet") as refused:
+        guided(host, Options())
+    assert refused.value.status_code == 422
+    monkeypatch.setattr(sys.modules["modules.sd_unet"], "current_unet", None)
+    monkeypatch.setattr(host.sd_model.model, "diffusion_model", nn.Linear(2, 2))
+    with pytest.raises(Refused, match="ASAG can't guide a Linear; allowed: ") as refused:
+        guided(host, Options())
+    assert refused.value.status_code == 422
+
+
+def test_rows_of_a_text_are_counted_for_sdxl_too(host: Host) -> None:
+    rows_of = sys.modules["asag.hosts.a1111_model"].rows_of
+    assert rows_of(torch.zeros(2, 77, 8)) == 2
+    assert rows_of({"crossattn": torch.zeros(3, 77, 8), "vector": torch.zeros(5, 8)}) == 3
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_tiles_of_hypertile_come_in_place_of_images(host: Host, monkeypatch: pytest.MonkeyPatch, enabled: bool) -> None:
+    """The double of hypertile's wrapper: each row of tokens is an image of its own."""
+    tiles: list[Any] = []
+
+    def self_attn_forward(params: Any) -> Any:
+        def forward(x: torch.Tensor, **others: Any) -> torch.Tensor:
+            tiles.append(params)
+            return params.forward(x.unflatten(1, (4, 6)).flatten(0, 1)).unflatten(0, (-1, 4)).flatten(1, 2)
+
+        return forward
+
+    hypertile = ModuleType("hypertile")
+    hypertile.self_attn_forward = self_attn_forward
+    monkeypatch.setitem(sys.modules, "hypertile", hypertile)
+    params = SimpleNamespace(enabled=enabled, forward="the host's")
+    middle = host.unet.get_submodule(LAYERS["mid"])
+    monkeypatch.setattr(middle, "__webui_hypertile_params", params, raising=False)
+
+    def block_map(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros(*query.shape[:2], 24, 24, dtype=query.dtype)
+        for row in range(4):
+            some = slice(6 * row, 6 * row + 6)
+            out[..., some, some] = sinkhorn_map(query[..., some, :], key[..., some, :])
+        return out
+
+    found = guided(host, Options())
+    assert_steps(host, found, CONSTANT, attention_map=block_map if enabled else sinkhorn_map)
+    assert bool(tiles) is enabled
+    assert params.forward == "the host's"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("window", "count"), [({}, 4), ({"start": 0.5}, 2), ({"start": 0.25, "end": 0.5}, 1)])
+def test_guided_steps_are_counted(host: Host, window: dict[str, float], count: int) -> None:
+    host.options = Options(passes=[FIRST + FIRST], timesteps=(801, 601, 401, 201))
+    unguided: list[bool] = []
+    arm(host.adapter, host.p, AsagSettings(enabled=True, **window), unguided=lambda: unguided.append(True))
+    run = getattr(host.p, RUN)
+    host.p.sample()
+    assert (run.guided_calls, run.announced, run.missed_calls) == (count, 4, 0)
+    assert (run.reuse.shared, run.reuse.whole) == (count, 0)
+    assert not unguided
+    assert host.comments == []

@@ -93,8 +93,9 @@ def pairs(items: list[pytest.Item]) -> list[tuple[pytest.Item, pytest.Item | Non
 class InTests:
     """A pytest plugin: in place of one run of the tests, the mutants of `paths`."""
 
-    def __init__(self, paths: list[str], chosen: dict[str, list[int]], report: Report, budget: float) -> None:
-        self.paths, self.chosen, self.report, self.budget = paths, chosen, report, budget
+    def __init__(self, paths: list[str], chosen: dict[str, list[int]], report: Report, given: Any) -> None:
+        self.paths, self.chosen, self.report = paths, chosen, report
+        self.budget, self.most_tests = given.budget, given.most_tests
         self.names = {os.path.abspath(path): path for path in paths}
         self.seen: set[tuple[str, int]] = set()
         self.lines: dict[str, set[tuple[str, int]]] = {}
@@ -121,7 +122,7 @@ class InTests:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         items = []
-        for item, following in pairs(session.items):
+        for item, following in pairs(self._sample(session.items)):
             self.seen.clear()
             began = time.process_time()
             reports = self._run(item, following)
@@ -142,6 +143,13 @@ class InTests:
             functions = [each for each in made if each.__code__.co_filename == os.path.abspath(path)]
             self._module(path, items, functions)
         return True
+
+    def _sample(self, items: list[pytest.Item]) -> list[pytest.Item]:
+        """At most so many tests of each file as was asked for, evenly spaced."""
+        files: dict[Path, list[pytest.Item]] = {}
+        for item in items:
+            files.setdefault(item.path, []).append(item)
+        return [item for own in files.values() for item in own[:: -(-len(own) // self.most_tests)]]
 
     def _run(self, item: pytest.Item, following: pytest.Item | None) -> list[pytest.TestReport]:
         return runtestprotocol(item, log=False, nextitem=following)
@@ -191,6 +199,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--offset", type=int, default=0, help="the first of these, counted from 0")
     parser.add_argument("--only", default="", help="numbers of the mutants of the one module that is named")
     parser.add_argument("--budget", type=float, default=20.0, help="processor seconds of tests per mutant, about")
+    parser.add_argument("--most-tests", type=int, default=10**6, help="of each test file, for a first look")
     parser.add_argument("--no-imports", action="store_true", help="leave out what only runs while a module is imported")
     parser.add_argument("--results", type=Path, default=Path("build/mutation.jsonl"))
     parser.add_argument("--table", action="store_true", help="only print the table of the results that are there")
@@ -220,7 +229,7 @@ def main() -> None:
     left.unlink(missing_ok=True)
     pid = os.fork()
     if pid == 0:
-        in_tests(InTests(paths, chosen, report, given.budget), left)
+        in_tests(InTests(paths, chosen, report, given), left)
         os._exit(0)
     os.waitpid(pid, 0)
     for path, indices in json.loads(left.read_text()).items():
