@@ -16,7 +16,8 @@ class Option:
 
     A setting that doesn't change the picture (`changes_picture`) is in no infotext, plot or preset. `group` is the
     section of the user interface; settings without one come first. A text may be a list of blocks (`block_list`), or
-    one of the `keywords`.
+    one of the `keywords`. `slider_maximum` is where the slider ends when the field beside it takes more. `methods` are
+    those with which the setting means something; none named: all.
     """
 
     label: str
@@ -30,6 +31,7 @@ class Option:
     block_list: bool = False
     changes_picture: bool = True
     group: str = ""
+    methods: tuple[str, ...] = ()
 
 
 def option(default: Any, label: str, help: str, **details: Any) -> Any:

@@ -14,6 +14,9 @@ from asag.guidance import SCHEDULES
 from asag.operators import METHODS, Operator, make_operator
 from asag.option import Option, option, read_value
 
+# The methods that iterate.
+SINKHORN = ("asag", "similarity")
+
 
 class SettingsError(ValueError):
     """One or more settings are wrong. `problems` has a line for each: field, value and what is allowed."""
@@ -30,81 +33,83 @@ class SettingsError(ValueError):
 class AsagSettings:
     """The settings of one generation; construct through `from_mapping` where values come from outside."""
 
-    enabled: bool = option(False, "Enable ASAG", "Guide this generation with ASAG.")
+    enabled: bool = option(False, "Enable ASAG", "Turns ASAG on for this generation.")
     scale: float = option(
         1.5,
         "Scale",
-        "How far each step is pushed away from the weakened prediction. Higher changes the picture more; "
-        "too high burns its colours.",
+        "How strongly ASAG changes the picture. Try 0.5 to 4; the paper uses 1.5. Too much burns the colours.",
         minimum=0.0,
         maximum=100.0,
-        slider_maximum=30.0,
+        slider_maximum=10.0,
         step=0.1,
     )
     blocks: str = option(
         "auto",
         "Blocks",
-        "Which self-attention is weakened: auto (the middle), late (cheaper), all, or addresses such as mid, in.4-8, "
-        "out.3.0, joint.7.",
+        "The blocks of the model whose attention is weakened. Click them in the map, or write auto (the middle), "
+        "late (faster), all, or names such as mid, in.4-8, out.3.0, joint.7.",
         block_list=True,
-        group="What is weakened",
+        group="Blocks",
     )
     iterations: int = option(
         2,
         "Iterations",
-        "Sinkhorn iterations of the weakened attention. The paper uses 2; more costs time and changes little.",
+        "Sinkhorn iterations of the weakened attention. The paper uses 2. More take longer and change little.",
         minimum=1,
         maximum=50,
         slider_maximum=10,
         step=1,
-        group="What is weakened",
+        group="Method",
+        methods=SINKHORN,
     )
     strength: float = option(
         1.0,
         "Strength",
-        "How strongly unlike tokens attract each other (a factor on the paper's lambda). 0 is uniform attention.",
+        "How far attention is weakened. The paper uses 1. At 0 every part of the picture counts alike.",
         minimum=0.0,
         maximum=10.0,
         slider_maximum=3.0,
         step=0.05,
-        group="What is weakened",
+        group="Method",
+        methods=SINKHORN,
     )
     method: str = option(
         "asag",
         "Method",
-        "How attention is weakened: asag, or pag, seg, uniform and similarity for comparison.",
+        "How attention is weakened: asag is the paper's way. Use pag, seg, uniform and similarity to compare.",
         choices=METHODS,
-        group="What is weakened",
+        group="Method",
     )
     start: float = option(
         0.0,
         "Start",
-        "Guide from this fraction of the steps on.",
+        "When ASAG begins. 0 is the first step, 0.5 is halfway.",
         minimum=0.0,
         maximum=1.0,
         step=0.01,
-        group="When",
+        group="Steps",
     )
     end: float = option(
         1.0,
         "End",
-        "Guide until this fraction of the steps. Steps outside cost nothing.",
+        "When ASAG stops. 1 is after the last step. Steps without ASAG take no extra time.",
         minimum=0.0,
         maximum=1.0,
         step=0.01,
-        group="When",
+        group="Steps",
     )
     schedule: str = option(
         "constant",
         "Schedule",
-        "How the scale runs between start and end: constant, falling linearly or as a cosine, or as a bell.",
+        "How the scale runs from start to end. constant keeps it. linear and cosine lower it to 0. bell raises it and "
+        "lowers it again.",
         choices=SCHEDULES,
-        group="When",
+        group="Steps",
     )
     rescale: float = option(
         0.0,
         "Rescale",
-        "Pulls the contrast, CFG's share of it too, back to that of the plain prediction. Helps against burnt colours.",
+        "Brings the picture's contrast back to what it is without ASAG and CFG. Try it when colours burn. 0 is off.",
         minimum=0.0,
         maximum=1.0,
         step=0.01,
@@ -113,8 +118,7 @@ class AsagSettings:
     contrast: float = option(
         1.0,
         "Contrast",
-        "How much of what is mere contrast in the push stays. 1: all, as in the paper; 0: none. Try 0 "
-        "where higher scales burn colours.",
+        "How much ASAG may raise contrast. 1 is the paper's method. Try 0 when colours burn.",
         minimum=0.0,
         maximum=1.0,
         step=0.01,
@@ -123,70 +127,71 @@ class AsagSettings:
     adaptive: bool = option(
         False,
         "Adaptive",
-        "Divides the scale by the running size of the push, per image: the scale is then that size (try 0.02 to 0.2).",
+        "Changes every picture and every step by about the same amount, which the scale then sets. Try scales of 0.02 "
+        "to 0.2 with it.",
         group="Against burnt colours",
     )
     blur: float = option(
         10000.0,
         "Blur",
-        "For the method seg alone: how far queries are blurred, in tokens. From 9999 on it is their mean.",
+        "How widely seg blurs attention. From 9999 on it blurs over the whole picture.",
         minimum=0.1,
         maximum=10000.0,
         step=0.1,
-        group="What is weakened",
+        group="Method",
+        methods=("seg",),
     )
     hires: str = option(
         "both",
         "Hires fix",
-        "Which pass is guided when hires fix is on: both, the first alone, or the hires pass alone.",
+        "Where ASAG works when hires fix is on: in both passes, in the first alone, or in the hires pass alone.",
         choices=("both", "first", "hires"),
-        group="In the hires pass",
+        group="Hires fix",
     )
     hires_scale: float = option(
         0.0,
         "Hires scale",
-        "The scale in the hires pass; 0: the same scale as in the first.",
+        "The scale in the hires pass. 0 takes the scale of the first pass.",
         minimum=0.0,
         maximum=100.0,
-        slider_maximum=30.0,
+        slider_maximum=10.0,
         step=0.1,
-        group="In the hires pass",
+        group="Hires fix",
     )
     hires_blocks: str = option(
         "same",
         "Hires blocks",
-        "The blocks in the hires pass: same, or a list as above.",
+        "The blocks in the hires pass. same takes those of the first pass; or write them as in Blocks.",
         keywords=("same",),
         block_list=True,
-        group="In the hires pass",
+        group="Hires fix",
     )
     reuse: bool = option(
         True,
         "Share work",
-        "Takes what precedes the weakened attention from the normal pass: the same picture in less time. Off: a whole "
-        "extra pass, for little memory: sharing holds half as many activations again in the rest of the model.",
+        "Saves time: what the model has computed already is used again. The picture stays the same. Turn it off when "
+        "memory runs out.",
         changes_picture=False,
-        group="Work and memory",
+        group="Speed and figures",
     )
     figures: bool = option(
         False,
         "Figures",
-        "Adds a figure after each picture: scale and size of the push over the steps, where in the picture it acted, "
-        "and what it did to attention. Takes some time; isn't saved; the API returns it after the pictures. None in "
-        "scripts such as X/Y/Z plot.",
+        "Shows after each picture where and how much ASAG changed it. It takes some time and isn't saved. Scripts such "
+        "as X/Y/Z plot show none.",
         changes_picture=False,
-        group="What it did",
+        group="Speed and figures",
     )
     tolerance: float = option(
         0.0,
         "Tolerance",
-        "Stops the iterations of an attention head once one of them moves its potentials by less than this on average, "
-        "so that iterations is the most it takes. 0: never.",
+        "Ends the iterations early once they change less than this. 0 never ends them early.",
         minimum=0.0,
         maximum=10.0,
         slider_maximum=0.5,
         step=0.001,
-        group="What is weakened",
+        group="Method",
+        methods=SINKHORN,
     )
 
     @classmethod

@@ -8,10 +8,14 @@
     if (window.asagBlockMap) return;
     window.asagBlockMap = true;
 
-    const TICK_MS = 400; // how often the fields are looked at: settings also change by presets and pasted texts
-    const STALE_MS = 5000; // how long the answer holds: the model may have been switched
+    const TICK_MS = 400; // how often the page is looked at: settings also change by presets and pasted texts
+    const SETTLED_MS = 2500; // a host may take up a change of checkpoint a little later than the page shows it
     const SIDES = {in: "left", mid: "bottom", out: "right"};
-    const WORDS = {auto: "Middle", late: "Later", all: "All"};
+    const WORDS = ["auto", "late", "all"];
+    const STATES = {true: "weakened", mixed: "partly weakened", false: "unchanged", auto: "auto"};
+    // What changes in a host's page when it chooses, loads or generates with another checkpoint.
+    const SIGNS = "#setting_sd_model_checkpoint input, .model_selection input, #settings_json textarea, " +
+        "#html_info_txt2img, #html_info_img2img, #html_log_txt2img, #html_log_img2img";
 
     function root() {
         return typeof gradioApp === "function" ? gradioApp() : document;
@@ -24,11 +28,21 @@
         return made;
     }
 
+    // Other tabs and programs load checkpoints, too: an answer is of before if this has grown since.
+    let returns = 0;
+    window.addEventListener("focus", () => returns++);
+
+    function signs() {
+        const shown = [...root().querySelectorAll(SIGNS)].map((each) => each.value || each.textContent);
+        return JSON.stringify([returns, ...shown]);
+    }
+
     class BlockMap {
         constructor(place) {
             this.place = place;
             this.shown = null; // the text that was asked about last
-            this.asked = 0; // when
+            this.signs = null; // what the page showed then
+            this.again = 0; // when to ask once more; 0: not
             this.questions = 0;
             this.open = 0; // questions without an answer yet
             this.clicks = Promise.resolve(); // one is done after the other
@@ -49,12 +63,24 @@
             return root().querySelector(`#${this.place.dataset.field} textarea, #${this.place.dataset.field} input`);
         }
 
+        // Asks when something changed since the last question, and nothing otherwise.
         tick() {
             const field = this.field();
-            if (!field || !this.place.offsetParent) return;
+            if (!field || !this.place.offsetParent) {
+                this.signs = null; // what happens meanwhile isn't seen
+                return;
+            }
             // A slow answer isn't asked for again: it would never be the last question's.
-            const stale = !this.open && Date.now() - this.asked > STALE_MS;
-            if (field.value !== this.shown || stale) this.look(field.value);
+            const settled = this.again && Date.now() > this.again && !this.open;
+            const now = signs();
+            if (now !== this.signs) {
+                if (this.signs !== null) this.again = Date.now() + SETTLED_MS;
+                this.signs = now;
+                this.look(field.value);
+            } else if (settled || field.value !== this.shown) {
+                this.again = settled ? 0 : this.again;
+                this.look(field.value);
+            }
         }
 
         async look(text) {
@@ -75,7 +101,6 @@
         }
 
         async ask(parameters) {
-            this.asked = Date.now();
             this.open++;
             try {
                 const response = await fetch(`${this.place.dataset.route}?${new URLSearchParams(parameters)}`);
@@ -146,7 +171,9 @@
                 this.place.append(element("p", "asag-told", answer.told));
                 return;
             }
-            this.place.append(this.words(answer), this.network(answer), ...this.notes(answer));
+            const notes = element("div", "asag-notes");
+            notes.append(...this.notes(answer));
+            this.place.append(this.words(answer), this.network(answer), notes);
             const buttons = [...this.place.querySelectorAll("button")];
             const blocks = buttons.filter((each) => each.dataset.block);
             const kept = buttons.find((each) => each.dataset.key === this.focused);
@@ -160,8 +187,8 @@
             const row = element("div", "asag-words");
             row.setAttribute("role", "group");
             row.setAttribute("aria-label", "Ready-made choices of blocks");
-            for (const [word, label] of Object.entries(WORDS)) {
-                const button = element("button", "asag-word", label);
+            for (const word of WORDS) {
+                const button = element("button", "asag-word", word);
                 button.type = "button";
                 button.dataset.word = button.dataset.key = word;
                 button.title = word === "all" ? "every block" : `${word}: ${answer[word]}`;
@@ -192,7 +219,7 @@
 
         block(block, answer) {
             const state = block.chosen === 0 ? "false" : block.chosen === block.layers ? "true" : "mixed";
-            const said = {false: "as it is", true: "weakened", mixed: `${block.chosen} weakened`}[state];
+            const said = state === "mixed" ? `${block.chosen} weakened` : STATES[state];
             const number = block.address.split(".")[1];
             const isUnet = block.address === "mid" || /^(in|out)\./.test(block.address);
             const button = element("button", "asag-block", isUnet ? block.address : number);
@@ -218,12 +245,21 @@
                 notes.push(element("p", "asag-told asag-note", answer.note));
                 notes[notes.length - 1].setAttribute("role", "status");
             }
-            const legend = element("p", "asag-legend", "\u25a0 weakened  \u25e7 in part  \u25cb as it is  dashed: auto");
-            legend.setAttribute("aria-hidden", "true");
             const known = answer.experimental ? `${answer.family} (experimental)` : answer.family;
-            notes.push(legend, element("p", "asag-family", `${known}; auto is ${answer.auto}: ${answer.auto_reason}`));
+            const auto = `${known}; auto is ${answer.auto}: ${answer.auto_reason}`;
+            notes.push(this.legend(), element("p", "asag-family", auto));
             if (answer.checkpoint) notes.push(this.whose(answer));
             return notes;
+        }
+
+        // Each text is an element of its own, so that the host's localisation finds it.
+        legend() {
+            const legend = element("p", "asag-legend");
+            legend.setAttribute("aria-hidden", "true");
+            for (const [state, text] of Object.entries(STATES)) {
+                legend.append(element("span", `asag-mark asag-${state}`, text));
+            }
+            return legend;
         }
 
         whose(answer) {
@@ -234,20 +270,9 @@
         }
     }
 
-    // gradio 3 gives a slider's two fields no name that a screen reader could say.
-    function nameFields() {
-        for (const component of root().querySelectorAll('[id*="asag_"].block')) {
-            const title = component.querySelector('[data-testid="block-info"], label > span');
-            for (const field of component.querySelectorAll("input:not([aria-label])")) {
-                if (title && !(field.labels && field.labels.length)) field.setAttribute("aria-label", title.innerText);
-            }
-        }
-    }
-
     const maps = new WeakMap();
 
     setInterval(() => {
-        nameFields();
         for (const place of root().querySelectorAll(".asag-map")) {
             if (!maps.has(place)) maps.set(place, new BlockMap(place));
             maps.get(place).tick();

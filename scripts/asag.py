@@ -8,7 +8,7 @@ from modules.ui_components import InputAccordion
 
 from asag.hosts import generation, notes, webui
 from asag.presets import Presets
-from asag.webui import api, copies, gallery_figures, infotext, routes, ui, xyz
+from asag.webui import api, copies, earlier_labels, gallery_figures, infotext, routes, ui, xyz
 from asag.webui.paste import PasteFields
 
 webui.log_warnings()
@@ -27,7 +27,8 @@ class AsagScript(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        accordion = ui.build(self.elem_id, InputAccordion, presets, blocks_route)
+        start = earlier_labels.start_values(webui.ui_config(), is_img2img)
+        accordion = ui.build(self.elem_id, InputAccordion, presets, blocks_route, start)
         self.infotext_fields = paste_fields.fields(accordion)
         self.paste_field_names = paste_fields.sent()
         return list(accordion.settings.values())

@@ -30,7 +30,7 @@ def test_every_default_is_within_its_own_bounds():
 # What infotexts, presets, API clients and saved defaults of the page rely on: the default, the bounds of the value and
 # of the slider, and its step.
 NUMBERS = {
-    "scale": (1.5, 0, 100, 30, 0.1),
+    "scale": (1.5, 0, 100, 10, 0.1),
     "iterations": (2, 1, 50, 10, 1),
     "strength": (1.0, 0, 10, 3, 0.05),
     "start": (0.0, 0, 1, None, 0.01),
@@ -38,7 +38,7 @@ NUMBERS = {
     "rescale": (0.0, 0, 1, None, 0.01),
     "contrast": (1.0, 0, 1, None, 0.01),
     "blur": (10000.0, 0.1, 10000, None, 0.1),
-    "hires_scale": (0.0, 0, 100, 30, 0.1),
+    "hires_scale": (0.0, 0, 100, 10, 0.1),
     "tolerance": (0.0, 0, 10, 0.5, 0.001),
 }
 OTHERS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from importlib.util import find_spec
+from pathlib import Path
 
 from asag.hosts.generation import Host
 
@@ -49,3 +50,10 @@ def asks_for_password() -> bool:
     from modules.shared_cmd_options import cmd_opts
 
     return bool(cmd_opts.api_auth)
+
+
+def ui_config() -> Path:
+    """The file in which the host keeps the start values of its page's components (--ui-config-file)."""
+    from modules.shared_cmd_options import cmd_opts
+
+    return Path(cmd_opts.ui_config_file)

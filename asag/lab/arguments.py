@@ -75,7 +75,7 @@ def playground(argv: Arguments) -> argparse.Namespace:
     parser = Parser("asag playground", "Opens the WebUI's accordion and block map in a page of their own.")
     parser.add_argument("--port", type=int, default=7870, help="of the page, on this computer alone")
     parser.add_argument("--presets", type=Path, default=Path("demo"), help="folder for your own presets")
-    parser.add_argument("--steps", type=int, default=25, help="of sampling, to begin with")
+    parser.add_argument("--steps", type=int, default=10, help="of sampling, to begin with")
     parser.add_threads()
     return parser.parse_args(argv)
 

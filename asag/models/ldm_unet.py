@@ -23,7 +23,7 @@ class LdmUnet:
     between the two (AUTOMATIC1111's hypernetworks); by default both are the context itself.
     """
 
-    name = "SD1.x, SD2 and SDXL UNets (ldm, sgm)"
+    name = "SD1.x, SD2 and SDXL UNets"
     reason = "the middle block, as PAG and SEG use: the coarsest tokens, where attention decides structure"
     experimental = False
     row_methods: tuple[str, ...] = ()

@@ -36,6 +36,8 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 WAIT = 60_000  # milliseconds; a test that passes doesn't wait, and a busy machine is slow
 START = 300  # seconds, to import gradio and torch on a busy core
 
+SECTIONS = ("method", "steps", "against_burnt_colours", "speed_and_figures")
+
 expect.set_options(timeout=WAIT)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
@@ -67,7 +69,7 @@ class Playground:
     def wait(self) -> None:
         for _ in range(START * 2):
             try:
-                requests.get(f"{self.url}/asag/blocks", timeout=5).raise_for_status()
+                requests.get(f"{self.url}/asag/UNet/blocks", timeout=5).raise_for_status()
                 return
             except requests.RequestException:
                 assert self.process.poll() is None, Path(self.log.name).read_text()
@@ -105,7 +107,8 @@ def is_strangers(url: str) -> bool:
 
 @pytest.fixture
 def open_page(playground: Playground, browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Opens the playground, with everything unfolded. An error in the console or in a script fails the test."""
+    """Opens the playground, at the UNet if wanted, with everything unfolded but one's own presets. An error in the
+    console or in a script fails the test."""
     errors: list[str] = []
     contexts: list[BrowserContext] = []
 
@@ -118,6 +121,7 @@ def open_page(playground: Playground, browser: Browser) -> Iterator[Callable[...
         inventory: Callable[[], dict[str, Any]] | None = None,
         hurried: bool = False,
         watched: bool = False,
+        unet: bool = True,
         **context: Any,
     ) -> Page:
         contexts.append(browser.new_context(**context))
@@ -131,11 +135,17 @@ def open_page(playground: Playground, browser: Browser) -> Iterator[Callable[...
         if watched:
             page.on("request", lambda request: errors.append(request.url) if is_strangers(request.url) else None)
         if inventory:
-            page.route("**/asag/blocks*", lambda route: route.fulfill(json=inventory()))
+            page.route("**/blocks?*", lambda route: route.fulfill(json=inventory()))
         page.goto(playground.url)
         page.wait_for_selector("#plain img")
         page.click("#asag_advanced > .label-wrap")
+        for section in SECTIONS:
+            page.click(f"#asag_section_{section} > .label-wrap")
         page.wait_for_selector(".asag-map button, .asag-map .asag-told")
+        if unet:
+            first = page.locator("#guided img").get_attribute("src")
+            page.get_by_label("UNet", exact=True).check()
+            page.wait_for_function("first => document.querySelector('#guided img')?.src !== first", arg=first)
         return page
 
     yield page
@@ -206,6 +216,67 @@ def test_sliders_move_the_guided_picture_and_the_switch_takes_it_back(page: Page
     assert wait_for_other(page, "guided", stronger) == picture(page, "plain") == plain
 
 
+def test_it_starts_where_the_demo_does(open_page: Callable[..., Page]) -> None:
+    page = open_page(unet=False)
+    expect(page.locator("#cfg input[type=number]")).to_have_value("1")
+    expect(blocks(page)).to_have_value("joint.1")
+    expect(preset(page)).to_have_value("Custom")
+    for name, value in (("scale", "0.5"), ("strength", "0.25"), ("contrast", "0")):
+        expect(number(page, name)).to_have_value(value)
+    expect(block(page, "joint.1")).to_have_attribute("aria-pressed", "true")
+    assert picture(page, "plain") != picture(page, "guided")
+    page.get_by_label("UNet", exact=True).check()
+    expect(block(page, "mid")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#cfg input[type=number]")).to_have_value("2")
+    expect(preset(page)).to_have_value("Paper")
+
+
+def test_what_does_not_apply_is_not_shown(page: Page) -> None:
+    with_sinkhorn = ("iterations", "strength", "tolerance")
+    shown = {name: page.locator(f"#asag_{name}") for name in (*with_sinkhorn, "blur")}
+    for method, names in (("seg", ("blur",)), ("similarity", with_sinkhorn), ("pag", ()), ("asag", with_sinkhorn)):
+        page.locator("#asag_method input").click()
+        page.locator(f'#asag_method [data-testid="dropdown-option"][aria-label="{method}"]').click()
+        for name, field in shown.items():
+            expect(field).to_be_visible(visible=name in names)
+    for name in ("hires", "hires_scale", "hires_blocks", "figures", "section_hires_fix"):
+        expect(page.locator(f"#asag_{name}")).not_to_be_visible()
+    expect(page.locator("#asag_reuse")).to_be_visible()
+
+
+def test_the_slider_ends_at_10_and_the_field_takes_more(page: Page) -> None:
+    slider = page.locator("#asag_scale input[type=range]")
+    expect(slider).to_have_attribute("max", "10")
+    set_number(page, "scale", 30)
+    expect(number(page, "scale")).to_have_value("30")
+    # A value that comes from elsewhere, such as a pasted text, holds when the field is left, too.
+    page.click("#asag_presets > .label-wrap")
+    text = page.locator("#asag_preset_text textarea, #asag_preset_text input")
+    text.fill("far: scale 45.5")
+    page.click("#asag_preset_import")
+    expect(number(page, "scale")).to_have_value("45.5")
+    number(page, "scale").focus()
+    number(page, "scale").press("Tab")
+    page.click("#asag_preset_export")
+    expect(text).to_have_value("far: scale 45.5")
+    set_number(page, "scale", 300)
+    expect(number(page, "scale")).to_have_value("100")
+    slider.fill("10")
+    expect(number(page, "scale")).to_have_value("10")
+    page.click("#asag_preset_delete")
+    expect(page.locator("#asag_preset_notice").first).to_contain_text("allowed: your own: ")
+    choose(page, "far")
+    page.click("#asag_preset_delete")
+    expect(page.locator("#asag_preset_notice").first).to_contain_text("Deleted: far")
+
+
+def test_links_open_in_a_tab_of_their_own(page: Page) -> None:
+    links = page.locator(".asag-about a")
+    expect(links.last).to_have_attribute("href", "https://arxiv.org/abs/2511.07499")
+    for link in links.all():
+        expect(link).to_have_attribute("target", "_blank")
+
+
 def test_a_wrong_value_is_told_beside_the_pictures(page: Page) -> None:
     blocks(page).fill("out.99")
     told = page.locator("#told").first
@@ -238,7 +309,7 @@ class HeldAnswers:
 
     def __init__(self, page: Page, toggles: bool = True) -> None:
         self.page, self.routes, self.everything = page, [], not toggles
-        page.route("**/asag/blocks*", self._came)
+        page.route("**/blocks?*", self._came)
 
     def _came(self, route: Route) -> None:
         if self.everything or "toggle=" in route.request.url:
@@ -368,16 +439,64 @@ def flux(chosen: str) -> dict[str, Any]:
     }
 
 
+def look_elsewhere_and_back(page: Page) -> None:
+    """As a user does who loads another checkpoint in another tab."""
+    page.evaluate("() => window.dispatchEvent(new Event('focus'))")
+
+
+def test_the_map_asks_only_when_something_changed(open_page: Callable[..., Page]) -> None:
+    page = open_page(hurried=True)
+    page.clock.run_for(10_000)
+    page.wait_for_timeout(500)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/blocks?" in request.url else None)
+    page.clock.run_for(120_000)
+    page.wait_for_timeout(500)
+    assert asked == []
+    blocks(page).fill("in.1")
+    page.clock.run_for(1000)
+    expect(block(page, "in.1")).to_have_attribute("aria-pressed", "true")
+    page.clock.run_for(120_000)
+    page.wait_for_timeout(500)
+    assert len(asked) == 1
+    # Folded and unfolded: what happened meanwhile isn't known.
+    for _ in range(2):
+        page.click("#asag_section_blocks > .label-wrap")
+        page.clock.run_for(1000)
+        page.wait_for_timeout(500)
+    assert len(asked) == 2
+
+
+def test_a_change_that_the_server_takes_up_late_is_seen(open_page: Callable[..., Page]) -> None:
+    """The page shows a checkpoint before the host has loaded it: a double of a host's field here."""
+    answers = [{**flux("single.9"), "checkpoint": "one.safetensors", "chosen_checkpoint": None}]
+    page = open_page(lambda: answers[-1], unet=False, hurried=True)
+    page.clock.run_for(10_000)
+    page.evaluate(
+        """() => document.body.insertAdjacentHTML(
+            "beforeend", "<div id='setting_sd_model_checkpoint'><input value='two'></div>")"""
+    )
+    page.clock.run_for(1000)
+    page.wait_for_timeout(500)
+    answers.append({**answers[0], "checkpoint": "two.safetensors"})
+    page.clock.run_for(10_000)
+    expect(page.locator(".asag-whose")).to_have_text(
+        "These are the blocks of two.safetensors, the checkpoint that is loaded."
+    )
+
+
 def test_a_ladder_for_transformers_redrawn_when_the_model_changes(open_page: Callable[..., Page]) -> None:
     """The route's answers are a double's here: no transformer is loaded."""
     answers = [flux("single.9")]
-    page = open_page(lambda: answers[-1], viewport={"width": 480, "height": 900})
+    page = open_page(lambda: answers[-1], unet=False, viewport={"width": 480, "height": 900})
     expect(page.locator(".asag-ladder .asag-block")).to_have_count(57)
     expect(block(page, "single.9")).to_have_attribute("aria-pressed", "mixed")
     expect(block(page, "single.9")).to_have_attribute("aria-label", "single.9: 2 layers, 1 weakened")
+    expect(page.locator(".asag-legend")).to_have_text("weakenedpartly weakenedunchangedauto")
     expect(page.locator(".asag-family")).to_contain_text("Flux (experimental); auto is single.9: the middle")
     assert page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
     answers.append({"family": "other", **{k: v for k, v in flux("").items() if k != "family"}, "blocks": []})
+    look_elsewhere_and_back(page)
     expect(page.locator(".asag-ladder .asag-block")).to_have_count(0)
     expect(page.locator(".asag-family")).to_contain_text("other")
 
@@ -385,10 +504,11 @@ def test_a_ladder_for_transformers_redrawn_when_the_model_changes(open_page: Cal
 def test_whose_blocks_the_map_shows(open_page: Callable[..., Page]) -> None:
     """The route's answers are a double's here, as a WebUI gives them."""
     answers = [{**flux("single.9"), "checkpoint": "one.safetensors", "chosen_checkpoint": None}]
-    page = open_page(lambda: answers[-1])
+    page = open_page(lambda: answers[-1], unet=False)
     whose = page.locator(".asag-whose")
     expect(whose).to_have_text("These are the blocks of one.safetensors, the checkpoint that is loaded.")
     answers.append({**answers[0], "chosen_checkpoint": "two.safetensors"})
+    look_elsewhere_and_back(page)
     expect(whose).to_contain_text("two.safetensors is chosen: it loads when you generate, and its blocks may differ.")
 
 
@@ -422,7 +542,7 @@ def test_presets_of_ones_own(playground: Playground, open_page: Callable[..., Pa
     expect(notice).to_contain_text("Saved: mine")
     expect(preset(page)).to_have_value("mine")
     assert json.loads(playground.presets.read_text()) == {"mine": {"scale": 3.3}}
-    page.click("#asag_preset_write")
+    page.click("#asag_preset_export")
     expect(text).to_have_value("mine: scale 3.3")
     other = open_page()
     # Switching it on, which opens the accordion in a WebUI, brings what others saved.
@@ -434,7 +554,7 @@ def test_presets_of_ones_own(playground: Playground, open_page: Callable[..., Pa
     page.click("#asag_preset_rename")
     expect(preset(page)).to_have_value("ours")
     text.fill("theirs: scale 2.0; blocks in.1")
-    page.click("#asag_preset_read")
+    page.click("#asag_preset_import")
     expect(blocks(page)).to_have_value("in.1")
     expect(preset(page)).to_have_value("theirs")
     page.click("#asag_preset_delete")
@@ -480,15 +600,15 @@ def test_texts_of_strangers_are_shown_as_text(playground: Playground, open_page:
             field.press("Tab")
         notice = page.locator("#asag_preset_notice").first
         text = page.locator("#asag_preset_text textarea, #asag_preset_text input")
-        for button in ("save", "rename", "delete", "write", "read"):
+        for button in ("save", "rename", "delete", "export", "import"):
             page.click(f"#asag_preset_{button}")
             expect(notice).to_contain_text("allowed: ")
         text.fill(f"{short} 3: scale 2.5")
         blocks(page).fill("mid")
-        page.click("#asag_preset_read")
+        page.click("#asag_preset_import")
         expect(notice).to_have_text(f"Saved: {short} 3")
         text.fill(f"{short} 4: scale {MARKUP}")
-        page.click("#asag_preset_read")
+        page.click("#asag_preset_import")
         expect(notice).to_contain_text("<img src=")
         blocks(page).fill(MARKUP)
         expect(page.locator(".asag-map .asag-told")).to_contain_text("<img src=")

@@ -1,0 +1,72 @@
+"""The start values of the accordion: those that users set under the labels of earlier versions; and its first line."""
+
+import json
+
+import pytest
+
+from asag.settings import options
+from asag.webui import about, earlier_labels
+
+OLD = "customscript/asag.py/{}/ASAG {}/value"
+
+
+def test_start_values_under_earlier_labels_are_taken(tmp_path):
+    """As AUTOMATIC1111 wrote them for labels such as "ASAG scale" (modules/ui_loadsave.py)."""
+    file = tmp_path / "ui-config.json"
+    kept = {
+        OLD.format("txt2img", "scale"): 2.5,
+        OLD.format("txt2img", "hires blocks"): "mid",
+        OLD.format("img2img", "share work"): False,
+        OLD.format("txt2img", "method"): "of another version",
+        "customscript/asag.py/txt2img/ASAG/value": True,
+        "customscript/asag.py/txt2img/ASAG scale/maximum": 30,
+        "txt2img/ASAG preset/value": "Fast",
+        "customscript/other.py/txt2img/ASAG scale/value": 9,
+    }
+    file.write_text(json.dumps(kept))
+    assert earlier_labels.start_values(file, is_img2img=False) == {"scale": 2.5, "hires_blocks": "mid"}
+    assert earlier_labels.start_values(file, is_img2img=True) == {"reuse": False}
+    assert json.loads(file.read_text()) == kept
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "3"])
+def test_a_file_that_cannot_be_read_gives_nothing(tmp_path, text):
+    file = tmp_path / "ui-config.json"
+    if text is not None:
+        file.write_text(text)
+    assert earlier_labels.start_values(file, is_img2img=False) == {}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://github.com/someone/sd-webui-asag",
+        "https://github.com/someone/sd-webui-asag.git",
+        "https://name:secret@github.com/someone/sd-webui-asag.git",
+        "git@github.com:someone/sd-webui-asag.git",
+    ],
+)
+def test_the_page_links_to_the_docs_of_the_clone(tmp_path, url):
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "config").write_text(f'[core]\n\tbare = false\n[remote "origin"]\n\turl = {url}\n')
+    address = "https://github.com/someone/sd-webui-asag/blob/HEAD/docs/options.md"
+    assert about.docs_address(tmp_path) == address
+
+
+def test_without_a_known_site_there_is_no_link(tmp_path):
+    assert about.docs_address(tmp_path) == ""
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "config").write_text('[remote "origin"]\n\turl = /srv/github.com.git\n')
+    assert about.docs_address(tmp_path) == ""
+
+
+# Words of the papers and of the code that a user of a WebUI doesn't know.
+STRANGE = ("lambda", "potential", "ldm", "sgm", "push", "perturb", "logit", "token")
+
+
+@pytest.mark.parametrize("name", options())
+def test_help_is_in_a_users_words(name):
+    option = options()[name][1]
+    assert "ASAG" not in option.label or name == "enabled"
+    assert [word for word in STRANGE if word in option.help.lower()] == []
+    assert len(option.help) <= 180
