@@ -120,8 +120,15 @@ class Studio:
 
     def _sample(self, model: str, caption: str, guidance_scale: float, steps: int, seed: int) -> Image.Image:
         labels = drawings.parse_caption(caption).expand(PICTURES, -1, -1)
-        asked = {"guidance_scale": guidance_scale, "steps": steps, "seed": seed, "folder": MODELS[model].folder}
-        pictures = shipped.to_pil(shipped.sample(self.pipeline(model), labels, **asked), ENLARGED)
+        drawn = shipped.sample(
+            self.pipeline(model),
+            labels,
+            guidance_scale=guidance_scale,
+            steps=steps,
+            seed=seed,
+            folder=MODELS[model].folder,
+        )
+        pictures = shipped.to_pil(drawn, ENLARGED)
         side = pictures[0].width
         sheet = Image.new("RGB", (2 * side + 4, 2 * side + 4), "white")
         for number, picture in enumerate(pictures):
