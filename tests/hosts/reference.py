@@ -16,6 +16,7 @@ from ldm.modules.diffusionmodules import openaimodel
 from torch import Tensor, nn
 
 from tests.models.test_ldm_unet import build
+from tests.test_operators import official_blur
 
 LAYOUT = {"num_heads": 4, "channel_mult": [1], "attention_resolutions": [1], "num_res_blocks": 1}
 # The UNet's own names of the layers that these addresses mean.
@@ -58,6 +59,11 @@ def sinkhorn_map(query: Tensor, key: Tensor, iterations: int = 2) -> Tensor:
 def identity_map(query: Tensor, key: Tensor) -> Tensor:
     """Perturbed-attention guidance's: each token attends to itself."""
     return torch.eye(query.shape[-2], dtype=query.dtype)
+
+
+def blurred_map(query: Tensor, key: Tensor) -> Tensor:
+    """Smoothed energy guidance's, of queries blurred over FIRST's grid (tests.hosts.guided) with a sigma of 0.4."""
+    return torch.softmax(official_blur(query, 4, 6, 0.4) @ key.mT / math.sqrt(query.shape[-1]), dim=-1)
 
 
 @contextmanager

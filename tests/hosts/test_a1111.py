@@ -18,7 +18,7 @@ from asag.hosts.refused import Refused
 from asag.settings import AsagSettings
 from tests.hosts.a1111_double import Host, Options
 from tests.hosts.guided import FIRST, HIRES, MIXED, PLAIN, assert_steps, expected, guided
-from tests.hosts.reference import ALPHAS, LAYERS, Prompts, identity_map, real_unet, sinkhorn_map
+from tests.hosts.reference import ALPHAS, LAYERS, Prompts, blurred_map, identity_map, real_unet, sinkhorn_map
 from tests.support import snapshot
 
 OWN = ("asag.hosts.a1111", "asag.hosts.a1111_model", "asag.hosts.loaded")
@@ -229,3 +229,9 @@ def test_guided_steps_are_counted(host: Host, window: dict[str, float], count: i
     assert (run.reuse.shared, run.reuse.whole) == (count, 0)
     assert not unguided
     assert host.comments == []
+
+
+@pytest.mark.parametrize("reuse", [True, False], ids=["shared", "whole"])
+def test_method_seg_blurs_over_the_pictures_height_and_width(host: Host, reuse: bool) -> None:
+    found = guided(host, Options(), method="seg", blur=0.4, reuse=reuse)
+    assert_steps(host, found, CONSTANT, attention_map=blurred_map)

@@ -14,7 +14,7 @@ from asag.hosts.a1111_step import A1111Step
 from asag.hosts.reuse import Reuse
 from asag.models.ldm_unet import LdmUnet
 from asag.operators import Sinkhorn
-from asag.perturb import choose_layers
+from asag.perturb import choose_layers, perturbed
 from tests.models.test_ldm_unet import SD15, build
 from tests.support import snapshot
 from tests.tiny_diffusers import normal
@@ -131,3 +131,30 @@ def test_a_unet_that_gets_other_rows_takes_a_whole_pass(unet: nn.Module) -> None
         step.predict(whole_calls=False)
     assert (reuse.shared, reuse.whole) == (0, 1)
     assert "the UNet was given 4 rows of 2" in reuse.comment()
+
+
+class Drifting(InnerModel):
+    """The double of an extension that gives the UNet something else each time."""
+
+    calls = 0
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: dict[str, Any]) -> Tensor:
+        self.calls += 1
+        return super().forward(x + 0.1 * self.calls, sigma, cond)
+
+
+def test_a_unet_that_is_asked_for_other_rows_than_before_takes_a_whole_pass(unet: nn.Module) -> None:
+    reuse, family, model = Reuse(True), LdmUnet(), Drifting(unet)
+    layers, before = choose_layers(unet, family, "mid"), snapshot(unet)
+    step = A1111Step(SimpleNamespace(inner_model=model), 1.0, 1, 1, unet, layers, family, Sinkhorn(), reuse)
+    x, text = normal(2, 4, 16, 24), normal(2, 7, 24)
+    with torch.no_grad():
+        model(x, torch.ones(2), cond={"c_crossattn": [text]})
+        step.remove()
+        found = step.predict(whole_calls=False)
+        with perturbed(layers, family, Sinkhorn()):
+            expected = InnerModel.forward(model, x[:1] + 0.3, torch.ones(1), {"c_crossattn": [text[:1]]})
+    assert_close(found, expected)
+    assert (reuse.shared, reuse.whole) == (0, 1)
+    assert "the UNet was given other rows than before" in reuse.comment()
+    assert snapshot(unet) == before

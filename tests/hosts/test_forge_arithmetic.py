@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tests.hosts.forge_double import Host, Options, Patcher, calc_cond_uncond_batch
 from tests.hosts.guided import AND, FIRST, HIRES, PLAIN, assert_steps, expected, guided
-from tests.hosts.reference import Prompts, identity_map, real_unet
+from tests.hosts.reference import Prompts, blurred_map, identity_map, real_unet
 from tests.support import snapshot
 
 OWN = ("asag.hosts.forge", "asag.hosts.loaded")
@@ -137,3 +137,9 @@ def test_what_guides_needs_no_other_of_its_functions(host: Host) -> None:
 
 def test_method_pag_is_perturbed_attention_guidance(host: Host) -> None:
     assert_steps(host, guided(host, Options(), method="pag"), CONSTANT, attention_map=identity_map)
+
+
+@pytest.mark.parametrize("reuse", [True, False], ids=["shared", "whole"])
+def test_method_seg_blurs_over_the_pictures_height_and_width(host: Host, reuse: bool) -> None:
+    found = guided(host, Options(), method="seg", blur=0.4, reuse=reuse)
+    assert_steps(host, found, CONSTANT, attention_map=blurred_map)
