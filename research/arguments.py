@@ -87,7 +87,7 @@ def drifting(argv: Arguments) -> argparse.Namespace:
     parser.add_argument("--redraw", action="store_true", help="only write text and figures again, from drifting.jsonl")
     parser.add_argument("--data", choices=DATA, nargs="+", default=[*DATA], help="what to learn")
     parser.add_argument("--temperatures", type=float, nargs="+", default=TEMPERATURES, help="of the fields")
-    parser.add_argument("--steps", type=int, default=1000, help="of training, but for the digits")
+    parser.add_argument("--steps", type=int, default=1000, help="of training; the digits have their own number")
     parser.add_argument("--digits-steps", type=int, default=1500, help="of training, for the digits")
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0; at least 2")
     parser.add_threads()

@@ -114,7 +114,7 @@ def calibrate_rivals(sampler: Sampler, model: str, scales: Scales, steps: int | 
 
 
 def _searched(scales: Scales, model: str, condition: str, names: Iterable[str]) -> list[Line]:
-    """The lines of ASAG in the searches `names`, which lie beside the scales."""
+    """The lines of ASAG in the searches `names`, which lie in the folder of the scales."""
     lines = [line for name in names for line in read_lines(scales.path.parent / f"{name}-{model}.jsonl")]
     return _of_one_size([line for line in lines if (line["condition"], line["method"]) == (condition, "asag")])
 
@@ -168,7 +168,7 @@ def choose_best(path: Path, model: str, scales: Scales) -> None:
 
 
 def choose_strong(path: Path, model: str, scales: Scales) -> None:
-    """The same beside a stronger CFG."""
+    """The same with a stronger CFG."""
     if best := _lowest(path, "conditional", len(STRONG_SEARCHED)):
         scales.put(model, "conditional", "strong", best)
 

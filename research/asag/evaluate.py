@@ -195,7 +195,7 @@ def run_plan(evaluation: Evaluation, name: str, plan: Plan, args: argparse.Names
 
 
 def add_drawings(evaluation: Evaluation, model: str, lines: list[Line], path: Path) -> None:
-    """Write lines of as many drawings as each of `lines` has pictures; those that are there stay, but for those that
+    """Write lines of as many drawings as each of `lines` has pictures; those that are there stay, except those that
     another classifier has judged."""
     of = weights(model)
     wanted = {(line["condition"], Size.of(line)) for line in lines}

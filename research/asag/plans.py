@@ -14,8 +14,8 @@ from research.asag.sweeps import SWEEPS, over_blocks
 # Times the scale of equal perturbation norm, since methods' sizes differ widely.
 SEARCHED = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 STRONG_CFG = 4.0
-_CLAIMED = ("pag", "seg", "uniform")  # beside which ASAG was said to gain or not
-STRONG_SEARCHED = (0.25, 1.0, 2.0, 4.0, 8.0)  # beside CFG 2 the highest of those did best
+_CLAIMED = ("pag", "seg", "uniform")  # what ASAG's gain is compared with
+STRONG_SEARCHED = (0.25, 1.0, 2.0, 4.0, 8.0)  # with CFG 2 the highest of those did best
 _OWN = ("method", "scale", "strength", "iterations")  # the others' plans have no strength and need no iterations
 HIGH = (3.0, 5.0, 7.0, 10.0)  # where ASAG may burn, and what may keep it from that
 RESTRAINED: dict[str, dict[str, Any]] = {
@@ -51,7 +51,7 @@ def _paper(base: Run) -> Run:
 
 
 def _in_protocols(plan: str, base: Run, asag: Run, found: Mapping[str, Mapping[str, float]]) -> list[Cell]:
-    """Every method at the scales `found` by protocol, beside ASAG in the same one; `asag` is that at its paper's
+    """Every method at the scales `found` by protocol, compared with ASAG in the same one; `asag` is that at its paper's
     scale, which the others' pushes are made equal to."""
     cells = []
     for protocol, scales in found.items():
@@ -69,7 +69,7 @@ def search_plan(model: str, scales: Scales) -> Plan:
 
 
 def _over_scales(plan: str, base: Run, scales: Scales, grid: Iterable[float]) -> list[Cell]:
-    """Every method at `grid` times the scale that pushes as far as ASAG's beside the main plan's CFG."""
+    """Every method at `grid` times the scale of equal push, which was found with the main plan's CFG."""
     cells = [unguided(plan, base)]
     for times in grid:
         for name, scale in scales.get(base.model, base.condition, "norm").items():
@@ -106,7 +106,7 @@ def rivals_plan(model: str, scales: Scales) -> Plan:
 
 
 def confirm_plan(model: str, scales: Scales) -> Plan:
-    """The settings of ASAG that did best in the searches, on the main plan's captions and noise; beside it the other
+    """The settings of ASAG that did best in the searches, on the main plan's captions and noise; with it the other
     methods, and the paper's plan where another one did best, at the same settings with equal push. Needs
     `calibrate-chosen`."""
     cells = []
@@ -115,11 +115,11 @@ def confirm_plan(model: str, scales: Scales) -> Plan:
         chosen = scales.get(model, base.condition, "chosen")
         if not chosen:
             continue
-        cells += _beside("confirm", base, chosen, scales.get(model, base.condition, "chosen norm"))
+        cells += _compared("confirm", base, chosen, scales.get(model, base.condition, "chosen norm"))
     return Plan.main(cells)
 
 
-def _beside(plan: str, base: Run, chosen: Mapping[str, Any], scales: Mapping[str, float]) -> list[Cell]:
+def _compared(plan: str, base: Run, chosen: Mapping[str, Any], scales: Mapping[str, float]) -> list[Cell]:
     """`base`, ASAG as `chosen`, and the others at their scales in the same place."""
     asag = guided(base, dict(chosen))
     cells = [unguided(plan, base, "none", asag)]
@@ -151,7 +151,7 @@ def plain_plan(model: str, scales: Scales) -> Plan:
     `calibrate-chosen` and `plain-search`."""
     base = baseline(model, True, guidance_scale=1.0)
     chosen, norm = (scales.get(model, "unconditional", name) for name in ("chosen", "chosen norm"))
-    cells = _beside("plain", base, chosen, norm) if chosen else []
+    cells = _compared("plain", base, chosen, norm) if chosen else []
     best = scales.get(model, "conditional", "plain")
     asag = guided(base, best["asag"]) if best else None
     cells += [Cell("plain", "best", name, guided(base, given), base, asag) for name, given in best.items()]
@@ -159,14 +159,14 @@ def plain_plan(model: str, scales: Scales) -> Plan:
 
 
 def strong_search_plan(model: str, scales: Scales) -> Plan:
-    """Every method over a grid of scales beside a stronger CFG; needs `calibrate`."""
+    """Every method over a grid of scales with a stronger CFG; needs `calibrate`."""
     base = baseline(model, True, guidance_scale=STRONG_CFG)
     return Plan.search(_over_scales("strong-search", base, scales, STRONG_SEARCHED))
 
 
 def strong_plan(model: str, scales: Scales) -> Plan:
-    """Beside a stronger CFG, on the main plan's captions and noise: ASAG at its paper's scale, the others where they
-    push as far beside the main plan's CFG, and each method's best of `strong-search`. Needs `calibrate` and that."""
+    """With a stronger CFG, on the main plan's captions and noise: ASAG at its paper's scale, the others where they
+    push equally far with the main plan's CFG, and each method's best of `strong-search`. Needs `calibrate` and that."""
     base = baseline(model, True, guidance_scale=STRONG_CFG)
     asag = _paper(base)
     found = {
@@ -179,15 +179,15 @@ def strong_plan(model: str, scales: Scales) -> Plan:
 
 def fresh_plan(model: str, scales: Scales) -> Plan:
     """What ASAG gained in the other tables, once more on captions and noise that nothing was chosen by: the best of
-    all searches where it was measured again, else the best scale without captions and the paper's beside CFG. Without
-    captions the methods beside which it was said to gain, too. Needs `calibrate-chosen` or `search`."""
+    all searches where it was measured again, else the best scale without captions and the paper's with CFG. Without
+    captions the methods that it is compared with, too. Needs `calibrate-chosen` or `search`."""
     bases = [baseline(model, conditional) for conditional in (False, True)]
     cells = []
     for base in bases:
         chosen = scales.get(model, base.condition, "chosen")
         if chosen:
             pushing = {} if base.conditional else scales.get(model, base.condition, "chosen norm")
-            cells += _beside("fresh", base, chosen, {name: pushing[name] for name in _CLAIMED if name in pushing})
+            cells += _compared("fresh", base, chosen, {name: pushing[name] for name in _CLAIMED if name in pushing})
         elif base.conditional:
             strong = baseline(model, True, guidance_scale=STRONG_CFG)
             for each in (base, strong):

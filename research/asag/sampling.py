@@ -31,7 +31,7 @@ class PartError(RuntimeError):
 
 @dataclass(frozen=True)
 class Run:
-    """What determines the pictures of a cell, but for the noise: model (unet, mmdit), whether captions are given,
+    """What determines the pictures of a cell, without the noise: model (unet, mmdit), whether captions are given,
     steps of DPM-Solver++ (2M), classifier-free guidance scale (1: none), and the settings of the extension as sorted
     pairs."""
 

@@ -136,13 +136,13 @@ def comparison(lines: Sequence[Line], condition: str) -> str:
     names = list(METRICS)
     measured = "FID / KID / IS" if condition == "unconditional" else "FID / CLIP / IR"
     papers = [_of_the_paper(line) for line in lines]
-    beside = any(papers)
+    known = any(papers)
     head = ["", "method", "scale", *["pictures"] * counted, *(METRICS[name] for name in names)]
-    head += [f"paper, {PAPER_MODELS[lines[0]['model']]}: {measured}"] * beside
+    head += [f"paper, {PAPER_MODELS[lines[0]['model']]}: {measured}"] * known
     rows = []
     for line, called, paper in zip(lines, called_in(lines), papers, strict=True):
         row = [PROTOCOLS[line["protocol"]], called, scale_of(line), *[str(line["samples"])] * counted]
-        rows.append([*row, *(figure_of(line, name) for name in names), *[paper] * beside])
+        rows.append([*row, *(figure_of(line, name) for name in names), *[paper] * known])
     return markdown(head, rows)
 
 

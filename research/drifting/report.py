@@ -49,14 +49,13 @@ COLUMN_ERROR = Figures("column_error", "mass at the wrong data", "↓")
 INTRODUCTION = """\
 # Sinkhorn drifting: one-sided against two-sided couplings
 
-`python -m research drifting` trains and writes everything here anew. The figures, with
-every setting, are in [drifting.jsonl](results/drifting.jsonl); `--redraw` makes the text and the curves from that
-file alone.
+`python -m research drifting` trains and writes everything here anew. The numbers, with every setting, are in
+[drifting.jsonl](results/drifting.jsonl); `--redraw` makes the text and the curves from that file alone.
 
-"Sinkhorn-Drifting Generative Models" says that a drift field whose couplings have both marginals, by Sinkhorn's
-iteration, is less sensitive to the kernel's temperature than one whose kernels are normalised over rows only, and that
-on MNIST it keeps full class coverage over a sweep of temperatures. This tests the claim small, from the paper's
-abstract alone, on the Sinkhorn core that ASAG's attention uses.
+"Sinkhorn-Drifting Generative Models" claims this: a drift field is less sensitive to the kernel's temperature if its
+couplings have both marginals, by Sinkhorn's iteration, than if its kernels are normalised over rows only. On MNIST it
+keeps full class coverage over a sweep of temperatures. This page tests the claim on a small scale, from the paper's
+abstract alone, with the Sinkhorn code that ASAG's attention uses.
 
 **What is trained.** A perceptron (three hidden layers of {width}) maps noise to a sample in one step, by
 ‖f(z) − stopgrad(f(z) + V)‖² with V_i = Σ_j P_ij y_j − Σ_j Q_ij x_j: P couples {batch} samples x with {batch} data y,
@@ -69,9 +68,9 @@ Q couples x with x.
 - *Two-sided*: both are entropic optimal transport between uniform marginals, by {sweeps} sweeps at each of a ladder of
   temperatures that falls from at most {hottest:g} to τ by fours. The ladder is only a quicker way to the plan at τ.
 
-All else is the same: Adam, whose rate falls from {learning_rate:g} to 0 as a cosine, the number of steps, the seeds,
-and last layers scaled at the start so that samples have the data's mean and total variance (samples that begin at one
-point would lose classes on that account). Steps are equal, time isn't: a two-sided step takes longer.
+All else is the same: Adam, whose rate falls from {learning_rate:g} to 0 as a cosine; the number of steps; the seeds.
+The last layers are scaled at the start so that samples have the data's mean and total variance: samples that begin at
+one point would lose classes for that reason alone. A two-sided step takes longer than a one-sided one.
 
 **Units.** Data are scaled to total variance 1: two points are a squared distance of 2 apart on average. τ and FD are
 in these squared units, EMD (Euclidean, by POT) in these units.
@@ -91,16 +90,16 @@ the distance unsquared, or of several temperatures at once; one-sided training f
 """
 
 READING = """\
-Coverage isn't sharpness. A generator that collapsed has all its samples in a class, and samples spread evenly over the
-grid's square would cover every mode with π/4 = 0.785 of them in one: a share near that, without a picture that shows
-otherwise, means modes that are covered but not told apart.
+Coverage isn't sharpness. A generator that collapsed has all its samples in a class. Samples spread evenly over the
+grid's square would cover every mode, with π/4 = 0.785 of them in one. So a share near that means that the modes are
+covered but run into each other, unless a picture shows otherwise.
 
-What "one Gaussian" has, a single normal distribution with the data's mean and covariance, needs nothing learned but
-those. Full coverage without much more in a class than it has means that nothing collapsed, not that classes were
-learned.
+"One Gaussian" is a single normal distribution with the data's mean and covariance; nothing else was learned.
+Full coverage without many more samples in a class than it has means that nothing collapsed. It doesn't mean that
+classes were learned.
 
-In the tables below a method has more or less of a figure where a paired t-test over the seeds, which share noise and
-batches, would find it by chance once in a hundred comparisons or less; no correction is made for how many are compared.
+The tables below say "more" or "less" where a paired t-test over the seeds, which share noise and batches, would find
+the difference by chance once in a hundred comparisons or less. No correction is made for how many are compared.
 """
 
 

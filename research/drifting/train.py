@@ -56,7 +56,7 @@ class Training:
 
 
 class Streams:
-    """A random stream per seed, so that a seed's numbers don't depend on which others run beside it."""
+    """A random stream per seed, so that a seed's numbers don't depend on which others run with it."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -78,7 +78,7 @@ def rule_of(cell: Cell) -> Guide:
 
 def log_reward(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
     """log r, (B,): the classifier's log-probability that pictures (B,3,32,32) show the objects of labels (B,2,2), each
-    once and none besides. Its 24 outputs for pairs and its count are taken as independent."""
+    once and no others. Its 24 outputs for pairs and its count are taken as independent."""
     pairs, counts = classifier(images).split([drawings.PAIRS, classifier.head.out_features - drawings.PAIRS], 1)
     signs = present(labels).to(pairs.dtype) * 2 - 1
     right_count = F.log_softmax(counts, 1).gather(1, object_count(labels)[:, None])

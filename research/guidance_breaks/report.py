@@ -16,7 +16,8 @@ from PIL import Image
 
 from research import arguments
 from research.guidance_breaks import figures, pictures, pictures_page, tables, toy
-from research.guidance_breaks.tables import Record, chosen, collapse, mean, shown
+from research.guidance_breaks.report_findings import findings, one
+from research.guidance_breaks.tables import Record, chosen
 from research.lines import markdown, read_lines
 
 HEAD = """\
@@ -32,13 +33,13 @@ each where many readings are tried, and with 2000 steps). ± is the standard err
 CHOICES = """\
 ### What the paper leaves open, and what is chosen here
 
-- **The mixture and c.** Not given. {scenes} are tried: eight modes of equal weight on a circle of radius 0.5, 1 or 2,
-  standard deviation 0.1 or 0.3, with c on a mode, half way between a mode and the middle, or in the middle. All but
-  the table at the end use radius 0.5, deviation 0.1, c half way: chosen because it is the closest to the paper's four
-  **fixed** rows. The adaptive row had no say in that.
-- **Whether the push is multiplied by β(t).** By the paper's Section 3.1 λ∇log r is added to the score, which the
-  reverse SDE multiplies by β ("push times β"). Added to the drift as it is ("push without β") is tried too, and fits
-  the fixed rows better. ∇log r is taken at x_t, as the paper writes it.
+- **The mixture and c.** The paper doesn't give them. {scenes} are tried: eight modes of equal weight on a circle of
+  radius 0.5, 1 or 2, with standard deviation 0.1 or 0.3, and c on a mode, half way between a mode and the middle, or in
+  the middle. Everything except the last table uses radius 0.5, deviation 0.1 and c half way. This is the closest to the
+  paper's four **fixed** rows. The adaptive row played no part in the choice.
+- **Whether the push is multiplied by β(t).** In the paper's Section 3.1 λ∇log r is added to the score, which the
+  reverse SDE multiplies by β ("push times β"). Adding it to the drift as it is ("push without β") is tried too; it
+  fits the fixed rows better. ∇log r is taken at x_t, as the paper writes it.
 - **Reward**: the mean of exp(-‖x - c‖²). **Diversity**: the mean distance between two samples, in parts of the
   unguided samples'. **Collapse**: "Yes" below 0.1, "Partial" below 0.3, which fits the paper's fixed rows;
   "Diverged": more than twice as far apart as unguided.
@@ -50,116 +51,18 @@ CHOICES = """\
 """
 
 
-def one(records: Sequence[Record], times_beta: bool, method: str, scale: float, schedule: str = "constant") -> Record:
-    where = {"times_beta": times_beta, "method": method, "scale": scale, "schedule": schedule}
-    return chosen(records, experiment="frontier", **where)[0]
-
-
-def both(records: Sequence[Record], metric: str, method: str, scale: float, schedule: str = "constant") -> str:
-    """A metric with the push times β, and without."""
-    return " and ".join(shown(one(records, reading, method, scale, schedule), metric) for reading in tables.READINGS)
-
-
-def ablated(records: Sequence[Record], times_beta: bool, momentum: float, schedule: str) -> Record:
-    where = {"times_beta": times_beta, "momentum": momentum, "schedule": schedule}
-    return chosen(records, experiment="momentum", **where)[0]
-
-
-def by_steps(records: Sequence[Record]) -> Iterator[str]:
-    """The diversity of adaptive λ₀ = 50 without β, by number of steps."""
-    for record in chosen(records, experiment="steps", times_beta=False, method="adaptive", scale=50.0):
-        yield f"{shown(record, 'diversity')} with {record['steps']} steps"
-
-
-def findings(records: Sequence[Record]) -> Iterator[str]:
-    """What comes out and what doesn't; the first reading is always that with the push times β."""
-    yield from _findings_on_diversity(records)
-    yield from _findings_on_stability(records)
-    yield from _findings_on_variants(records)
-
-
-def _findings_on_diversity(records: Sequence[Record]) -> Iterator[str]:
-    readings = tables.readings(records)
-    constant = [record for found in readings for record in found if record["method"] == "adaptive"]
-    constant = [record for record in constant if record["schedule"] == "constant"]
-    most = max(mean(record, "diversity") for record in constant)
-    yield (
-        "**Fixed λ loses diversity as the paper says.** From λ = 1 to 50 it falls to "
-        f"{both(records, 'diversity', 'fixed', 50.0)} (paper: from 0.89 to 0.05). The reward doesn't level off at "
-        f"the paper's 0.93: at λ = 50 it is {both(records, 'reward', 'fixed', 50.0)}."
-    )
-    verdicts = " and ".join(f'"{collapse(one(records, reading, "adaptive", 50.0))}"' for reading in tables.READINGS)
-    yield (
-        "**The paper's adaptive row does not come out with a constant λ₀ = 50.** Reward "
-        f"{both(records, 'reward', 'adaptive', 50.0)}, diversity {both(records, 'diversity', 'adaptive', 50.0)}, "
-        f'collapse {verdicts}; the paper has 0.90, 0.71, "No". Nor in any of the {len(readings)} readings below, '
-        f"where its diversity is at most {most:.2f}. The reason is in Eq. 2: divided by its own size, the push is "
-        "about λ₀ long everywhere, also beside c, where a fixed λ's fades."
-    )
-    yield (
-        "**With the bell schedule numbers like the paper's do come out**: reward "
-        f"{both(records, 'reward', 'adaptive', 50.0, 'bell')}, diversity "
-        f"{both(records, 'diversity', 'adaptive', 50.0, 'bell')}. The paper says in its text that a constant λ₀ "
-        "does nearly as well and under its Fig. 4 that the bell adds 119 %. Here the schedule makes the whole "
-        "difference."
-    )
-    yield (
-        "**At the same reward, adaptive is no more diverse than fixed λ with the same schedule.** Constant against "
-        f"constant: {tables.verdict(records, 'constant', 'constant')}. Bell against bell: "
-        f"{tables.verdict(records, 'bell', 'bell')}. Bell against constant fixed λ: "
-        f"{tables.verdict(records, 'bell', 'constant')} (more at low rewards, less at high ones). The rewards that "
-        "a constant λ₀ shares with a fixed λ end at λ₀ = 10: about λ₀ = 50 this says nothing. There the push is so "
-        f"long that the steps' size counts: without β, diversity is {', '.join(by_steps(records))}."
-    )
-
-
-def _findings_on_stability(records: Sequence[Record]) -> Iterator[str]:
-    energies = [mean(one(records, True, "fixed", scale), "energy") for scale in (20.0, 30.0, 50.0)]
-    yield (
-        "**The energy jumps where Euler-Maruyama stops being stable.** With the push times β it is "
-        f"{energies[0]:.3g} at λ = 20, {energies[1]:.0e} at 30 and {energies[2]:.0e} at 50. The first steps "
-        "multiply the distance to c by |1 - β(½ + 2λ)Δt|, with β = 20 and 500 steps above 1 from λ = 24.75 on; the "
-        "paper's λ* is 22.5, but whether that is where it comes from can't be told. Without β the energy grows "
-        "smoothly. Adaptive guidance never blows up, its energy is about λ₀²."
-    )
-    blown = one(records, True, "fixed", 100.0, "bell")
-    yield (
-        "**That instability isn't what collapses the samples here.** With 2000 steps it is gone at λ = 50, and "
-        "reward and diversity stay (last but one table): the later, smaller steps bring the samples back. Only a "
-        "bell that has faded by then leaves them apart: fixed λ₀ = 100 with a bell and β gives a reward of "
-        f'{mean(blown, "reward"):.2f} and a diversity of {shown(blown, "diversity")}, "{collapse(blown)}".'
-    )
-
-
-def _findings_on_variants(records: Sequence[Record]) -> Iterator[str]:
-    rough, smooth = (ablated(records, True, momentum, "constant") for momentum in (0.0, 0.9))
-    first, usual = (ablated(records, True, momentum, "bell") for momentum in (0.0, 0.9))
-    yield (
-        f"**α and ε**: without smoothing λ_t varies more, as the paper says ({shown(rough, 'scale_variation')} "
-        f"against {shown(smooth, 'scale_variation')}, std over mean along a path), but the push itself varies less "
-        f"({shown(rough, 'push_variation')} against {shown(smooth, 'push_variation')}). α = 0.9 is no optimum of "
-        f"diversity: with the bell it gives {shown(usual, 'diversity')} at a reward of {shown(usual, 'reward')}, α "
-        f"= 0 {shown(first, 'diversity')} at {shown(first, 'reward')}: the same exchange again. ε from 1e-4 to 1e-2 "
-        "changes little, as the gradient is far above it."
-    )
-    yield (
-        "**Clipping the gradient, soft guidance and dynamic thresholding** at λ = 50 end where fixed λ does "
-        f"(diversity {both(records, 'diversity', 'clip-gradient', 50.0)}; "
-        f"{both(records, 'diversity', 'soft', 50.0)}; {both(records, 'diversity', 'threshold', 50.0)}): near c they "
-        "change nothing. They do prevent the blow-up. Clipping the whole term to 1 makes any λ a weak one."
-    )
+MATCHED = """\
+Adaptive runs are compared with fixed λ of the same reward, by straight lines between the λ tried (which says up to
+about {error:g} too little for fixed λ). "More" and "less" above mean by more than that and by two standard errors. An
+empty cell: no fixed λ that was tried has that reward.
+"""
 
 
 def report(records: Sequence[Record]) -> str:
-    """The whole page. Raises IndexError where lines of `toy.run` are missing."""
+    """The page's first part. Raises IndexError where lines of `toy.run` are missing."""
     found, small = one(records, True, "fixed", 50.0), chosen(records, experiment="readings")[0]
-    scenes = f"{len(tables.readings(records)) // 2} mixtures"
     head = HEAD.format(seeds=len(found["seeds"]), samples=found["samples"], small=small["samples"])
-    columns = [tables.name_of(record) for record in tables.readings(records)[0]]
-    swept = ("push", "schedule", "reward", "diversity", "std / mean of λ_t", "std / mean of the push")
-    three = ("reward", "diversity", "collapse")
-    paper = [f"paper: {name}" for name in three]
-    ours = [f"{reading}: {name}" for reading in ("β", "no β") for name in three]
+    scenes = f"{len(tables.readings(records)) // 2} mixtures"
     parts = [
         head,
         "### What comes out\n",
@@ -167,35 +70,58 @@ def report(records: Sequence[Record]) -> str:
         "![Where the samples end](images/adaptive-samples.png)\n",
         "Samples of one seed with each method; the orange cross is c.\n",
         CHOICES.format(scenes=scenes),
-        "### Table 1, the paper's beside ours\n",
-        markdown(["", *paper, *ours], tables.table_1(records)) + "\n",
-        "### Diversity over reward\n",
-        "![Diversity over reward](images/adaptive-frontier.png)\n",
-        "Each curve goes over λ (λ₀); diverged runs are left out.\n",
-        "Adaptive runs against fixed λ of the same reward (by straight lines between the λ tried, which says up to "
-        f'about {tables.INTERPOLATION:g} too little for fixed λ; "more" and "less" above mean by more than that '
-        "and "
-        "by two standard errors). Empty: no fixed λ tried has that reward.\n",
-        markdown(
-            ["push", "run", "reward", "diversity", "more than fixed λ", "more than fixed λ, bell"],
-            tables.matched(records),
-        )
-        + "\n",
-        "### Control energy Σ‖λ∇log r(x_t)‖²Δt\n",
-        "![Control energy over λ](images/adaptive-energy.png)\n",
-        markdown(["", *tables.READINGS.values()], tables.energies(records)) + "\n",
-        "### α and ε, at λ₀ = 50\n",
-        "![α and ε](images/adaptive-ablations.png)\n",
-        markdown([*swept[:2], "α", *swept[2:]], tables.ablation(records, "momentum")) + "\n",
-        markdown([*swept[:2], "ε", *swept[2:]], tables.ablation(records, "epsilon")) + "\n",
-        "### More steps\n",
-        markdown(["push", "run", "steps", "reward", "diversity", "energy"], tables.steps(records)) + "\n",
-        "### Where the modes and c could lie\n",
-        "Reward / diversity. Misfit: the root mean square distance to the paper's four fixed rows, 1 unit of reward "
-        "counting as 1 of diversity.\n",
-        markdown(["radius", "deviation", "c", "push", "misfit", *columns], tables.readings_rows(records)),
+        *main_tables(records),
+        *more_tables(records),
     ]
-    return "\n".join(parts) + "\n"
+    return "\n".join(parts)
+
+
+def page(records: Sequence[Record], found: Sequence[Record]) -> str:
+    """The page of both experiments, the second of which may be missing."""
+    return "\n".join([report(records), *([pictures_page.section(found)] if found else [])])
+
+
+def main_tables(records: Sequence[Record]) -> Iterator[str]:
+    """Table 1, and diversity over reward."""
+    three = ("reward", "diversity", "collapse")
+    paper = [f"paper: {name}" for name in three]
+    ours = [f"{reading}: {name}" for reading in ("β", "no β") for name in three]
+    yield "### Table 1, the paper's and ours\n"
+    yield markdown(["", *paper, *ours], tables.table_1(records)) + "\n"
+    yield "### Diversity over reward\n"
+    yield "![Diversity over reward](images/adaptive-frontier.png)\n"
+    yield "Each curve goes over λ (λ₀); diverged runs are left out.\n"
+    yield MATCHED.format(error=tables.INTERPOLATION)
+    head = ["push", "run", "reward", "diversity", "more than fixed λ", "more than fixed λ, bell"]
+    yield folded("Adaptive runs against fixed λ of the same reward", markdown(head, tables.matched(records)))
+
+
+def more_tables(records: Sequence[Record]) -> Iterator[str]:
+    """The long tables, folded away under a line each."""
+    swept = ("push", "schedule", "reward", "diversity", "std / mean of λ_t", "std / mean of the push")
+    yield "### Control energy Σ‖λ∇log r(x_t)‖²Δt\n"
+    yield "![Control energy over λ](images/adaptive-energy.png)\n"
+    yield folded("The energies", markdown(["", *tables.READINGS.values()], tables.energies(records)))
+    yield "### α and ε, at λ₀ = 50\n"
+    yield "![α and ε](images/adaptive-ablations.png)\n"
+    yield folded("Over α", markdown([*swept[:2], "α", *swept[2:]], tables.ablation(records, "momentum")))
+    yield folded("Over ε", markdown([*swept[:2], "ε", *swept[2:]], tables.ablation(records, "epsilon")))
+    yield "### More steps\n"
+    steps = ["push", "run", "steps", "reward", "diversity", "energy"]
+    yield folded("With 500 and 2000 steps", markdown(steps, tables.steps(records)))
+    yield "### Where the modes and c could lie\n"
+    yield (
+        "Reward / diversity. Misfit: the root mean square distance to the paper's four fixed rows, where 1 unit of "
+        "reward counts as 1 of diversity.\n"
+    )
+    columns = [tables.name_of(record) for record in tables.readings(records)[0]]
+    head = ["radius", "deviation", "c", "push", "misfit", *columns]
+    yield folded("All readings, the closest first", markdown(head, tables.readings_rows(records)))
+
+
+def folded(summary: str, table: str) -> str:
+    """A table that opens with a click."""
+    return f"<details><summary>{summary}</summary>\n\n{table}\n\n</details>\n"
 
 
 def write_lines(path: Path, found: Iterable[Record]) -> None:
@@ -247,11 +173,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}: {time.process_time() - began:.0f} CPU s", flush=True)
     records, found = read_lines(toy_lines), read_lines(picture_lines)
     figures.draw_all(records, images)
-    parts = [report(records)]
     if found:
         pictures_page.trade(found).savefig(images / "adaptive-classifier.png", dpi=110)
-        parts.append(pictures_page.section(found))
-    page = args.out / "README.md"
-    page.write_text("\n".join(parts))
-    print(f"Written: {page} and {images}")
+    readme = args.out / "README.md"
+    readme.write_text(page(records, found))
+    print(f"Written: {readme} and {images}")
     return 0

@@ -1,4 +1,4 @@
-"""The 2-D experiment's tables, from its JSON lines: the paper's numbers beside ours, and runs of the same reward."""
+"""The 2-D experiment's tables, from its JSON lines: the paper's numbers next to ours, and runs of the same reward."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def name_of(record: Record) -> str:
 
 
 def table_1(records: Sequence[Record]) -> Iterator[list[str]]:
-    """The paper's rows beside both readings, then what Table 1 doesn't have."""
+    """The paper's rows next to both readings, then what Table 1 doesn't have."""
     for method, schedule, scales in FRONTIER:
         shown_scales = (1, 5, 10, 20, 30, 50) if (method, schedule) == ("fixed", "constant") else (50,)
         for scale in (scale for scale in scales if scale in shown_scales):

@@ -108,7 +108,7 @@ def simulate(case: Case, seeds: Sequence[int], samples: int) -> Outcome:
     """Euler-Maruyama on the guided reverse SDE, from N(0, I) at t = 1 to t = 0 (Sections 3.1 and 5.1).
 
     Every seed has its own noise, the same for all cases of as many steps; what a seed gives doesn't depend on which
-    other seeds run beside it. Raises ValueError for a method or schedule there isn't.
+    other seeds run with it. Raises ValueError for an unknown method or schedule.
     """
     mixture, guide = case.scene.mixture(), guide_of(case)
     centre = torch.tensor(case.scene.centre, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Where methods push: what is told of pushes that are known, and that nothing is left in the model."""
+"""Where methods push: what is found of pushes that are known, and that nothing is left in the model."""
 
 import pytest
 import torch
@@ -33,8 +33,8 @@ def test_every_method_and_block_is_looked_at_in_every_step_and_the_model_stays_a
     lines = measure(sampler, "unet", pictures=2, steps=2)
     assert snapshot(network) == before
     assert len(lines) == 2 * (len(METHODS) + len(BLOCKS["unet"]))
-    told = {(line["step"], line["method"], line["block"]): line for line in lines}
-    assert told[0, "asag", "auto"]["to_asag"] == pytest.approx(1)
-    assert told[1, "asag", "mid"]["size"] == told[1, "asag", "auto"]["size"]
-    assert 0 < told[1, "asag", "out.1"]["size"] != told[1, "asag", "mid"]["size"]
+    found = {(line["step"], line["method"], line["block"]): line for line in lines}
+    assert found[0, "asag", "auto"]["to_asag"] == pytest.approx(1)
+    assert found[1, "asag", "mid"]["size"] == found[1, "asag", "auto"]["size"]
+    assert 0 < found[1, "asag", "out.1"]["size"] != found[1, "asag", "mid"]["size"]
     assert len({line["size"] for line in lines if line["step"] == 1}) == len(METHODS) + len(BLOCKS["unet"]) - 1

@@ -7,7 +7,9 @@ import pytest
 
 from research.asag import report, report_figures, report_prose
 from research.asag.report_numbers import Numbers, PlaceError
-from research.lines import write_lines
+from research.drifting import report as drifting_report
+from research.guidance_breaks import report as guidance_breaks_report
+from research.lines import read_lines, write_lines
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "research" / "asag"
@@ -52,6 +54,14 @@ def test_every_page_is_what_the_report_writes(monkeypatch):
     }
     for path, text in found.items():
         assert path.read_text() == text, f"{path}: run `python -m research report`"
+
+
+def test_the_other_papers_pages_are_what_their_lines_say():
+    breaks, drifting = ROOT / "research" / "guidance_breaks", ROOT / "research" / "drifting"
+    toy, pictures = (read_lines(breaks / "results" / f"adaptive-{name}.jsonl") for name in ("toy", "classifier"))
+    assert (breaks / "README.md").read_text() == guidance_breaks_report.page(toy, pictures)
+    found = read_lines(drifting / "results" / "drifting.jsonl")
+    assert (drifting / "README.md").read_text() == drifting_report.document(found)
 
 
 @pytest.mark.parametrize("name", report_prose.PAGES)

@@ -36,7 +36,7 @@ def made_up(method, *, condition="unconditional", protocol="paper", fd=100.0, si
     ("sigmas", "shown"),
     [(-2.9, "100"), (2.9, "100"), (-3.1, "**100** (-3σ)"), (4.2, "100 (+4σ)")],
 )
-def test_a_difference_is_told_from_three_paired_errors_on_and_bold_if_better(sigmas, shown):
+def test_a_difference_is_shown_from_three_paired_errors_on_and_bold_if_better(sigmas, shown):
     assert tables.figure_of(made_up("asag", sigmas=sigmas), "fd") == shown
 
 
@@ -53,7 +53,7 @@ def test_the_baseline_itself_has_no_difference():
     assert tables.figure_of(line, "fd") == "100"
 
 
-def test_the_number_of_pictures_is_told_where_it_differs():
+def test_the_number_of_pictures_is_shown_where_it_differs():
     lines = [made_up("vanilla", protocol="none"), made_up("asag", samples=750)]
     assert "| the papers' scales | ASAG | 1.5 | 750 | 100 |" in tables.comparison(lines, "unconditional")
     assert report_counts.sampled(lines) == "750 or 6000 pictures a cell, of 3 seeds."
@@ -64,14 +64,14 @@ def test_the_number_of_pictures_is_told_where_it_differs():
 
 
 @pytest.mark.parametrize(
-    ("to_asag", "told"),
+    ("to_asag", "words"),
     [(5.0, "better: FD (5σ)"), (-5.0, "worse: FD (5σ)"), (2.0, "no clear difference: FD, FD layout")],
 )
-def test_a_verdict_is_on_asag_and_only_where_errors_support_it(to_asag, told):
+def test_a_verdict_is_on_asag_and_only_where_errors_support_it(to_asag, words):
     lines = [made_up("asag", to_asag=0.0), made_up("pag", to_asag=to_asag)]
     (sentence,) = tables.verdicts(lines)
     assert sentence.startswith("- unconditional, the papers' scales, ASAG against PAG: ")
-    assert told in sentence
+    assert words in sentence
     assert ("better" in sentence) == (to_asag == 5.0)
 
 
@@ -92,13 +92,13 @@ def test_rows_tell_their_cfg_scale_where_there_are_several():
     for line in lines:
         if line["method"] == "cfg":
             line["metrics"]["fd"] |= {"to_asag": 4.0, "to_asag_error": 1.0}
-    assert [told.split(":")[0] for told in tables.verdicts(lines)] == [
+    assert [sentence.split(":")[0] for sentence in tables.verdicts(lines)] == [
         f"- conditional, the papers' scales, ASAG against CFG {scale}" for scale in (2, 4)
     ]
 
 
 @pytest.mark.parametrize(("samples", "cells"), [(750, 1), (6000, 1), (6000, 3)])
-def test_too_few_pictures_are_called_preliminary_and_missing_rows_are_told(samples, cells):
+def test_too_few_pictures_are_called_preliminary_and_missing_rows_are_counted(samples, cells):
     head = next(report_tables.main_part([made_up("asag", samples=samples)], [], cells))
     assert f"{samples} pictures a cell, of 3 seeds." in head
     assert ("Preliminary" in head) == (samples == 750)
