@@ -158,3 +158,21 @@ def test_a_unet_that_is_asked_for_other_rows_than_before_takes_a_whole_pass(unet
     assert (reuse.shared, reuse.whole) == (0, 1)
     assert "the UNet was given other rows than before" in reuse.comment()
     assert snapshot(unet) == before
+
+
+@pytest.mark.parametrize("place", ["inner_model", "inner_model.inner_model", "inner_model.inner_model.model"])
+def test_what_hooks_into_a_module_around_the_unet_may_count_calls(unet: nn.Module, place: str) -> None:
+    """k-diffusion's wrapper, the LatentDiffusion and its DiffusionWrapper."""
+    denoiser = nn.Module()
+    denoiser.inner_model = InnerModel(unet)
+    denoiser.inner_model.inner_model = nn.Module()
+    denoiser.inner_model.inner_model.model = nn.Module()
+    layers = choose_layers(unet, LdmUnet(), "mid")
+    for hooked in (False, True):
+        if hooked:
+            denoiser.get_submodule(place).register_forward_hook(lambda *_: None)
+        reuse = Reuse(True)
+        step = A1111Step(denoiser, 1.0, 1, 1, unet, layers, LdmUnet(), Sinkhorn(), reuse)
+        step.remove()
+        assert reuse.on is not hooked
+        assert bool(reuse.counting) is hooked

@@ -81,6 +81,8 @@ TESTS = {
     "asag/webui/infotext.py": ["tests/test_script.py", "tests/test_settings.py"],
     "asag/webui/xyz.py": ["tests/test_script.py"],
     "asag/webui/plain.py": ["tests/test_script.py", "tests/test_presets.py"],
+    "asag/webui/about.py": ["tests/test_ui_labels.py"],
+    "asag/webui/earlier_labels.py": ["tests/test_ui_labels.py"],
     "asag/webui/paste.py": ["tests/test_paste.py"],
     "asag/webui/routes.py": ["tests/test_routes.py"],
     "asag/webui/copies.py": ["tests/test_copies.py"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tests.mutation.mutants import Mutant
 
@@ -28,9 +29,19 @@ class Report:
         if outcome == SURVIVED:
             print(f"{outcome} {index} line {mutant.lines.start} {mutant.key} ({tests} tests)", flush=True)
 
+    def last(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """By module and mutant, what became of it last."""
+        lines = map(json.loads, self.path.read_text().splitlines())
+        return {(each["module"], each["mutant"]): each for each in lines}
+
+    def survivors(self) -> set[str]:
+        """The mutants that survived and aren't explained."""
+        left = {mutant for (_, mutant), each in self.last().items() if each["outcome"] == SURVIVED}
+        return {mutant for mutant in left if mutant not in self.explained}
+
     def table(self) -> str:
         """Per module: mutants, killed, explained, not explained. A mutant's last outcome counts."""
-        last = {(each["module"], each["mutant"]): each for each in map(json.loads, self.path.read_text().splitlines())}
+        last = self.last()
         rows = []
         for module in [*sorted({module for module, _ in last}), "all"]:
             own = [each for (of, _), each in last.items() if module in (of, "all")]

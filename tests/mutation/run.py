@@ -198,6 +198,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=1, help="try every so manieth mutant of each module")
     parser.add_argument("--offset", type=int, default=0, help="the first of these, counted from 0")
     parser.add_argument("--only", default="", help="numbers of the mutants of the one module that is named")
+    parser.add_argument("--survivors", action="store_true", help="try those again that survived and aren't explained")
     parser.add_argument("--budget", type=float, default=20.0, help="processor seconds of tests per mutant, about")
     parser.add_argument("--most-tests", type=int, default=10**6, help="of each test file, for a first look")
     parser.add_argument("--no-imports", action="store_true", help="leave out what only runs while a module is imported")
@@ -222,17 +223,21 @@ def main() -> None:
     paths = given.modules or list(TESTS)
     only = [int(each) for each in given.only.split(",") if each]
     chosen = {path: only or list(range(given.offset, len(mutants_of(path)[1]), given.every)) for path in paths}
+    if given.survivors:
+        left = report.survivors()
+        chosen = {path: [at for at, each in enumerate(mutants_of(path)[1]) if each.key in left] for path in paths}
+        paths = [path for path in paths if chosen[path]]
     for name in PRELOADED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    left = Path(f"{given.results}.imported")
-    left.unlink(missing_ok=True)
+    imported = Path(f"{given.results}.imported")
+    imported.unlink(missing_ok=True)
     pid = os.fork()
     if pid == 0:
-        in_tests(InTests(paths, chosen, report, given), left)
+        in_tests(InTests(paths, chosen, report, given), imported)
         os._exit(0)
     os.waitpid(pid, 0)
-    for path, indices in json.loads(left.read_text()).items():
+    for path, indices in json.loads(imported.read_text()).items():
         mutants = mutants_of(path)[1]
         for index in [] if given.no_imports else indices:
             began = time.monotonic()
