@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ import torch
 from ldm.modules import attention
 from torch import Tensor, nn
 
+from asag.hosts.generation import RUN, arm
+from asag.settings import AsagSettings
 from tests.hosts.forge_double import Host, Options, Patcher, calc_cond_uncond_batch
 from tests.hosts.guided import AND, FIRST, HIRES, PLAIN, assert_steps, expected, guided
 from tests.hosts.reference import Prompts, blurred_map, identity_map, real_unet
@@ -143,3 +146,39 @@ def test_method_pag_is_perturbed_attention_guidance(host: Host) -> None:
 def test_method_seg_blurs_over_the_pictures_height_and_width(host: Host, reuse: bool) -> None:
     found = guided(host, Options(), method="seg", blur=0.4, reuse=reuse)
     assert_steps(host, found, CONSTANT, attention_map=blurred_map)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("window", "count"), [({}, 4), ({"start": 0.5}, 2), ({"start": 0.25, "end": 0.5}, 1)])
+def test_guided_steps_are_counted(host: Host, window: dict[str, float], count: int) -> None:
+    host.options = Options(passes=[FIRST + FIRST], timesteps=(801, 601, 401, 201))
+    unguided: list[bool] = []
+    arm(host.adapter, host.p, AsagSettings(enabled=True, **window), unguided=lambda: unguided.append(True))
+    run = getattr(host.p, RUN)
+    host.p.sample()
+    assert (run.guided_calls, run.announced, run.missed_calls) == (count, 4, 0)
+    assert (run.reuse.shared, run.reuse.whole) == (count, 0)
+    assert not unguided
+    assert host.comments == []
+
+
+def test_windows_of_frames_are_the_hosts(host: Host) -> None:
+    """Neo makes long videos in windows: the double's handler takes the frames one by one, as images here."""
+    taken: list[Tensor] = []
+
+    class Handler:
+        def should_use_context(self, x: Tensor) -> bool:
+            return True
+
+        def execute(self, function: Any, model: Any, conds: list[Any], x: Tensor, *rest: Any) -> list[Tensor]:
+            taken.append(x)
+            return function(model, *conds, x, *rest)
+
+    home = sys.modules["backend.sampling.sampling_function"]
+    home.dynamic_args = SimpleNamespace(context_handler=Handler())
+    assert_steps(host, guided(host, Options(), reuse=False), CONSTANT)
+    assert [x.shape for x in taken] == [FIRST[0].shape] * 2
+    home.dynamic_args = SimpleNamespace(context_handler=None)
+    assert_steps(host, guided(host, Options(), reuse=False), CONSTANT)
+    assert len(taken) == 2
+    del home.dynamic_args
