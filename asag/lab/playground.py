@@ -89,6 +89,8 @@ class Studio:
         self.newest = 0
         self.pipeline = lru_cache(maxsize=None)(lambda model: MODELS[model].load())
         self.plain = lru_cache(maxsize=32)(self._sample)
+        # Choosing a model or a preset changes many fields, and each asks for the same pictures.
+        self.guided = lru_cache(maxsize=32)(self._guided)
 
     def draw(
         self, model: str, caption: str, guidance_scale: float, steps: float, seed: float, *values: Any
@@ -102,7 +104,7 @@ class Studio:
             asked = (model, caption, float(guidance_scale), int(steps), int(seed))
             try:
                 settings = AsagSettings.from_mapping(dict(zip(ui.names(), values, strict=True)))
-                return [self.plain(*asked), self._guided(settings, *asked), ""]
+                return [self.plain(*asked), self.guided(settings, *asked), ""]
             except (SettingsError, ValueError) as error:
                 return [gr.update(), gr.update(), as_html(str(error))]
 
