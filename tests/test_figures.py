@@ -93,8 +93,11 @@ def figures(monkeypatch):
 
 def test_lines_are_scale_and_size_of_the_image_by_model_call(figures):
     trace = trace_of(images=2, passes=2)
-    draw(trace, 1, None, "")
+    draw(trace, 1, None, "seed 7")
+    assert figures[0].get_suptitle() == "ASAG · seed 7"
     above, below, *_ = figures[0].axes
+    for axes in (above, below, figures[0].axes[-1]):
+        assert [side for side, spine in axes.spines.items() if spine.get_visible()] == ["left", "bottom"]
     for axes, name in ((above, "scales"), (below, "sizes")):
         first, divider, second = axes.lines[0], axes.lines[2], axes.lines[1]
         for line, traced in ((first, trace.passes[0]), (second, trace.passes[1])):

@@ -151,6 +151,10 @@ def test_the_routes_have_their_names(host: Host) -> None:
     host.callbacks.call("on_app_started", None, app)
     assert not host.callbacks.swallowed
     assert app.get("/asag/schema")["properties"]["scale"]["default"] == 1.5
+    host.sd_model.sd_checkpoint_info = SimpleNamespace(name="one.safetensors")
+    sys.modules["modules.sd_models"].checkpoint_aliases = {"two": SimpleNamespace(name="two.safetensors")}
+    sys.modules["modules.shared"].opts.sd_model_checkpoint = "two"
     known = app.get("/asag/blocks", blocks="out.0")
+    assert (known["checkpoint"], known["chosen_checkpoint"]) == ("one.safetensors", "two.safetensors")
     assert [each["address"] for each in known["blocks"]] == ["in.1", "mid", "out.0", "out.1"]
     assert [each["address"] for each in known["blocks"] if each["chosen"]] == ["out.0"]

@@ -84,7 +84,7 @@ TESTS = {
     "asag/webui/about.py": ["tests/test_ui_labels.py"],
     "asag/webui/earlier_labels.py": ["tests/test_ui_labels.py"],
     "asag/webui/paste.py": ["tests/test_paste.py"],
-    "asag/webui/routes.py": ["tests/test_routes.py"],
+    "asag/webui/routes.py": ["tests/test_script.py"],
     "asag/webui/copies.py": ["tests/test_copies.py"],
     "asag/webui/block_map.py": ["tests/test_block_map.py"],
     "asag/webui/gallery_figures.py": ["tests/test_figures.py", "tests/test_script.py"],
