@@ -119,10 +119,11 @@ def test_calls_beyond_those_announced_are_in_the_figure(figures):
     trace = Trace()
     trace.begin_pass(2)
     for call in range(5):
-        trace.add_step(call, 0.0, torch.ones(1, 4, 2, 2))
+        trace.add_step(call, 0.0, torch.full((1, 4, 2, 2), 0.01))
     draw(trace, 0, None, "")
     assert figures[0].axes[0].get_xlim() == pytest.approx((0.4, 5.6))
     assert figures[0].axes[0].get_ylim() == (0, 1)
+    assert figures[0].axes[1].get_ylim() == pytest.approx((0, 0.0112))
 
 
 @pytest.mark.parametrize("picture", [None, Image.new("RGB", (96, 64), (250, 250, 250))])
