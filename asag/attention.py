@@ -8,7 +8,6 @@ sum to 1, so the plan is multiplied by the number of queries here.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,8 @@ from torch import Tensor
 
 from asag.attention_arguments import check_attention_inputs, check_options
 from asag.device_scores import DeviceScores, full_float32
+from asag.kernel_choice import KERNELS, named_implementation
+from asag.precision import without_autocast
 from asag.sinkhorn import DenseScores, StreamingScores, bound_logits, iterate
 
 # An error in a logit is the same error, relative, in the plan. Where |q||k| * eps may exceed these, compute in float64.
@@ -49,7 +50,9 @@ def adversarial_sinkhorn_attention(
         normalize: "rows" (each query's weights sum to 1 exactly: one more row update after the last iteration) or
             "columns" (Algorithm 1 to the letter, times n).
         tolerance: stop a head early once the mean over keys of |g - g_previous| falls below it; None: never.
-        impl: "streaming" (no n x m tensor), "dense" (the readable reference) or "auto" (streaming).
+        impl: "streaming" (no n x m tensor), "dense" (the readable reference), "triton" (its kernels, where the card,
+            the package and the tensors allow it, otherwise streaming) or "auto" (what the environment variable
+            ASAG_IMPL names, otherwise triton).
 
     Returns:
         (batch, heads, n, e) in the query's dtype. Against a float64 reference the relative error stays below 2e-5
@@ -63,12 +66,13 @@ def adversarial_sinkhorn_attention(
     """
     check_attention_inputs(query, key, value)
     check_options(iterations, strength, cost, normalize, tolerance, impl)
+    impl = named_implementation(impl)
     if cost == "uniform" or strength == 0:
         return value.mean(dim=2, keepdim=True).expand(-1, -1, query.shape[2], -1).to(query.dtype)
     scale = signed_scale(cost, strength, query)
     with torch.no_grad(), without_autocast(query.device.type), full_float32(query.device.type):
         if impl != "dense" and query.device.type != "cpu":
-            return _on_device(query, key, value, scale, iterations, tolerance, normalize)
+            return _on_device(query, key, value, scale, iterations, tolerance, normalize, impl)
         largest_logit = float(bound_logits(query, key, scale).amax())
         dtype = computation_dtype(query, largest_logit)
         if impl != "dense" and normalize == "rows" and has_linear_kernel(query.device.type, dtype):
@@ -94,9 +98,24 @@ def _on_device(
     iterations: int,
     tolerance: float | None,
     normalize: str,
+    impl: str = "streaming",
 ) -> Tensor:
-    """On an accelerator, where the host mustn't wait for a number. Where all scores fit one tile the product takes
-    them from there: fewer kernels than SDPA with what prepares its bias."""
+    """On an accelerator: by the Triton kernels where they suit, else by torch's. The first result of a kind of tensors
+    is compared with torch's, for which the host waits; it doesn't again."""
+    if tolerance is None and impl in ("auto", "triton") and KERNELS.suits(query, value):
+        found = KERNELS.attention(query, key, value, scale, iterations, normalize)
+        if found is not None and not KERNELS.to_compare(query, value):
+            return found
+        expected = _by_torch(query, key, value, scale, iterations, tolerance, normalize)
+        return found if found is not None and KERNELS.agrees(found, expected, value) else expected
+    return _by_torch(query, key, value, scale, iterations, tolerance, normalize)
+
+
+def _by_torch(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, iterations: int, tolerance: float | None, normalize: str
+) -> Tensor:
+    """By torch's own kernels, with nothing read back to the host. Where all scores fit one tile the product takes them
+    from there: fewer kernels than SDPA with what prepares its bias."""
     dtype = torch.promote_types(query.dtype, torch.float32)
     scores = DeviceScores(query, key, scale, dtype)
     scores.iterate(iterations, tolerance)
@@ -268,17 +287,6 @@ def has_biased_kernel(query: Tensor) -> bool:
     if query.dtype.itemsize == 2:
         return query.dtype == torch.float16 or torch.cuda.get_device_capability(query.device) >= (8, 0)
     return has_linear_kernel("cuda", query.dtype)
-
-
-def without_autocast(device_type: str) -> AbstractContextManager[object]:
-    """Hosts sample under autocast, which would put the potentials' products into half precision."""
-    return torch.autocast(device_type, enabled=False) if has_autocast(device_type) else nullcontext()
-
-
-def has_autocast(device_type: str) -> bool:
-    """Whether there is an autocast to be switched off: MPS got one in torch 2.5, and DirectML has none."""
-    ask = getattr(torch.amp, "is_autocast_available", None)
-    return device_type in ("cpu", "cuda", "xpu") or (device_type == "mps" and ask is not None and ask("mps"))
 
 
 def computation_dtype(query: Tensor, largest_logit: float) -> torch.dtype:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 COSTS = ("adversarial", "similarity", "uniform")
 NORMALIZATIONS = ("rows", "columns")
-IMPLEMENTATIONS = ("auto", "dense", "streaming")
+IMPLEMENTATIONS = ("auto", "dense", "streaming", "triton")
 
 
 def check_attention_inputs(query: Tensor, key: Tensor, value: Tensor) -> None:

@@ -20,9 +20,11 @@ SHAPES = [(8, 8, 8, 160), (20, 32, 32, 64), (20, 38, 26, 64), (10, 64, 64, 64)]
 KERNELS_BELOW_4096 = 30
 
 
-def counted(shape: tuple[int, int, int, int], dtype: torch.dtype, method: str, text: int = 0, sm: int = 89) -> Record:
+def counted(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, method: str, text: int = 0, sm: int = 89, triton: bool = False
+) -> Record:
     heads, height, width, head_dim = shape
-    with FakeCuda(sm) as fake:
+    with FakeCuda(sm, triton) as fake:
         size = (1, height * width + text, heads, head_dim)
         query, key, value = (torch.empty(size, device="cuda", dtype=dtype).transpose(1, 2) for _ in range(3))
         operator = make_operator(method)
@@ -49,6 +51,20 @@ def test_the_operator_waits_for_nothing_and_takes_few_kernels(
     assert not [name for name in record.sdpa if name.startswith("math")]
     if shape[1] * shape[2] < 4096:
         assert record.kernels <= KERNELS_BELOW_4096
+
+
+@pytest.mark.parametrize("dtype", [HALF, BRAIN, SINGLE])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_with_triton_a_layer_takes_five_kernels(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    record = counted(shape, dtype, "asag", triton=True)
+    assert [op.name for op in record.ops] == ["half_sweep"] * 4 + ["biased_attention"]
+    assert waits_of(record) == []
+    assert not record.squares(shape[1] * shape[2], shape[1] * shape[2])
+
+
+def test_triton_is_for_ampere_and_later_and_for_its_head_dims() -> None:
+    for shape, sm in (((4, 8, 8, 64), 75), ((4, 8, 8, 8), 89)):
+        assert "half_sweep" not in {op.name for op in counted(shape, HALF, "asag", sm=sm, triton=True).ops}
 
 
 @pytest.mark.parametrize("text", [0, 24])

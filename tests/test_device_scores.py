@@ -10,8 +10,9 @@ from torch import Tensor
 
 import asag.attention
 import asag.device_scores
-from asag.attention import adversarial_sinkhorn_attention, has_autocast, key_mask
+from asag.attention import adversarial_sinkhorn_attention, key_mask
 from asag.device_scores import DeviceScores, full_float32
+from asag.precision import has_autocast
 
 # The bounds of adversarial_sinkhorn_attention, by dtype.
 BOUNDS = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}

@@ -9,6 +9,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # What each WebUI ships, and what torch itself needs; everything else is an extra.
 SHIPPED = {"asag", "torch", "gradio", "numpy", "einops", "safetensors", "matplotlib", "PIL", "fastapi", "filelock"}
+# Used where it is there, on CUDA: asag.kernel_choice.
+OPTIONAL = {"triton"}
 HOST_MODULES = {"modules", "modules_forge", "backend", "ldm_patched", "ldm", "sgm", "k_diffusion", "lib_controlnet"}
 
 
@@ -82,6 +84,6 @@ def test_dependencies_point_one_way(part, forbidden):
 
 def test_inside_a_webui_nothing_is_needed_that_it_lacks():
     """Outside hosts/, which imports its host, and diffusers*.py, which is for diffusers."""
-    allowed = SHIPPED | HOST_MODULES | set(sys.stdlib_module_names)
+    allowed = SHIPPED | OPTIONAL | HOST_MODULES | set(sys.stdlib_module_names)
     inside = [path for path in files_of("asag", LAB) if not path.name.startswith("diffusers")]
     assert not [pair for pair in names(inside) if pair[1].split(".")[0] not in allowed]

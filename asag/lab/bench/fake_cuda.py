@@ -32,7 +32,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from asag.kernel_choice import KERNELS
 from asag.lab.bench.fake_costs import NO_KERNEL, costs
+from asag.lab.bench.fake_kernels import FakeKernels
 from asag.lab.bench.fake_sdpa import Sdpa
 from asag.lab.bench.roofline import Allocation, Op, Record
 
@@ -173,10 +175,10 @@ class Recorder(TorchDispatchMode):
 
 class FakeCuda:
     """While entered, `torch.empty(..., device="cuda")` and all that follows is fake. `sm`: the architecture, 89 for an
-    RTX 4090 and 90 for an H100."""
+    RTX 4090 and 90 for an H100. With `triton` the operator uses doubles of its Triton kernels."""
 
-    def __init__(self, sm: int = 89) -> None:
-        self.sm = sm
+    def __init__(self, sm: int = 89, triton: bool = False) -> None:
+        self.sm, self.triton = sm, triton
         self.stack = ExitStack()
         self.record: Record | None = None
 
@@ -188,6 +190,9 @@ class FakeCuda:
             Sdpa(self.sm, lambda: self.record),
             mock.patch.object(torch.cuda, "get_rng_state", return_value=None),
             mock.patch.object(torch.cuda, "get_device_capability", return_value=divmod(self.sm, 10)),
+            mock.patch.object(KERNELS, "off", not self.triton),
+            mock.patch.object(KERNELS, "module", FakeKernels(lambda: self.record)),
+            mock.patch.object(KERNELS, "to_compare", return_value=False),
             mock.patch.object(torch.cuda, "set_rng_state", return_value=None),
         ):
             self.stack.enter_context(entered)

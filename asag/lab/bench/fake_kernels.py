@@ -1,0 +1,38 @@
+"""Doubles of asag.kernels for fake tensors: the same results in shape and layout, and one launch each in the record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from asag.lab.bench.roofline import Op, Record
+
+SITE = "asag/kernels.py"
+
+
+class FakeKernels:
+    """Has the functions of asag.kernels. `record`: where launches are counted."""
+
+    def __init__(self, record: Callable[[], Record | None]) -> None:
+        self.record = record
+
+    def half_sweep(self, query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+        batch, heads, n, width = query.shape
+        self.launch("half_sweep", query, [query, key], key.shape[2], width)
+        return torch.empty(batch * heads, n, device=query.device, dtype=torch.float32)
+
+    def biased_attention(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
+        batch, heads, n, width = query.shape
+        self.launch("biased_attention", query, [query, key, value, query], key.shape[2], width + value.shape[3])
+        shape = (batch, n, heads, value.shape[3])
+        return torch.empty(shape, device=query.device, dtype=query.dtype).transpose(1, 2)
+
+    def launch(self, name: str, query: Tensor, moved: list[Tensor], keys: int, widths: int) -> None:
+        pairs = math.prod(query.shape[:3]) * keys
+        size = sum(each.numel() * each.element_size() for each in moved)
+        record = self.record()
+        if record is not None:
+            record.ops.append(Op(name, SITE, 1, 2.0 * pairs * widths, pairs, size, query.dtype, tuple(query.shape)))
