@@ -182,3 +182,25 @@ def test_windows_of_frames_are_the_hosts(host: Host) -> None:
     assert_steps(host, guided(host, Options(), reuse=False), CONSTANT)
     assert len(taken) == 2
     del home.dynamic_args
+
+
+def test_the_model_is_patched_once_in_a_run(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    clones, clone = [], Patcher.clone
+
+    def counted(patcher: Patcher) -> Patcher:
+        clones.append(patcher)
+        return clone(patcher)
+
+    monkeypatch.setattr(Patcher, "clone", counted)
+    guided(host, Options(passes=[FIRST, HIRES]))
+    assert len(clones) == 1
+
+
+def test_a_reference_units_model_takes_whole_passes_and_the_steps_are_the_same(host: Host) -> None:
+    """Without a modifier that does anything."""
+    host.objects.unet.model_options["conditioning_modifiers"] = [object()]
+    assert_steps(host, guided(host, Options()), CONSTANT)
+    del host.objects.unet.model_options["conditioning_modifiers"]
+    assert host.comments == [
+        "ASAG took a whole extra pass in 2 of 2 guided steps: a unit makes the model remember what it sees (reference)"
+    ]
