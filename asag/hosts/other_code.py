@@ -24,6 +24,7 @@ STATELESS_CODE = (
     ("scripts.ipadapter.plugable_ipadapter", ""),
     ("hypertile", "self_attn_forward."),
     ("networks", "network_"),  # Lora, which is built in: weights alone
+    ("tomesd.patch", ""),  # A1111 merges tokens with it, without random numbers: it keeps the size of its input alone
     ("tile_methods", ""),  # multidiffusion-upscaler-for-automatic1111; with regions: conflicts.py
 )
 # The same for what is built into Forge and its relatives, by its folder in extensions-builtin (test_controlnet.py,

@@ -7,6 +7,7 @@ from types import FunctionType
 from typing import Any
 
 import pytest
+import tomesd
 import torch
 from torch import nn
 
@@ -202,3 +203,23 @@ def test_objects_of_others_are_left_alone():
     hook()
     memory.restore()
     assert model.mark
+
+
+class BasicTransformerBlock(nn.Module):
+    """The double of ldm's, by whose name tomesd finds it."""
+
+    disable_self_attn = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_token_merging_as_a1111_sets_it_is_stateless() -> None:
+    model = nn.Module()
+    model.model = nn.Module()
+    model.model.diffusion_model = nn.Sequential(BasicTransformerBlock())
+    tomesd.apply_patch(model, ratio=0.5, use_rand=False, merge_attn=True)
+    # The double's own forward isn't the host's, as ldm's is.
+    found = [each for each in hooks_of(model.model.diffusion_model) if name_of(each) != __name__]
+    assert {name_of(each) for each in found} == {"tomesd.patch"}
+    assert all(is_stateless(each) for each in found)
