@@ -31,6 +31,29 @@ NOTHING = tl.constexpr(-1.0e38)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _queries(
+    Q, rows, row_mask, stride_qn, stride_qd, WIDTH: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr
+):  # fmt: skip
+    d1 = tl.arange(0, D1)
+    q1 = tl.load(Q + rows[:, None] * stride_qn + d1[None, :] * stride_qd, mask=row_mask[:, None], other=0.0)
+    q2 = q1
+    if D2 > 0:
+        d2 = D1 + tl.arange(0, D2)
+        inside = row_mask[:, None] & (d2[None, :] < WIDTH)
+        q2 = tl.load(Q + rows[:, None] * stride_qn + d2[None, :] * stride_qd, mask=inside, other=0.0)
+    return q1, q2
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _added(total, weights, values, shrink, PRECISION: tl.constexpr):
+    if PRECISION == "interpret":
+        total = tl.dot(weights.to(values.dtype).to(tl.float32), values.to(tl.float32), total * shrink[:, None])
+    else:
+        total = tl.dot(weights.to(values.dtype), values, total * shrink[:, None], input_precision=PRECISION)
+    return total
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _scores(
     q1, q2, K, key_offsets, stride_kd, key_mask, ROWS: tl.constexpr, WIDTH: tl.constexpr, D1: tl.constexpr,
     D2: tl.constexpr, PRECISION: tl.constexpr,
@@ -64,13 +87,7 @@ def half_sweep_kernel(
     K += batch * stride_kb + part * stride_kh
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row_mask = rows < n
-    d1 = tl.arange(0, D1)
-    q1 = tl.load(Q + rows[:, None] * stride_qn + d1[None, :] * stride_qd, mask=row_mask[:, None], other=0.0)
-    q2 = q1
-    if D2 > 0:
-        d2 = D1 + tl.arange(0, D2)
-        inside = row_mask[:, None] & (d2[None, :] < WIDTH)
-        q2 = tl.load(Q + rows[:, None] * stride_qn + d2[None, :] * stride_qd, mask=inside, other=0.0)
+    q1, q2 = _queries(Q, rows, row_mask, stride_qn, stride_qd, WIDTH, D1, D2)
     top = tl.full([BLOCK_N], NOTHING, tl.float32)
     total = tl.zeros([BLOCK_N], tl.float32)
     for start in range(0, m, BLOCK_M):
@@ -104,13 +121,7 @@ def biased_attention_kernel(
     OUT += batch * stride_ob + part * stride_oh
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row_mask = rows < n
-    d1 = tl.arange(0, D1)
-    q1 = tl.load(Q + rows[:, None] * stride_qn + d1[None, :] * stride_qd, mask=row_mask[:, None], other=0.0)
-    q2 = q1
-    if D2 > 0:
-        d2 = D1 + tl.arange(0, D2)
-        inside = row_mask[:, None] & (d2[None, :] < WIDTH)
-        q2 = tl.load(Q + rows[:, None] * stride_qn + d2[None, :] * stride_qd, mask=inside, other=0.0)
+    q1, q2 = _queries(Q, rows, row_mask, stride_qn, stride_qd, WIDTH, D1, D2)
     top = tl.full([BLOCK_N], NOTHING, tl.float32)
     total = tl.zeros([BLOCK_N], tl.float32)
     e1 = tl.arange(0, E1)
@@ -130,17 +141,11 @@ def biased_attention_kernel(
         total = total * shrink + tl.sum(weights, 1)
         top = new_top
         v1 = tl.load(V + columns[:, None] * stride_vm + e1[None, :] * stride_vd, mask=mask[:, None], other=0.0)
-        if PRECISION == "interpret":
-            sum1 = tl.dot(weights.to(v1.dtype).to(tl.float32), v1.to(tl.float32), sum1 * shrink[:, None])
-        else:
-            sum1 = tl.dot(weights.to(v1.dtype), v1, sum1 * shrink[:, None], input_precision=PRECISION)
+        sum1 = _added(sum1, weights, v1, shrink, PRECISION)
         if E2 > 0:
             inside = mask[:, None] & (e2[None, :] < VALUE_WIDTH)
             v2 = tl.load(V + columns[:, None] * stride_vm + e2[None, :] * stride_vd, mask=inside, other=0.0)
-            if PRECISION == "interpret":
-                sum2 = tl.dot(weights.to(v2.dtype).to(tl.float32), v2.to(tl.float32), sum2 * shrink[:, None])
-            else:
-                sum2 = tl.dot(weights.to(v2.dtype), v2, sum2 * shrink[:, None], input_precision=PRECISION)
+            sum2 = _added(sum2, weights, v2, shrink, PRECISION)
     out = OUT + rows[:, None] * stride_on
     tl.store(out + e1[None, :] * stride_od, (sum1 / total[:, None]).to(OUT.dtype.element_ty), mask=row_mask[:, None])
     if E2 > 0:

@@ -105,6 +105,15 @@ def is_strangers(url: str) -> bool:
     return urlsplit(url).hostname == "stranger.test"
 
 
+# Whether nothing has been drawn for a second and a half. The choice of a model changes many fields, and gradio 3 asks for
+# some of their pictures late, with the values that they had.
+SETTLED = """() => {
+    const busy = document.querySelector('#told').innerText.trim() !== '';
+    if (busy || !window.quietSince) window.quietSince = Date.now();
+    return Date.now() - window.quietSince > 1500;
+}"""
+
+
 @pytest.fixture
 def open_page(playground: Playground, browser: Browser) -> Iterator[Callable[..., Page]]:
     """Opens the playground, at the UNet if wanted, with everything unfolded but one's own presets. An error in the
@@ -146,6 +155,10 @@ def open_page(playground: Playground, browser: Browser) -> Iterator[Callable[...
             first = page.locator("#guided img").get_attribute("src")
             page.get_by_label("UNet", exact=True).check()
             page.wait_for_function("first => document.querySelector('#guided img')?.src !== first", arg=first)
+            if not inventory:
+                page.wait_for_selector('.asag-map button[data-block="mid"]')
+            if not hurried:
+                page.wait_for_function(SETTLED)
         return page
 
     yield page
