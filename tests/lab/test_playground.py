@@ -105,8 +105,8 @@ def is_strangers(url: str) -> bool:
     return urlsplit(url).hostname == "stranger.test"
 
 
-# Whether nothing has been drawn for a second and a half. The choice of a model changes many fields, and gradio 3 asks for
-# some of their pictures late, with the values that they had.
+# Whether nothing has been drawn for a second and a half. The choice of a model changes many fields, and gradio 3 asks
+# for some of their pictures late, with the values that they had.
 SETTLED = """() => {
     const busy = document.querySelector('#told').innerText.trim() !== '';
     if (busy || !window.quietSince) window.quietSince = Date.now();
