@@ -625,7 +625,8 @@ def test_texts_of_strangers_are_shown_as_text(playground: Playground, open_page:
         expect(notice).to_contain_text("<img src=")
         blocks(page).fill(MARKUP)
         expect(page.locator(".asag-map .asag-told")).to_contain_text("<img src=")
-        expect(page.locator("#told").first).to_contain_text("<img src=")
+        # Of the blocks or of the caption, whichever gradio 3 asked for last.
+        expect(page.locator("#told").first).to_contain_text("<img")
         page.wait_for_timeout(500)
     finally:
         playground.presets.unlink()
