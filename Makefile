@@ -20,7 +20,7 @@ playground: $(VENV)-gradio4/.ready
 # A process a core, each with one thread; a file's tests stay together, since they share models and pages.
 TEST_PROCESSES ?= auto
 test: $(VENV)/.test $(VENV)-gradio4/.ready $(VENV)-gradio3/.ready
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --durations 15
 
 # Drives the WebUI installed in the folder WEBUI (the one that holds launch.py) over its API.
 test-webui: $(VENV)/.test
