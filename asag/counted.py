@@ -14,8 +14,8 @@ from asag.operators import Operator
 class Counted(Operator):
     """Adds to `tokens` the number of image tokens among which each layer attended, as often as it ran.
 
-    With one token every attention map is the same, so that nothing is weakened. Rounding hides that from who compares
-    the two predictions: they are computed in batches of other sizes.
+    With one token every attention map is the same, so nothing is weakened. Comparing the two predictions does not show
+    it: they are computed in batches of different sizes and differ by rounding.
     """
 
     operator: Operator
