@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -40,3 +42,36 @@ def test_an_unknown_webui_is_named_no_other_ones_adapter(monkeypatch, packages, 
     monkeypatch.delitem(sys.modules, "asag.hosts.a1111", raising=False)
     with pytest.raises(UnknownWebUI, match=rf"doesn't know this WebUI \({reason}.*AUTOMATIC1111 1.10, Forge, reForge"):
         find_host()
+
+
+class Adapter:
+    """Stands for the class of a host's adapter."""
+
+
+@pytest.mark.parametrize(
+    ("packages", "module", "name"),
+    [
+        ({"modules_forge", "backend"}, "asag.hosts.forge", "Forge"),
+        ({"modules_forge", "ldm_patched"}, "asag.hosts.forge", "Forge"),
+        ({"backend", "ldm_patched"}, "asag.hosts.a1111", "A1111"),
+    ],
+    ids=["Forge and Neo", "reForge", "AUTOMATIC1111"],
+)
+def test_each_webui_has_its_adapter(monkeypatch, packages, module, name):
+    monkeypatch.setattr(webui, "find_spec", lambda package: package in packages)
+    for each in ("asag.hosts.forge", "asag.hosts.a1111"):
+        monkeypatch.setitem(sys.modules, each, None)
+    found = ModuleType(module)
+    setattr(found, name, Adapter)
+    monkeypatch.setitem(sys.modules, module, found)
+    assert type(find_host()) is Adapter
+
+
+@pytest.mark.parametrize(("given", "asks"), [("user:password", True), (None, False)])
+def test_how_the_webui_was_started(monkeypatch, given, asks):
+    options = ModuleType("modules.shared_cmd_options")
+    options.cmd_opts = SimpleNamespace(api_auth=given, ui_config_file="/webui/ui-config.json")
+    monkeypatch.setitem(sys.modules, "modules", ModuleType("modules"))
+    monkeypatch.setitem(sys.modules, "modules.shared_cmd_options", options)
+    assert webui.asks_for_password() is asks
+    assert webui.ui_config() == Path("/webui/ui-config.json")
