@@ -62,6 +62,16 @@ def test_with_triton_a_layer_takes_five_kernels(shape: tuple[int, int, int, int]
     assert not record.squares(shape[1] * shape[2], shape[1] * shape[2])
 
 
+@pytest.mark.parametrize("triton", [False, True])
+def test_nothing_of_a_layer_is_kept(triton: bool) -> None:
+    with FakeCuda(triton=triton) as fake, fake.recording() as record:
+        query = torch.empty(1, 4, 64, 64, device="cuda", dtype=HALF)
+        make_operator("asag").plain(query, query, query)
+        del query
+    assert record.peak > 0
+    assert record.live == 0
+
+
 def test_triton_is_for_ampere_and_later_and_for_its_head_dims() -> None:
     for shape, sm in (((4, 8, 8, 64), 75), ((4, 8, 8, 8), 89)):
         assert "half_sweep" not in {op.name for op in counted(shape, HALF, "asag", sm=sm, triton=True).ops}

@@ -192,7 +192,8 @@ class FakeCuda:
             mock.patch.object(torch.cuda, "get_device_capability", return_value=divmod(self.sm, 10)),
             mock.patch.object(KERNELS, "off", not self.triton),
             mock.patch.object(KERNELS, "module", FakeKernels(lambda: self.record)),
-            mock.patch.object(KERNELS, "to_compare", return_value=False),
+            # No mock: it would keep the tensors that it is asked about.
+            mock.patch.object(KERNELS, "to_compare", lambda query, value: False),
             mock.patch.object(torch.cuda, "set_rng_state", return_value=None),
         ):
             self.stack.enter_context(entered)
