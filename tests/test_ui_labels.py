@@ -70,3 +70,16 @@ def test_help_is_in_a_users_words(name):
     assert "ASAG" not in option.label or name == "enabled"
     assert [word for word in STRANGE if word in option.help.lower()] == []
     assert len(option.help) <= 180
+
+
+def test_the_first_line_links_to_the_paper_and_to_the_docs_where_they_are_known(tmp_path, monkeypatch):
+    monkeypatch.setattr(about, "ROOT", tmp_path)
+    paper = '<a href="https://arxiv.org/abs/2511.07499" target="_blank" rel="noopener">Paper</a>'
+    span = "<span>Adversarial Sinkhorn Attention Guidance</span>"
+    rules = "{&quot;a&quot;: {}}"
+    assert about.line({"a": {}}) == f'<div class="asag-about" data-fields="{rules}">{span} {paper}</div>'
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "config").write_text("url = https://github.com/a/b\n")
+    docs = "https://github.com/a/b/blob/HEAD/docs/options.md"
+    link = f'<a href="{docs}" target="_blank" rel="noopener">What each option does</a>'
+    assert f"{span} {link} {paper}</div>" in about.line({"a": {}})

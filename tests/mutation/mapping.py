@@ -94,8 +94,8 @@ TESTS = {
     "asag/webui/copies.py": ["tests/test_copies.py"],
     "asag/webui/block_map.py": ["tests/test_block_map.py"],
     "asag/webui/gallery_figures.py": ["tests/test_figures.py", "tests/test_script.py"],
-    "asag/webui/preset_panel.py": ["tests/test_presets.py"],
-    "asag/webui/ui.py": ["tests/test_script.py", "tests/test_paste.py"],
+    "asag/webui/preset_panel.py": ["tests/test_preset_panel.py"],
+    "asag/webui/ui.py": ["tests/test_ui.py"],
 }
 TESTS |= {f"asag/models/{name}.py": NEO for name in (
     "forge_flux", "forge_sd3", "neo_image_alone", "neo_lumina", "neo_qwen", "neo_qwen21", "neo_single_stream",

@@ -1,0 +1,209 @@
+"""The panel of presets on a double of gradio: what each event sets, and that a mistake leaves all else as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asag.presets import PRESETS, Presets
+from asag.settings import AsagSettings, options
+from tests.gradio_double import Component, Page, gradio
+
+HELD = [name for name, (_, option) in options().items() if name != "enabled" and option.changes_picture]
+BUILT_IN = ["Paper", "Gentle", "Strong", "Clean", "Fast"]
+
+
+class Panel:
+    """A panel, the components of settings beside it, and the page."""
+
+    def __init__(self, presets: Presets, start: AsagSettings) -> None:
+        from asag.webui.preset_panel import PresetPanel
+
+        self.presets = presets
+        self.panel = PresetPanel(presets, lambda name: f"id_{name}")
+        self.panel.build_list(start)
+        self.panel.build_manager()
+        self.switch = Component()
+        self.settings = {name: Component() for name in HELD}
+        self.panel.connect(self.switch, self.settings)
+        values = {component: getattr(start, name) for name, component in self.settings.items()}
+        own = {self.panel.list: self.panel.list.given["value"], self.panel.notice: "as before"}
+        self.page = Page(values | own | {self.panel.name: "", self.panel.shared: ""})
+
+    def set(self, **settings: Any) -> None:
+        self.page.values.update({self.settings[name]: value for name, value in settings.items()})
+
+    def press(self, button: str) -> None:
+        self.page.fire(self.panel.buttons[button], "click")
+
+    @property
+    def given(self) -> AsagSettings:
+        return AsagSettings(**{name: self.page.values[component] for name, component in self.settings.items()})
+
+    @property
+    def chosen(self) -> Any:
+        return self.page.values[self.panel.list]
+
+    @property
+    def notice(self) -> Any:
+        return self.page.values[self.panel.notice]
+
+
+@pytest.fixture
+def panel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Panel]:
+    with gradio(monkeypatch, "asag.webui.plain", "asag.webui.preset_panel"):
+        yield Panel(Presets(tmp_path / "presets.json"), AsagSettings(scale=0.8))
+
+
+def said(text: str) -> str:
+    return f'<p class="asag-notice">{text}</p>'
+
+
+def test_the_list_begins_at_the_preset_with_the_settings_that_there_are(panel: Panel) -> None:
+    assert panel.chosen == "Gentle"
+    assert panel.panel.list.args == (BUILT_IN,)
+    assert panel.panel.list.given["allow_custom_value"] is True
+    assert panel.panel.list.given["info"] == "Sets all options at once."
+    assert Panel(panel.presets, AsagSettings(scale=0.77)).chosen == "Custom"
+
+
+def test_what_the_components_are(panel: Panel) -> None:
+    own = {panel.panel.list: "preset", panel.panel.name: "preset_name", panel.panel.shared: "preset_text"}
+    own |= {button: f"preset_{name.lower()}" for name, button in panel.panel.buttons.items()}
+    assert {each: each.given["elem_id"] for each in own} == {each: f"id_{name}" for each, name in own.items()}
+    assert all(each.do_not_save_to_config is True for each in own)
+    assert list(panel.panel.buttons) == ["Save", "Rename", "Delete", "Export", "Import"]
+    assert [panel.panel.buttons[name].args[0] for name in panel.panel.buttons] == list(panel.panel.buttons)
+    assert panel.panel.notice.given["elem_id"] == "id_preset_notice"
+    assert [each.given["max_lines"] for each in (panel.panel.name, panel.panel.shared)] == [1, 1]
+    folded = panel.panel.notice.inside
+    assert (folded.kind, folded.given["open"], folded.given["elem_id"]) == ("Accordion", False, "id_presets")
+    listening = [panel.switch, *panel.settings.values(), *own]
+    heard = [how for component in listening for *_, how in component.events.values()]
+    assert len(heard) == 2 + len(HELD) + 5
+    assert all(how == {"queue": False, "show_progress": "hidden"} for how in heard)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_preset_that_is_chosen_sets_all_settings(panel: Panel, name: str) -> None:
+    panel.set(iterations=7, contrast=0.5, hires="first")
+    panel.page.values[panel.panel.list] = name
+    panel.page.fire(panel.panel.list, "input")
+    assert panel.given == AsagSettings(**PRESETS[name])
+    assert (panel.chosen, panel.notice) == (name, "")
+
+
+def test_custom_that_is_chosen_changes_nothing(panel: Panel) -> None:
+    panel.set(iterations=7)
+    panel.page.values[panel.panel.list] = "Custom"
+    panel.page.fire(panel.panel.list, "input")
+    assert panel.given == AsagSettings(scale=0.8, iterations=7)
+    assert (panel.chosen, panel.notice) == ("Custom", "as before")
+
+
+def test_a_preset_that_is_gone_is_told_and_changes_nothing(panel: Panel) -> None:
+    panel.page.values[panel.panel.list] = "<b>"
+    panel.page.fire(panel.panel.list, "input")
+    assert panel.given == AsagSettings(scale=0.8)
+    assert panel.notice.startswith(said("preset: &#x27;&lt;b&gt;&#x27;; allowed: Paper")[:-4])
+
+
+def test_a_setting_that_is_touched_shows_whose_settings_these_are(panel: Panel) -> None:
+    for settings, name in (({"iterations": 3}, "Custom"), ({"iterations": 2}, "Gentle"), ({"scale": 4.0}, "Strong")):
+        panel.set(**settings)
+        panel.page.fire(panel.settings["iterations"], "input")
+        assert panel.chosen == name
+    panel.set(blocks="in.")  # half typed
+    panel.page.fire(panel.settings["blocks"], "input")
+    assert panel.chosen == "Custom"
+    assert panel.notice == "as before"
+
+
+def test_save_keeps_the_settings_under_the_name(panel: Panel) -> None:
+    panel.set(iterations=3, blocks="mid")
+    panel.page.values[panel.panel.name] = " <i>mine "
+    panel.press("Save")
+    assert panel.presets.get("<i>mine") == AsagSettings(scale=0.8, iterations=3, blocks="mid")
+    assert (panel.chosen, panel.notice) == ("<i>mine", said("Saved: &lt;i&gt;mine"))
+    assert panel.page.choices[panel.panel.list] == [*BUILT_IN, "<i>mine"]
+    assert panel.given == AsagSettings(scale=0.8, iterations=3, blocks="mid")
+
+
+def test_rename_and_delete(panel: Panel) -> None:
+    panel.page.values[panel.panel.name] = "one"
+    panel.set(scale=2.5)
+    panel.press("Save")
+    panel.page.values[panel.panel.name] = "two"
+    panel.press("Rename")
+    assert (panel.chosen, panel.notice) == ("two", said("one is now two."))
+    assert panel.page.choices[panel.panel.list] == [*BUILT_IN, "two"]
+    panel.press("Delete")
+    assert (panel.chosen, panel.notice) == ("Custom", said("Deleted: two"))
+    assert panel.page.choices[panel.panel.list] == BUILT_IN
+    assert panel.given == AsagSettings(scale=2.5)
+
+
+def test_export_writes_a_line_and_import_reads_it(panel: Panel) -> None:
+    panel.set(scale=2.0, blocks="mid", end=0.5)
+    panel.press("Export")
+    line = panel.page.values[panel.panel.shared]
+    assert line == "Gentle: scale 2.0; blocks mid; end 0.5"
+    assert panel.notice == ""
+    panel.set(scale=7.0, iterations=9)
+    panel.page.values[panel.panel.shared] = line.replace("Gentle", "theirs")
+    panel.press("Import")
+    assert panel.given == AsagSettings(scale=2.0, blocks="mid", end=0.5)
+    assert (panel.chosen, panel.notice) == ("theirs", said("Saved: theirs"))
+    assert panel.presets.get("theirs") == panel.given
+
+
+@pytest.mark.parametrize(
+    ("button", "typed", "told"),
+    [
+        ("Save", {"name": ""}, "allowed: 1 to 60"),
+        ("Rename", {"name": "x"}, "preset: &#x27;Gentle&#x27;"),
+        ("Delete", {}, "preset: &#x27;Gentle&#x27;"),
+        ("Import", {"shared": "a: scale -1"}, "scale: &#x27;-1&#x27;; allowed: a number"),
+        ("Import", {"shared": "a"}, "allowed: a line such as"),
+    ],
+)
+def test_what_cant_be_done_is_told_and_changes_nothing_else(
+    panel: Panel, button: str, typed: dict[str, str], told: str
+) -> None:
+    panel.page.values.update({getattr(panel.panel, name): text for name, text in typed.items()})
+    before = dict(panel.page.values)
+    panel.press(button)
+    assert told in panel.notice
+    assert panel.page.values == before | {panel.panel.notice: panel.notice}
+    assert panel.presets.names() == BUILT_IN
+
+
+@pytest.mark.parametrize("button", ["Save", "Export"])
+def test_settings_that_arent_allowed_are_neither_saved_nor_shared(panel: Panel, button: str) -> None:
+    panel.page.values[panel.panel.name] = "mine"
+    panel.set(scale=-1.0)
+    panel.press(button)
+    assert "scale: -1.0; allowed: a number from 0 to 100" in panel.notice
+    assert panel.page.values[panel.panel.shared] == ""
+    assert panel.presets.names() == BUILT_IN
+
+
+def test_the_switch_looks_for_presets_that_another_tab_saved(panel: Panel) -> None:
+    panel.presets.save("another", AsagSettings(scale=0.8, blocks="mid"))
+    panel.set(blocks="mid")
+    panel.page.fire(panel.switch, "change")
+    assert panel.chosen == "another"
+    assert panel.page.choices[panel.panel.list] == [*BUILT_IN, "another"]
+    assert panel.page.info[panel.panel.list] == "Sets all options at once."
+
+
+def test_a_file_that_cant_be_read_leaves_the_built_in_presets_and_is_told(panel: Panel) -> None:
+    panel.presets.file.path.mkdir(parents=True)
+    panel.page.fire(panel.switch, "change")
+    assert panel.page.choices[panel.panel.list] == BUILT_IN
+    assert panel.page.info[panel.panel.list].startswith("Sets all options at once. ")
+    assert "presets.json can't be read" in panel.page.info[panel.panel.list]
+    assert panel.chosen == "Custom"
