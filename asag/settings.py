@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields
 from typing import Any
 
+from asag.blended import Blended
 from asag.echo import shown_names
 from asag.guidance import SCHEDULES
 from asag.operators import METHODS, Operator, make_operator
@@ -193,6 +194,15 @@ class AsagSettings:
         group="Method",
         methods=SINKHORN,
     )
+    amount: float = option(
+        1.0,
+        "Amount",
+        "How much of the weakened attention takes the place of the ordinary one. 1 is all of it, as in the paper.",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.01,
+        group="Method",
+    )
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> AsagSettings:
@@ -210,17 +220,20 @@ class AsagSettings:
 
     @property
     def active(self) -> bool:
-        """Whether these settings can change anything: switched on, a scale in some pass, a window that isn't empty."""
-        return self.enabled and not self.empty_window and any(self.in_pass(hires)[0] > 0 for hires in (False, True))
+        """Whether these settings can change anything: switched on, a scale in some pass, nothing that rules it out."""
+        return self.enabled and not self.no_effect and any(self.in_pass(hires)[0] > 0 for hires in (False, True))
 
     @property
-    def empty_window(self) -> str:
-        """Why no step lies in the window, for the user; empty when some may."""
-        return "" if self.start < self.end else f"start, {self.start:g}, isn't before end, {self.end:g}"
+    def no_effect(self) -> str:
+        """Why no step is guided, for the user: an empty window, or an amount of 0; empty when some may be."""
+        if self.start >= self.end:
+            return f"start, {self.start:g}, isn't before end, {self.end:g}"
+        return "" if self.amount else "amount is 0, so that attention stays as it is"
 
     def operator(self) -> Operator:
         """What the chosen layers compute in the perturbed pass."""
-        return make_operator(self.method, self.iterations, self.strength, self.blur, self.tolerance)
+        whole = make_operator(self.method, self.iterations, self.strength, self.blur, self.tolerance)
+        return whole if self.amount == 1 else Blended(whole, self.amount)
 
     def in_pass(self, hires: bool) -> tuple[float, str]:
         """Scale (0: unguided) and blocks of the first pass, or of the hires pass."""

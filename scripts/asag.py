@@ -46,8 +46,8 @@ class AsagScript(scripts.Script):
                     host, p, settings, unguided=lambda: p.extra_generation_params.pop(infotext.KEY, None)
                 )
                 gallery_figures.keep_trace(p, trace)
-            elif settings.enabled and settings.empty_window:
-                notes.note(p, f"ASAG guided no step of this image: {settings.empty_window}")
+            elif settings.enabled and settings.no_effect:
+                notes.note(p, f"ASAG guided no step of this image: {settings.no_effect}")
         except Exception as error:
             # The host would log it and go on unguided.
             generation.refuse(p, error)

@@ -40,6 +40,7 @@ NUMBERS = {
     "blur": (10000.0, 0.1, 10000, None, 0.1),
     "hires_scale": (0.0, 0, 100, 10, 0.1),
     "tolerance": (0.0, 0, 10, 0.5, 0.001),
+    "amount": (1.0, 0, 1, None, 0.01),
 }
 OTHERS = {
     "enabled": (False, ()),
@@ -125,8 +126,8 @@ def test_an_empty_window_is_no_error_and_says_so(start, end):
     """A plot over Start and End has such cells."""
     settings = AsagSettings.from_mapping({"enabled": True, "start": start, "end": end})
     assert not settings.active
-    assert settings.empty_window == f"start, {start}, isn't before end, {end}"
-    assert AsagSettings(enabled=True).empty_window == ""
+    assert settings.no_effect == f"start, {start}, isn't before end, {end}"
+    assert AsagSettings(enabled=True).no_effect == ""
 
 
 LONG = "x" * 1_000_000

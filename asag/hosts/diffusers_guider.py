@@ -72,8 +72,8 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         guidance_rescale: 0 to 1; pulls the prediction's spread back to the conditional one's (arXiv 2305.08891,
             section 3.4). It acts on the prediction, as in diffusers' other guiders; the setting rescale acts on the
             picture elsewhere, so that one value isn't equally strong.
-        iterations, strength, method, schedule, contrast, adaptive, blur, tolerance: the settings of these names (see
-            asag.settings). A contrast below 1 works in models that predict a velocity, SD3 and Flux.
+        iterations, strength, method, schedule, contrast, adaptive, blur, tolerance, amount: the settings of these names
+            (see asag.settings). A contrast below 1 works in models that predict a velocity, SD3 and Flux.
         use_original_formulation: classifier-free guidance starts from pred_cond, as its paper has it.
         start, stop: fractions of the steps between which classifier-free guidance runs.
         enabled: False leaves both out.
@@ -210,7 +210,7 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         """The predictions of the current step, in the order in which the loop makes them."""
         neutral = 0.0 if self.use_original_formulation else 1.0
         cfg = self._enabled and not math.isclose(self.guidance_scale, neutral)
-        adversarial = self._enabled and self.settings.scale > 0
+        adversarial = self._enabled and self.settings.scale > 0 and not self.settings.no_effect
         if self._num_inference_steps is not None:  # before the first step: those of all steps
             cfg = cfg and in_window(self._step, self._num_inference_steps, self._start, self._stop)
             adversarial = adversarial and self._scale() > 0

@@ -57,6 +57,7 @@ def asag_guidance(
     reuse: bool = True,
     figures: bool = False,
     tolerance: float = 0.0,
+    amount: float = 1.0,
     enabled: bool = True,
     **unknown: Any,
 ) -> Iterator[Trace | None]:
@@ -91,6 +92,8 @@ def asag_guidance(
         figures: keep what figures are drawn of. The picture is the same.
         tolerance: stop the iterations once they move the potentials by less than this. Higher: fewer iterations.
             Usual: 0, never.
+        amount: how much of the weakened attention takes the place of the ordinary one. Lower: a weaker push, along
+            another direction than a lower scale. 0: no guidance. Usual: 1.
         enabled: False: nothing is guided.
 
     Nested use is allowed: the inner guidance holds until its context closes. Pipelines that share the denoiser
@@ -127,6 +130,7 @@ def asag_guidance(
         "reuse": reuse,
         "figures": figures,
         "tolerance": tolerance,
+        "amount": amount,
     }
     with _guided(pipe, _read({**known, **unknown})) as trace:
         yield trace
@@ -143,8 +147,8 @@ def _read(given: dict[str, Any]) -> AsagSettings:
 
 @contextmanager
 def _guided(pipe: Any, settings: AsagSettings) -> Iterator[Trace | None]:
-    if settings.enabled and settings.empty_window:
-        logger.warning("ASAG guides no step: %s", settings.empty_window)
+    if settings.enabled and settings.no_effect:
+        logger.warning("ASAG guides no step: %s", settings.no_effect)
     denoiser = denoiser_of(pipe)
     stack = _open.setdefault(denoiser, [])
     if stack and stack[-1].thread != get_ident():

@@ -224,7 +224,8 @@ def test_guidance_is_deterministic_and_does_something(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"scale": 0}, {"enabled": False}, {"start": 0.4, "end": 0.4}, {"start": 0.8, "end": 0.2}]
+    "settings",
+    [{"scale": 0}, {"enabled": False}, {"start": 0.4, "end": 0.4}, {"start": 0.8, "end": 0.2}, {"amount": 0}],
 )
 def test_settings_that_change_nothing_touch_nothing(settings: dict[str, Any]) -> None:
     pipe, given = sd3_pipe(), inputs("sd3")

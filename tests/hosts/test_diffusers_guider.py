@@ -365,6 +365,7 @@ def test_its_configuration_survives_saving(tmp_path: Path) -> None:
         "adaptive": True,
         "blur": 2.0,
         "tolerance": 0.1,
+        "amount": 0.7,
         "guidance_rescale": 0.2,
         "use_original_formulation": True,
         "start": 0.05,
