@@ -55,6 +55,12 @@ def plausible(name: str, tensor: Tensor) -> Any:
     return 20.0 if tensor.dtype.is_floating_point else 1
 
 
+def plausible_above_35(name: str, tensor: Tensor) -> Any:
+    """The same, with 200.0 for a number: of logits too large for exponentials that nothing is subtracted from."""
+    found = plausible(name, tensor)
+    return 200.0 if isinstance(found, float) else found
+
+
 def guard_cuda() -> None:
     """Let fake CUDA tensors pass where torch asks for CUDA's device guard.
 
@@ -205,6 +211,12 @@ class FakeCuda:
 
     def __exit__(self, *raised: Any) -> None:
         self.stack.__exit__(*raised)
+
+    @contextmanager
+    def with_triton(self, there: bool) -> Iterator[None]:
+        """While open, there are Triton kernels or not, whatever this was made with."""
+        with mock.patch.object(KERNELS, "off", not there):
+            yield
 
     @contextmanager
     def recording(self, answer: Answer = plausible) -> Iterator[Record]:

@@ -68,7 +68,8 @@ class Sdpa(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention or args[0].device.type != "cuda":
+        query = args[0] if args else kwargs.get("query")
+        if func is not F.scaled_dot_product_attention or query is None or query.device.type != "cuda":
             return func(*args, **kwargs)
         return self._attention(*args, **kwargs)
 
@@ -81,7 +82,10 @@ class Sdpa(TorchFunctionMode):
         dropout_p: float = 0.0,
         is_causal: bool = False,
         scale: float | None = None,
+        enable_gqa: bool = False,
     ) -> Tensor:
+        if enable_gqa:
+            raise NotImplementedError("enable_gqa: True; allowed: as many heads of keys as of queries")
         kernel, width = chosen_kernel(query, key, value, attn_mask, self.sm), query.shape[3]
         record = self.record()
         if record is not None:

@@ -1,16 +1,17 @@
-"""Denoisers with random weights in the layout of SD1.5, SDXL and SD3, and one classifier-free-guided step of each.
+"""Denoisers with random weights in the layout of SD1.5, SDXL, SD3 and Flux, and one classifier-free-guided step of each.
 
 What a step costs doesn't depend on the weights. On a CPU sizes are reduced, on an accelerator they are the real ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import ControlNetModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import ControlNetModel, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 
@@ -24,10 +25,15 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "quick": {"sd15": Size(16, 16), "sdxl": Size(32, 8, depth=1), "sd3": Size(1, 8, depth=24)},
+    "quick": {"sd15": Size(16, 16), "sdxl": Size(32, 8, depth=1), "sd3": Size(1, 8, depth=24), "flux": Size(1, 8)},
     # SD1.5: full width. SDXL: half of it. SD3: a quarter, which leaves it the ratio of tokens to width of SD3 at 1024.
     "cpu": {"sd15": Size(320, 32), "sdxl": Size(160, 64, depth=10), "sd3": Size(6, 64, depth=24)},
-    "accelerator": {"sd15": Size(320, 64), "sdxl": Size(320, 128, depth=10), "sd3": Size(24, 128, depth=24)},
+    "accelerator": {
+        "sd15": Size(320, 64),
+        "sdxl": Size(320, 128, depth=10),
+        "sd3": Size(24, 128, depth=24),
+        "flux": Size(24, 128, depth=19),
+    },
 }
 TEXT_TOKENS = 77
 STEPS = 1000
@@ -37,7 +43,7 @@ def pipeline_double(denoiser: nn.Module, steps: int = STEPS) -> SimpleNamespace:
     """What asag_guidance looks at in a pipeline, and nothing else."""
     return SimpleNamespace(
         unet=denoiser if isinstance(denoiser, UNet2DConditionModel) else None,
-        transformer=denoiser if isinstance(denoiser, SD3Transformer2DModel) else None,
+        transformer=denoiser if isinstance(denoiser, (SD3Transformer2DModel, FluxTransformer2DModel)) else None,
         scheduler=SimpleNamespace(timesteps=list(range(steps))),
         do_classifier_free_guidance=True,
         guidance_scale=7.0,
@@ -84,7 +90,7 @@ def build(family: str, size: Size, device: torch.device) -> Denoiser:
     """`family` is sd15, sdxl or sd3."""
     torch.manual_seed(0)
     dtype = torch.float32 if device.type == "cpu" else torch.float16
-    model = {"sd15": sd15_unet, "sdxl": sdxl_unet, "sd3": sd3_transformer}[family](size)
+    model = BUILDERS[family](size)
     channels = model.config.in_channels
     conditions: dict[str, Any] = {"timestep": torch.full((2,), 500.0)}
     if family == "sd3":
@@ -154,3 +160,21 @@ def sd3_transformer(size: Size) -> SD3Transformer2DModel:
         pooled_projection_dim=2048,
         pos_embed_max_size=192,
     )
+
+
+def flux_transformer(size: Size) -> FluxTransformer2DModel:
+    """Flux.1 has 24 heads of 128, and depth 19: so many double blocks, and twice as many single ones."""
+    return FluxTransformer2DModel(
+        num_layers=size.depth,
+        num_single_layers=2 * size.depth,
+        num_attention_heads=size.width,
+        guidance_embeds=True,
+    )
+
+
+BUILDERS: dict[str, Callable[[Size], nn.Module]] = {
+    "sd15": sd15_unet,
+    "sdxl": sdxl_unet,
+    "sd3": sd3_transformer,
+    "flux": flux_transformer,
+}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from asag.attention import adversarial_sinkhorn_attention
-from asag.lab.bench import cli, cuda
+from asag.lab.bench import cli, cuda, cuda_table
 from asag.lab.bench.fake_cuda import FakeCuda
 from asag.lab.bench.roofline import Gpu, Op, Record
 from asag.operators import Operator
@@ -139,11 +141,74 @@ def test_the_operator_runs_on_fake_tensors() -> None:
     assert record.seconds(next(iter(cuda.GPUS.values()))) > 0
 
 
+def run(*argv: str) -> int:
+    return cli.main(["cuda", "--quick", "--threads", "1", *argv])
+
+
 def test_the_command_writes_a_line_for_each_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "cuda.jsonl"
-    assert cli.main(["cuda", "--quick", "--only", "sd15", "--threads", "1", "--json", str(out)]) == 0
+    assert run("--only", "sd15", "--json", str(out)) == 0
     lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert {line["variant"] for line in lines} >= {"cfg", "asag", "pag", "seg"}
+    assert {line["method"] for line in lines} == {"cfg", "asag", "pag", "seg", "uniform", "asag, whole pass"}
+    assert {line["dtype"] for line in lines if line["method"] == "asag"} == {"float16", "bfloat16", "float32"}
     assert all(line["kernels"] > 0 for line in lines)
-    assert {line["variant"]: line["waits_at"] for line in lines if line["waits"]} == {}  # no guided step waits
-    assert "modelled, not measured" in capsys.readouterr().out
+    assert {line["method"]: line["waits_at"] for line in lines if line["waits"]} == {}  # no guided step waits
+    assert {line["logits"] for line in lines} == {"any"}
+    told = capsys.readouterr().out
+    assert "modelled, not measured" in told
+    page = out.with_suffix(".md").read_text()
+    assert page.startswith("# Counted on fake CUDA tensors; times are modelled from data sheets. No GPU was used.\n")
+    assert cuda_table.cost_table(lines) in page
+    assert cuda_table.cost_table(lines) in told
+
+
+def test_with_and_without_triton_stand_side_by_side(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found = {}
+    for triton in ("both", "without", "with"):
+        out = tmp_path / f"{triton}.jsonl"
+        assert run("--only", "quick-joint", "--triton", triton, "--json", str(out)) == 0
+        lines = [json.loads(line) for line in out.read_text().splitlines()]
+        found[triton] = [line for line in lines if line["method"] == "asag"]
+        assert {line["triton"] for line in lines if line["method"] in ("sdpa", "pag", "seg", "uniform")} == {""}
+    assert [line for line in found["both"] if line["triton"] == "with"] == found["with"]
+    assert [line for line in found["both"] if line["triton"] == "without"] == found["without"]
+    assert {(line["dtype"], line["batch"]) for line in found["with"]} == {
+        ("float16", 1),
+        ("bfloat16", 1),
+        ("float32", 1),
+        ("float16", 4),
+    }
+    fewer = zip(found["with"], found["without"], strict=True)
+    assert all(one["kernels"] < other["kernels"] for one, other in fewer)
+
+
+def test_logits_above_35_have_a_line_of_their_own_where_a_number_is_read() -> None:
+    with FakeCuda() as fake:
+        given = tokens(1, 2, 8, 16)()
+
+        def asked(each: Tensor) -> Tensor:
+            return each + 1 if float(each.abs().amax()) < 35 else each + 1 + 1
+
+        base, _ = cuda.counted(fake, asked, [given])
+        what = cuda.Counted("asag")
+        found = list(cuda.lines_of("operator", "case", what, partial(cuda.counted, fake, asked, [given]), base))
+    assert [(line["logits"], line["waits"]) for line in found] == [("below 35", 1), ("above 35", 1)]
+    assert found[1]["kernels"] == found[0]["kernels"] + 1
+
+
+def line(**changed: object) -> dict[str, Any]:
+    made = {"bench": "step", "case": "sdxl-152x104-mid", "method": "asag", "triton": "with", "dtype": "float16"}
+    made |= {"batch": 1, "logits": "any", "kernels": 12, "waits": 0, "peak_mib": 3.0}
+    return made | {"modelled ratio, H100": 1.251, "modelled ratio, RTX 4090": 1.5} | changed
+
+
+def test_the_table_names_sizes_in_pixels_and_puts_triton_last() -> None:
+    lines = [line(method="cfg", triton="", kernels=9), line(triton="without", kernels=30, waits=2), line()]
+    lines += [line(dtype="bfloat16", kernels=77), line(method="pag", triton="")]
+    row = cuda_table.cost_table(lines).splitlines()[-1]
+    assert row == "| SDXL, 832 × 1216, `mid` | 9 | 30 / 12 | 2 / 0 | 1.50 / 1.50 | 1.25 / 1.25 | 1.36 |"
+    assert cuda_table.title_of("sd15-64x64-all-batch4") == "SD1.5, 512 × 512, `all`, 4 images"
+    operator = line(bench="operator", case="sdxl-mid-1024", triton="without", kernels=30)
+    assert cuda_table.operator_table([operator]).splitlines()[-1].endswith(
+        "| 30 / – | 0 / – | 3.00 / – | 1.50 / – | 1.25 / – |"
+    )
