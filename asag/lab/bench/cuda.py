@@ -58,7 +58,7 @@ class Counted:
 
 
 def case_names(quick: bool) -> list[str]:
-    return [case.name for case in (*shapes.operators(quick), *shapes.steps(quick))]
+    return [*(case.name for case in shapes.operators(quick)), *(case.name for case in shapes.steps(quick))]
 
 
 def heads_of(case: OperatorCase, batch: int, dtype: torch.dtype) -> list[Tensor]:
@@ -85,7 +85,7 @@ def counted(
 
 def line_of(bench: str, name: str, what: Counted, logits: str, found: tuple[Record, int], base: Record) -> Line:
     record, peak = found
-    line = {"bench": bench, "case": name} | what.facts
+    line: Line = {"bench": bench, "case": name} | what.facts
     line |= {"logits": logits, "kernels": record.kernels, "waits": len(record.waits), "peak_mib": round(peak / MIB, 1)}
     line |= {f"modelled ratio, {gpu.name}": round(record.seconds(gpu) / base.seconds(gpu), 3) for gpu in GPUS.values()}
     waits = Counter(f"{op.waits} {op.site}" for op in record.waits)
@@ -133,7 +133,7 @@ def step_lines(cuda: FakeCuda, case: StepCase, dtype: torch.dtype, tritons: list
 
     cfg = count(None, plausible)
     yield line_of("step", case.name, Counted("cfg", dtype, case.batch), "any", cfg, cfg[0])
-    variants = {"asag": {"blocks": case.blocks}}
+    variants: dict[str, dict[str, Any]] = {"asag": {"blocks": case.blocks}}
     if dtype == HALF and case.batch == 1 and case.blocks not in ("late", "all"):
         variants |= {method: {"method": method, "blocks": case.blocks} for method in STEP_METHODS}
         variants["asag, whole pass"] = {"blocks": case.blocks, "reuse": False}
@@ -142,10 +142,10 @@ def step_lines(cuda: FakeCuda, case: StepCase, dtype: torch.dtype, tritons: list
             yield from lines_of("step", case.name, what, partial(count, settings), cfg[0])
 
 
-def dtypes_of(case: StepCase, cases: tuple[StepCase, ...]) -> tuple[torch.dtype, ...]:
+def dtypes_of(case: StepCase) -> tuple[torch.dtype, ...]:
     """The first case of a UNet is counted in every dtype."""
-    first = next(each for each in cases if each.family == case.family)
-    return DTYPES if case == first and case.family in ("sd15", "sdxl") else (HALF,)
+    firsts = [next(each for each in shapes.STEPS if each.family == family) for family in ("sd15", "sdxl")]
+    return DTYPES if case in firsts else (HALF,)
 
 
 def lines(quick: bool, only: str, tritons: list[str]) -> Iterator[Line]:
@@ -153,25 +153,25 @@ def lines(quick: bool, only: str, tritons: list[str]) -> Iterator[Line]:
         for case in shapes.operators(quick):
             if only in case.name:
                 yield from operator_lines(cuda, case, tritons)
-        cases = shapes.steps(quick)
-        for step_case in cases:
-            for dtype in dtypes_of(step_case, cases) if only in step_case.name else ():
+        for step_case in shapes.steps(quick):
+            for dtype in dtypes_of(step_case) if only in step_case.name else ():
                 yield from step_lines(cuda, step_case, dtype, tritons, quick)
 
 
 def text_of(line: Line) -> str:
     numbers = " ".join(f"{value:>8}" for name, value in line.items() if name.startswith("modelled"))
     kernels = [f"{count} x {name}" for name, count in line["sdpa"].items()] if line["bench"] == "operator" else []
-    head = f"{line['bench']:9}{line['case']:24}{line['method']:17}{line['triton']:8}{line['dtype']:9}{line['batch']:>2} "
+    head = f"{line['bench']:9}{line['case']:24}{line['method']:17}{line['triton']:8}"
     waits = "".join(f"\n{'':33}waits {count} x {where}" for where, count in line["waits_at"].items())
-    counts = f"{line['logits']:>8}{line['kernels']:>8}{line['waits']:>6}{line['peak_mib']:>10} "
-    return f"{head}{counts}{numbers}  {', '.join(kernels)}{waits}"
+    given = f"{line['dtype']:9}{line['batch']:>2} {line['logits']:>8}"
+    counts = f"{line['kernels']:>8}{line['waits']:>6}{line['peak_mib']:>10} "
+    return f"{head}{given}{counts}{numbers}  {', '.join(kernels)}{waits}"
 
 
 def heading() -> str:
     names = " ".join(f"{gpu.name:>8}" for gpu in GPUS.values())
-    columns = f"{'bench':9}{'case':24}{'method':17}{'Triton':8}{'dtype':9}{'n':>2} {'logits':>8}{'kernels':>8}{'waits':>6}"
-    return f"{columns}{'peak MiB':>10} {names}  SDPA kernels"
+    columns = f"{'bench':9}{'case':24}{'method':17}{'Triton':8}{'dtype':9}{'n':>2} {'logits':>8}"
+    return f"{columns}{'kernels':>8}{'waits':>6}{'peak MiB':>10} {names}  SDPA kernels"
 
 
 def main(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Denoisers with random weights in the layout of SD1.5, SDXL, SD3 and Flux, and one classifier-free-guided step of each.
+"""Denoisers with random weights in the layout of SD1.5, SDXL, SD3 and Flux, and a step with CFG of each.
 
 What a step costs doesn't depend on the weights. On a CPU sizes are reduced, on an accelerator they are the real ones.
 """
@@ -172,7 +172,7 @@ def flux_transformer(size: Size) -> FluxTransformer2DModel:
     )
 
 
-BUILDERS: dict[str, Callable[[Size], nn.Module]] = {
+BUILDERS: dict[str, Callable[[Size], Any]] = {
     "sd15": sd15_unet,
     "sdxl": sdxl_unet,
     "sd3": sd3_transformer,

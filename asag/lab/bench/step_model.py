@@ -9,7 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from diffusers import FluxTransformer2DModel
+from torch import Tensor
 
 from asag.lab.bench import models
 from asag.lab.bench.shapes import StepCase
@@ -20,7 +21,7 @@ CFG_SCALE = 7.0
 
 @dataclass
 class StepModel:
-    """`rows` are [unconditional, conditional] latents, of Flux conditional ones alone; `given` is the rest of a call."""
+    """`rows` are [unconditional, conditional] latents, of Flux the conditional ones; `given` is the rest of a call."""
 
     model: Any
     rows: Tensor
@@ -39,7 +40,7 @@ class StepModel:
     def step(self) -> Tensor:
         """The prediction of one step, by classifier-free guidance where the model has two rows for an image."""
         predicted = self.predict()
-        if isinstance(self.model, models.FluxTransformer2DModel):
+        if isinstance(self.model, FluxTransformer2DModel):
             return predicted
         uncond, cond = predicted.chunk(2)
         return uncond + CFG_SCALE * (cond - uncond)
@@ -47,7 +48,7 @@ class StepModel:
     def pipeline(self) -> Any:
         """What asag_guidance looks at in a pipeline; a double."""
         pipe = models.pipeline_double(self.model)
-        if isinstance(self.model, models.FluxTransformer2DModel):
+        if isinstance(self.model, FluxTransformer2DModel):
             pipe.do_classifier_free_guidance = False
         pipe.scheduler = SimpleNamespace(
             timesteps=list(range(models.STEPS)), config={}, alphas_cumprod=torch.linspace(0.999, 0.01, 1000)
