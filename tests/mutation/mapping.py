@@ -17,7 +17,11 @@ DIFFUSERS = [
     "tests/hosts/test_diffusers_variants.py",
     "tests/hosts/test_diffusers_trace.py",
 ]
-NEO = ["tests/models/test_neo_transformers.py", "tests/models/test_host_attention.py"]
+NEO = [
+    "tests/models/test_host_families.py",
+    "tests/models/test_neo_transformers.py",
+    "tests/models/test_host_attention.py",
+]
 
 # pytest's -k. The others measure a process of its own, or take long for what smaller ones show as well.
 CHOSEN = "not memory_at and not 4096"
