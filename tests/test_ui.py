@@ -99,8 +99,9 @@ def test_sections_fold_and_a_choice_comes_first_in_them(made: list[Component], t
     for group in groups:
         ident = f"id_section_{group.lower().replace(' ', '_')}"
         assert folds[group] == {"open": group == "Blocks", "visible": True, "elem_id": ident}
-    method = [each.given["label"] for each in made if above(each)[1:2] == ["Accordion Method"]]
-    assert method == ["Method", "Iterations", "Strength", "Blur", "Tolerance"]
+    found = [each.given["label"] for each in made if above(each)[1:2] == ["Accordion Method"]]
+    others = [option.label for _, option in options().values() if option.group == "Method" and not option.choices]
+    assert found == ["Method", *others]
     assert above(accordion.notice) == [asag]
     assert (accordion.notice.args, accordion.notice.given) == (("",), {"elem_id": "id_notice"})
 
@@ -130,7 +131,9 @@ def test_the_page_is_told_where_sliders_end_and_which_methods_a_field_is_for(mad
     about = next(each for each in made if each.given.get("elem_id") == "id_about")
     rules = json.loads(html.unescape(re.search('data-fields="([^"]*)"', about.args[0])[1]))
     sinkhorn = {"of": "id_method", "methods": ["asag", "similarity"]}
-    assert rules == {
+    known = {name for name, (_, option) in options().items() if option.slider_maximum is not None or option.methods}
+    assert set(rules) == {f"id_{name}" for name in known}
+    expected = {
         "id_scale": {"slider_maximum": 10.0},
         "id_iterations": {"slider_maximum": 10, **sinkhorn},
         "id_strength": {"slider_maximum": 3.0, **sinkhorn},
@@ -138,6 +141,7 @@ def test_the_page_is_told_where_sliders_end_and_which_methods_a_field_is_for(mad
         "id_hires_scale": {"slider_maximum": 10.0},
         "id_tolerance": {"slider_maximum": 0.5, **sinkhorn},
     }
+    assert {name: rules[name] for name in expected} == expected
 
 
 def test_presets_hold_what_changes_the_picture(made: list[Component], tmp_path: Path) -> None:
