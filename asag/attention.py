@@ -16,6 +16,7 @@ from torch import Tensor
 from asag.attention_arguments import check_attention_inputs, check_options
 from asag.device_scores import DeviceScores, full_float32
 from asag.kernel_choice import KERNELS, named_implementation
+from asag.kernel_path import plain
 from asag.precision import without_autocast
 from asag.sinkhorn import DenseScores, StreamingScores, bound_logits, iterate
 
@@ -102,13 +103,11 @@ def _on_device(
 ) -> Tensor:
     """On an accelerator: by the Triton kernels where they suit, else by torch's. The first result of a kind of tensors
     is compared with torch's, for which the host waits; it doesn't again."""
-    if tolerance is None and impl in ("auto", "triton") and KERNELS.suits(query, value):
-        found = KERNELS.attention(query, key, value, scale, iterations, normalize)
-        if found is not None and not KERNELS.to_compare(query, value):
-            return found
-        expected = _by_torch(query, key, value, scale, iterations, tolerance, normalize)
-        return found if found is not None and KERNELS.agrees(found, expected, value) else expected
-    return _by_torch(query, key, value, scale, iterations, tolerance, normalize)
+    given = (query, key, value, scale, iterations, tolerance, normalize)
+    if impl not in ("auto", "triton") or not KERNELS.suits(query, key, value):
+        return _by_torch(*given)
+    compiled_in = ("plain", tolerance is not None)
+    return KERNELS.run(query, value, compiled_in, lambda kernels: plain(kernels, *given), lambda: _by_torch(*given))
 
 
 def _by_torch(

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import logging
 import os
+from collections.abc import Callable, Hashable
 from types import ModuleType
 
 import torch
@@ -22,7 +23,11 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # How far the first result may be from the torch path's; each is within half of it of the exact one.
 DIFFERENCE = {torch.float16: 8e-3, torch.bfloat16: 4e-2, torch.float32: 1e-3}
 
-Signature = tuple[torch.device, torch.dtype, int, int]
+# Offsets within a head are 32 bits in the kernels, and a grid has no more rows of programs.
+LARGEST_OFFSET, MOST_HEADS = 2**31, 2**16 - 1
+
+# Device, dtype, head dimensions of query and value, and what else is compiled in.
+Signature = tuple[torch.device, torch.dtype, int, int, Hashable]
 
 
 class KernelChoice:
@@ -31,69 +36,79 @@ class KernelChoice:
     def __init__(self) -> None:
         self.module: ModuleType | None = None
         self.off = importlib.util.find_spec("triton") is None
+        self.reason = "the package triton isn't installed" if self.off else ""
         self.compared: set[Signature] = set()
 
-    def suits(self, query: Tensor, value: Tensor) -> bool:
+    def suits(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
         """Whether these tensors may go to the kernels."""
         if self.off or query.device.type != "cuda" or query.dtype not in DTYPES:
             return False
         if query.shape[3] not in HEAD_DIMS or value.shape[3] not in HEAD_DIMS:
             return False
+        if query.shape[0] * query.shape[1] > MOST_HEADS:
+            return False
+        if any(each.shape[2] * each.stride(2) >= LARGEST_OFFSET for each in (query, key, value)):
+            return False
         return torch.version.hip is not None or torch.cuda.get_device_capability(query.device) >= LEAST_CAPABILITY
 
-    def attention(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: float, iterations: int, normalize: str
-    ) -> Tensor | None:
-        """The operator by the kernels, (batch, heads, n, e) in the query's dtype; None, and a line in the log, when
-        they fail: then they are off until the process ends."""
+    def run(
+        self,
+        query: Tensor,
+        value: Tensor,
+        compiled_in: Hashable,
+        by_kernels: Callable[[ModuleType], Tensor],
+        by_torch: Callable[[], Tensor],
+    ) -> Tensor:
+        """What `by_kernels` makes of the kernels' module; the first result for a kind of tensors is compared with that
+        of `by_torch`, for which the host waits. Where they fail or differ, that is the answer, the log has a line, and
+        the kernels are off until the process ends."""
+        signature = (query.device, query.dtype, query.shape[3], value.shape[3], compiled_in)
+        found = self.tried(by_kernels)
+        if found is not None and not self.to_compare(signature):
+            return found
+        expected = by_torch()
+        return found if found is not None and self.agrees(signature, found, expected) else expected
+
+    def tried(self, by_kernels: Callable[[ModuleType], Tensor]) -> Tensor | None:
         try:
             if self.module is None:
-                self.module = importlib.import_module("asag.kernels")
+                self.module = importlib.import_module("asag.kernel_launch")
                 logger.info("ASAG uses its Triton kernels (%s=streaming switches them off)", VARIABLE)
-            return by_kernels(self.module, query, key, value, scale, iterations, normalize)
+            return by_kernels(self.module)
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # a driver, a compiler: whatever it is, there is another way
             self.switch_off(f"{type(error).__name__}: {error}")
             return None
 
-    def to_compare(self, query: Tensor, value: Tensor) -> bool:
-        """Whether these are the first of their kind, whose result has to be compared."""
-        return self.signature(query, value) not in self.compared
+    def to_compare(self, signature: Signature) -> bool:
+        """Whether this is the first of its kind, whose result has to be compared."""
+        return signature not in self.compared
 
-    def agrees(self, found: Tensor, expected: Tensor, value: Tensor) -> bool:
-        """Compare the first result with the torch path's; a difference switches the kernels off."""
+    def agrees(self, signature: Signature, found: Tensor, expected: Tensor) -> bool:
+        """Compare a result with the torch path's; a difference switches the kernels off."""
         wide = expected.float()
         difference = float((found.float() - wide).norm() / wide.norm().clamp_min(1e-30))
         if not difference <= DIFFERENCE[found.dtype]:
             self.switch_off(f"their first result differs by {difference:.2g}")
             return False
-        self.compared.add(self.signature(found, value))
+        self.compared.add(signature)
         return True
 
     def switch_off(self, reason: str) -> None:
-        self.off = True
+        self.off, self.reason = True, reason
         logger.warning("ASAG doesn't use its Triton kernels: %s", reason)
 
-    @staticmethod
-    def signature(query: Tensor, value: Tensor) -> Signature:
-        return query.device, query.dtype, query.shape[3], value.shape[3]
-
-
-def by_kernels(
-    kernels: ModuleType, query: Tensor, key: Tensor, value: Tensor, scale: float, iterations: int, normalize: str
-) -> Tensor:
-    """`iterations` sweeps and the product, in 2 iterations + 1 launches. "columns" takes one more half-sweep: it
-    rescales row i by ``n exp(f_i + LSE_j(L_ij + g_j))``."""
-    columns: Tensor | None = None
-    for _ in range(iterations):
-        rows: Tensor = kernels.half_sweep(query, key, columns, scale)
-        columns = kernels.half_sweep(key, query, rows, scale)
-    out: Tensor = kernels.biased_attention(query, key, value, columns, scale)
-    if normalize == "columns":
-        factor = torch.exp(rows - kernels.half_sweep(query, key, columns, scale))
-        out = (out * factor.unflatten(0, query.shape[:2])[..., None]).to(query.dtype)
-    return out
+    def in_use(self) -> str:
+        """Which implementation attends on CUDA, and why, in words for a person."""
+        named = os.environ.get(VARIABLE, "auto")
+        if named not in ("auto", "triton"):
+            return f"{named}: {VARIABLE} names it"
+        if self.off:
+            return f"streaming: {self.reason}"
+        if self.compared:
+            return "triton"
+        return "not known yet: Triton's kernels are tried with the first guided step on a suitable GPU"
 
 
 def named_implementation(impl: str) -> str:

@@ -1,15 +1,17 @@
-"""Sinkhorn's potentials and the final attention by two Triton kernels: nothing of size n x m, no copy, no wait.
+"""Sinkhorn's potentials and the final attention by three Triton kernels: nothing of size n x m, no copy, no wait.
 
 A half-sweep is the log-sum-exp part of flash attention with one number per key added to the scores:
 
     out_i = -log n - LSE_j(scale q_i·k_j + bias_j)
 
 For f queries and keys as they are, bias g; for g the two change places, bias f. T iterations and the final product are
-2 T + 1 launches in all. Head dimensions are split into a power of two and a rest (40 = 32 + 8, 80 = 64 + 16,
-160 = 128 + 32), so that little is padded; strided heads are read where they lie. Logits may have any size: maxima are
-subtracted as they come, sums are float32, products of half precision are exact, and those of float32 never TF32.
+2 T + 1 launches in all, in joint attention, too. Head dimensions are split into a power of two and a rest (40 = 32 + 8,
+80 = 64 + 16, 160 = 128 + 32), so that little is padded; strided heads are read where they lie. Logits may have any
+size: maxima are subtracted as they come, sums are float32, products of half precision are exact, and those of float32
+never TF32.
 
-Needs the package triton; asag.kernel_choice says where these are used. TRITON_INTERPRET=1 runs them on a CPU.
+Needs the package triton; asag.kernel_launch starts these, and asag.kernel_choice says where they are used.
+TRITON_INTERPRET=1 runs them on a CPU.
 """
 
 # Triton reads the types of its functions' arguments itself.
@@ -17,13 +19,8 @@ Needs the package triton; asag.kernel_choice says where these are used. TRITON_I
 
 from __future__ import annotations
 
-import math
-import os
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -45,19 +42,11 @@ def _queries(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _added(total, weights, values, shrink, PRECISION: tl.constexpr):
-    if PRECISION == "interpret":
-        total = tl.dot(weights.to(values.dtype).to(tl.float32), values.to(tl.float32), total * shrink[:, None])
-    else:
-        total = tl.dot(weights.to(values.dtype), values, total * shrink[:, None], input_precision=PRECISION)
-    return total
-
-
-@triton.jit  # type: ignore[untyped-decorator]
 def _scores(
-    q1, q2, K, key_offsets, stride_kd, key_mask, ROWS: tl.constexpr, WIDTH: tl.constexpr, D1: tl.constexpr,
-    D2: tl.constexpr, PRECISION: tl.constexpr,
+    q1, q2, K, key_offsets, stride_kd, key_mask, WIDTH: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
+    """q·k of a tile of keys, float32, not scaled."""
     d1 = tl.arange(0, D1)
     k1 = tl.load(K + key_offsets[None, :] + d1[:, None] * stride_kd, mask=key_mask[None, :], other=0.0)
     if PRECISION == "interpret":  # the interpreter has no bfloat16 products
@@ -73,15 +62,77 @@ def _scores(
     return scores
 
 
+@triton.jit
+def _summed(scores, top, total):
+    """One more tile of a log-sum-exp: its sum is ``total 2^top``."""
+    new_top = tl.maximum(top, tl.max(scores, 1))
+    return new_top, total * tl.exp2(top - new_top) + tl.sum(tl.exp2(scores - new_top[:, None]), 1)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _added(total, weights, values, shrink, PRECISION: tl.constexpr):
+    if PRECISION == "interpret":
+        total = tl.dot(weights.to(values.dtype).to(tl.float32), values.to(tl.float32), total * shrink[:, None])
+    else:
+        total = tl.dot(weights.to(values.dtype), values, total * shrink[:, None], input_precision=PRECISION)
+    return total
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _nothing(BLOCK_N: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr):
+    """Maxima and sums of attention to no keys."""
+    top = tl.full([BLOCK_N], NOTHING, tl.float32)
+    total = tl.zeros([BLOCK_N], tl.float32)
+    return top, total, tl.zeros([BLOCK_N, E1], tl.float32), tl.zeros([BLOCK_N, E2 if E2 > 0 else 1], tl.float32)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _attended(
+    scores, V, value_offsets, stride_vd, key_mask, top, total, sum1, sum2, WIDTH: tl.constexpr, E1: tl.constexpr,
+    E2: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One more tile of attention, of which the sums are kept as in `_summed`."""
+    new_top = tl.maximum(top, tl.max(scores, 1))
+    weights = tl.exp2(scores - new_top[:, None])
+    shrink = tl.exp2(top - new_top)
+    e1 = tl.arange(0, E1)
+    v1 = tl.load(V + value_offsets[:, None] + e1[None, :] * stride_vd, mask=key_mask[:, None], other=0.0)
+    sum1 = _added(sum1, weights, v1, shrink, PRECISION)
+    if E2 > 0:
+        e2 = E1 + tl.arange(0, E2)
+        inside = key_mask[:, None] & (e2[None, :] < WIDTH)
+        v2 = tl.load(V + value_offsets[:, None] + e2[None, :] * stride_vd, mask=inside, other=0.0)
+        sum2 = _added(sum2, weights, v2, shrink, PRECISION)
+    return new_top, total * shrink + tl.sum(weights, 1), sum1, sum2
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _stored(
+    OUT, rows, row_mask, stride_on, stride_od, total, sum1, sum2, WIDTH: tl.constexpr, E1: tl.constexpr,
+    E2: tl.constexpr,
+):  # fmt: skip
+    out = OUT + rows[:, None] * stride_on
+    e1 = tl.arange(0, E1)
+    tl.store(out + e1[None, :] * stride_od, (sum1 / total[:, None]).to(OUT.dtype.element_ty), mask=row_mask[:, None])
+    if E2 > 0:
+        e2 = E1 + tl.arange(0, E2)
+        inside = row_mask[:, None] & (e2[None, :] < WIDTH)
+        tl.store(out + e2[None, :] * stride_od, (sum2 / total[:, None]).to(OUT.dtype.element_ty), mask=inside)
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def half_sweep_kernel(
-    Q, K, BIAS, OUT, n, m, heads, scale_log2e, log_n,
+    Q, K, BIAS, MOVING, OUT, n, m, heads, scale_log2e, log_n,
     stride_qb, stride_qh, stride_qn, stride_qd, stride_kb, stride_kh, stride_km, stride_kd,
-    WIDTH: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, HAS_BIAS: tl.constexpr,
+    WIDTH: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MOVING: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """OUT[i] = -log n - LSE_j(scale q_i·k_j + BIAS[j]); BIAS (heads, m) and OUT (heads, n) float32, contiguous."""
+    """OUT[i] = -log n - LSE_j(scale q_i·k_j + BIAS[j]); BIAS (heads, m) and OUT (heads, n) float32, contiguous. Heads
+    whose MOVING (heads) is 0 keep what OUT has."""
     head = tl.program_id(1).to(tl.int64)
+    if HAS_MOVING:  # noqa: SIM102 (this one is decided when the kernel is compiled, the other when it runs)
+        if tl.load(MOVING + head) == 0:
+            return
     batch, part = head // heads, head % heads
     Q += batch * stride_qb + part * stride_qh
     K += batch * stride_kb + part * stride_kh
@@ -93,14 +144,10 @@ def half_sweep_kernel(
     for start in range(0, m, BLOCK_M):
         columns = start + tl.arange(0, BLOCK_M)
         mask = columns < m
-        scores = _scores(q1, q2, K, columns * stride_km, stride_kd, mask, BLOCK_N, WIDTH, D1, D2, PRECISION)
-        scores = scores * scale_log2e
+        scores = _scores(q1, q2, K, columns * stride_km, stride_kd, mask, WIDTH, D1, D2, PRECISION) * scale_log2e
         if HAS_BIAS:
             scores += tl.load(BIAS + head * m + columns, mask=mask, other=0.0)[None, :] * LOG2E
-        scores = tl.where(mask[None, :], scores, NOTHING)
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        total = total * tl.exp2(top - new_top) + tl.sum(tl.exp2(scores - new_top[:, None]), 1)
-        top = new_top
+        top, total = _summed(tl.where(mask[None, :], scores, NOTHING), top, total)
     tl.store(OUT + head * n + rows, -log_n - (top + tl.log2(total)) * LN2, mask=row_mask)
 
 
@@ -115,93 +162,79 @@ def biased_attention_kernel(
     """OUT = softmax(scale q kᵀ + BIAS) v."""
     head = tl.program_id(1).to(tl.int64)
     batch, part = head // heads, head % heads
-    Q += batch * stride_qb + part * stride_qh
     K += batch * stride_kb + part * stride_kh
     V += batch * stride_vb + part * stride_vh
-    OUT += batch * stride_ob + part * stride_oh
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row_mask = rows < n
+    Q += batch * stride_qb + part * stride_qh
     q1, q2 = _queries(Q, rows, row_mask, stride_qn, stride_qd, WIDTH, D1, D2)
-    top = tl.full([BLOCK_N], NOTHING, tl.float32)
-    total = tl.zeros([BLOCK_N], tl.float32)
-    e1 = tl.arange(0, E1)
-    sum1 = tl.zeros([BLOCK_N, E1], tl.float32)
-    if E2 > 0:
-        e2 = E1 + tl.arange(0, E2)
-        sum2 = tl.zeros([BLOCK_N, E2], tl.float32)
+    top, total, sum1, sum2 = _nothing(BLOCK_N, E1, E2)
     for start in range(0, m, BLOCK_M):
         columns = start + tl.arange(0, BLOCK_M)
         mask = columns < m
-        scores = _scores(q1, q2, K, columns * stride_km, stride_kd, mask, BLOCK_N, WIDTH, D1, D2, PRECISION)
+        scores = _scores(q1, q2, K, columns * stride_km, stride_kd, mask, WIDTH, D1, D2, PRECISION)
         bias = tl.load(BIAS + head * m + columns, mask=mask, other=0.0)
         scores = tl.where(mask[None, :], scores * scale_log2e + bias[None, :] * LOG2E, NOTHING)
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_top[:, None])
-        shrink = tl.exp2(top - new_top)
-        total = total * shrink + tl.sum(weights, 1)
-        top = new_top
-        v1 = tl.load(V + columns[:, None] * stride_vm + e1[None, :] * stride_vd, mask=mask[:, None], other=0.0)
-        sum1 = _added(sum1, weights, v1, shrink, PRECISION)
-        if E2 > 0:
-            inside = mask[:, None] & (e2[None, :] < VALUE_WIDTH)
-            v2 = tl.load(V + columns[:, None] * stride_vm + e2[None, :] * stride_vd, mask=inside, other=0.0)
-            sum2 = _added(sum2, weights, v2, shrink, PRECISION)
-    out = OUT + rows[:, None] * stride_on
-    tl.store(out + e1[None, :] * stride_od, (sum1 / total[:, None]).to(OUT.dtype.element_ty), mask=row_mask[:, None])
-    if E2 > 0:
-        inside = row_mask[:, None] & (e2[None, :] < VALUE_WIDTH)
-        tl.store(out + e2[None, :] * stride_od, (sum2 / total[:, None]).to(OUT.dtype.element_ty), mask=inside)
+        top, total, sum1, sum2 = _attended(
+            scores, V, columns * stride_vm, stride_vd, mask, top, total, sum1, sum2, VALUE_WIDTH, E1, E2, PRECISION
+        )
+    OUT += batch * stride_ob + part * stride_oh
+    _stored(OUT, rows, row_mask, stride_on, stride_od, total, sum1, sum2, VALUE_WIDTH, E1, E2)
 
 
-def split_width(width: int) -> tuple[int, int]:
-    """A head dimension as a power of two and the rest, which is padded to one of at least 16 (tl.dot's least)."""
-    first = 1 << (width.bit_length() - 1)
-    rest = width - first
-    return first, max(16, 1 << (rest - 1).bit_length()) if rest else 0
+@triton.jit  # type: ignore[untyped-decorator]
+def joint_attention_kernel(
+    Q, K, V, BIAS, MASK, OUT, n, m, heads, before, text, scale_log2e, softmax_log2e,
+    stride_qb, stride_qh, stride_qn, stride_qd, stride_kb, stride_kh, stride_km, stride_kd,
+    stride_vb, stride_vh, stride_vm, stride_vd, stride_ob, stride_oh, stride_on, stride_od,
+    stride_mb, stride_mh, stride_mn, stride_mt,
+    WIDTH: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, VALUE_WIDTH: tl.constexpr, E1: tl.constexpr,
+    E2: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Image queries Q attend to keys of which those from `before` to `before + m` are the image's, the others `text`.
 
-
-def blocks_of(width: int, itemsize: int) -> dict[str, int]:
-    """Rows and columns of a tile, and warps."""
-    if itemsize > 2:
-        rows, columns = (64, 32) if width <= 128 else (32, 16)
-    else:
-        rows, columns = (128, 64) if width <= 64 else (64, 64) if width <= 160 else (64, 32)
-    return {"BLOCK_N": rows, "BLOCK_M": columns, "num_warps": 4 if width <= 128 else 8}
-
-
-def precision_of(query: Tensor) -> str:
-    """The interpreter has no products of bfloat16. Of half precision there is one kind of product on a device."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1" and query.dtype == torch.bfloat16
-    return "interpret" if interpreted else "ieee"
-
-
-def half_sweep(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """``-log n - LSE_j(scale q kᵀ + bias)``: query (batch, heads, n, d), key (batch, heads, m, d), bias (batch * heads,
-    m) float32; returns (batch * heads, n) float32."""
-    batch, heads, n, width = query.shape
-    m = key.shape[2]
-    out = torch.empty(batch * heads, n, device=query.device, dtype=torch.float32)
-    first, rest = split_width(width)
-    blocks = blocks_of(width, query.element_size())
-    half_sweep_kernel[(triton.cdiv(n, blocks["BLOCK_N"]), batch * heads)](
-        query, key, out if bias is None else bias, out, n, m, heads, scale * math.log2(math.e), math.log(n),
-        *query.stride(), *key.stride(), WIDTH=width, D1=first, D2=rest, HAS_BIAS=bias is not None,
-        PRECISION=precision_of(query), **blocks,
-    )  # fmt: skip
-    return out
-
-
-def biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """``softmax(scale q kᵀ + bias) v``, (batch, heads, n, e) in the query's dtype, laid out as hosts join heads."""
-    batch, heads, n, width = query.shape
-    m, value_width = value.shape[2:]
-    out = torch.empty(batch, n, heads, value_width, device=query.device, dtype=query.dtype).transpose(1, 2)
-    (first, rest), (value_first, value_rest) = split_width(width), split_width(value_width)
-    blocks = blocks_of(max(width, value_width), query.element_size())
-    biased_attention_kernel[(triton.cdiv(n, blocks["BLOCK_N"]), batch * heads)](
-        query, key, value, bias, out, n, m, heads, scale * math.log2(math.e),
-        *query.stride(), *key.stride(), *value.stride(), *out.stride(),
-        WIDTH=width, D1=first, D2=rest, VALUE_WIDTH=value_width, E1=value_first, E2=value_rest,
-        PRECISION=precision_of(query), **blocks,
-    )  # fmt: skip
-    return out
+    With S = softmax(scale q kᵀ + BIAS) v over image keys and L their ordinary log-sum-exp, OUT is ordinary attention
+    over the text keys and one more key, whose logit is L and whose value is S. So what the image is given as a whole
+    is what SoftMax gives it. MASK (…, n, text) is added to the text keys' logits.
+    """
+    head = tl.program_id(1).to(tl.int64)
+    batch, part = head // heads, head % heads
+    K += batch * stride_kb + part * stride_kh
+    V += batch * stride_vb + part * stride_vh
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row_mask = rows < n
+    Q += batch * stride_qb + part * stride_qh
+    q1, q2 = _queries(Q, rows, row_mask, stride_qn, stride_qd, WIDTH, D1, D2)
+    top, total, sum1, sum2 = _nothing(BLOCK_N, E1, E2)
+    image_top, image_total = top, total
+    for start in range(0, m, BLOCK_M):
+        columns = start + tl.arange(0, BLOCK_M)
+        mask = columns < m
+        keys = before + columns
+        scores = _scores(q1, q2, K, keys * stride_km, stride_kd, mask, WIDTH, D1, D2, PRECISION)
+        logits = tl.where(mask[None, :], scores * softmax_log2e, NOTHING)
+        image_top, image_total = _summed(logits, image_top, image_total)
+        bias = tl.load(BIAS + head * m + columns, mask=mask, other=0.0)
+        scores = tl.where(mask[None, :], scores * scale_log2e + bias[None, :] * LOG2E, NOTHING)
+        top, total, sum1, sum2 = _attended(
+            scores, V, keys * stride_vm, stride_vd, mask, top, total, sum1, sum2, VALUE_WIDTH, E1, E2, PRECISION
+        )
+    sum1 *= (image_total / total)[:, None]
+    sum2 *= (image_total / total)[:, None]
+    MASK += batch * stride_mb + part * stride_mh
+    for start in range(0, text, BLOCK_M):
+        columns = start + tl.arange(0, BLOCK_M)
+        mask = columns < text
+        keys = tl.where(columns < before, columns, columns + m)
+        scores = _scores(q1, q2, K, keys * stride_km, stride_kd, mask, WIDTH, D1, D2, PRECISION) * softmax_log2e
+        if HAS_MASK:
+            inside = row_mask[:, None] & mask[None, :]
+            hidden = tl.load(MASK + rows[:, None] * stride_mn + columns[None, :] * stride_mt, mask=inside, other=0.0)
+            scores += hidden.to(tl.float32) * LOG2E
+        scores = tl.where(mask[None, :], scores, NOTHING)
+        image_top, image_total, sum1, sum2 = _attended(
+            scores, V, keys * stride_vm, stride_vd, mask, image_top, image_total, sum1, sum2, VALUE_WIDTH, E1, E2,
+            PRECISION,
+        )  # fmt: skip
+    OUT += batch * stride_ob + part * stride_oh
+    _stored(OUT, rows, row_mask, stride_on, stride_od, image_total, sum1, sum2, VALUE_WIDTH, E1, E2)

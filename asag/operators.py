@@ -7,14 +7,20 @@ whose queries and keys are text and image tokens together (MMDiT). Tensors are (
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from asag.attention import adversarial_sinkhorn_attention, attention_rows, softmax_rows
+from asag.attention import adversarial_sinkhorn_attention, attention_rows, signed_scale, softmax_rows
+from asag.attention_arguments import check_attention_inputs, check_options
 from asag.blocks import Address
+from asag.joint_parts import check_image_unmasked, text_attending, text_bias_of, text_of
+from asag.kernel_choice import KERNELS, named_implementation
+from asag.kernel_path import joint
 from asag.precision import at_least_float32
 
 METHODS = ("asag", "pag", "seg", "uniform", "similarity")
@@ -67,7 +73,7 @@ class Operator:
             check_image_unmasked(mask, image)
             return self.plain(query, key, value, grid)
         image_mask = check_image_unmasked(mask, image)
-        out = _text_attending(query, key, value, image, mask)
+        out = text_attending(query, key, value, image, mask)
         # A few heads at a time, for what is padded are copies.
         elements = JOINT_CHUNK_ELEMENTS.get(query.device.type, DEVICE_CHUNK_ELEMENTS)
         step = max(elements // (key.shape[0] * key.shape[2] * (value.shape[3] + 8)), 1)
@@ -100,30 +106,6 @@ class Operator:
         out[:, :, image] = kept[..., : value.shape[3]] + mass * spread
 
 
-def _text_attending(query: Tensor, key: Tensor, value: Tensor, image: slice, mask: Tensor | None) -> Tensor:
-    """SoftMax attention of the text queries, before and after `image`; the rows of image queries aren't filled."""
-    out = query.new_empty(*query.shape[:3], value.shape[3])
-    for rows in (slice(0, image.start), slice(image.stop, query.shape[2])):
-        if rows.start < rows.stop:
-            own_mask = mask if mask is None or mask.shape[2] == 1 else mask[:, :, rows]
-            out[:, :, rows] = F.scaled_dot_product_attention(query[:, :, rows], key, value, attn_mask=own_mask)
-    return out
-
-
-def check_image_unmasked(mask: Tensor | None, image: slice) -> Tensor | None:
-    """The rows of an attention mask (…, …, queries or 1, keys) that hold for image queries; None when there is none.
-
-    Raises ValueError when it hides image tokens from one another: a plan over them couldn't keep to that.
-    """
-    if mask is None:
-        return None
-    rows = mask if mask.shape[2] == 1 else mask[:, :, image]
-    among = rows[..., image]
-    if not bool(among.all() if mask.dtype == torch.bool else not among.any()):
-        raise ValueError("mask: hides image tokens from one another; allowed: a mask over text tokens")
-    return rows
-
-
 @dataclass(frozen=True)
 class Sinkhorn(Operator):
     """ASA and its ablations (paper: Eq. 13 and Table 3); the options are those of adversarial_sinkhorn_attention."""
@@ -147,6 +129,39 @@ class Sinkhorn(Operator):
             tolerance=self.tolerance,
             impl=self.impl,
         )
+
+    def joint(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        image: slice,
+        grid: tuple[int, int] | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """As `Operator.joint`; by the Triton kernels where they suit, for all heads at once and with no copy."""
+        given = (query, key, value, image, grid, mask)
+        if (image.start, image.stop) == (0, query.shape[2]) or not self._by_kernels(query, key, value):
+            return super().joint(*given)
+        check_attention_inputs(query, key, value)
+        check_options(self.iterations, self.strength, self.cost, self.normalize, self.tolerance, self.impl)
+        text_bias = text_bias_of(check_image_unmasked(mask, image), image, query)
+        scale = signed_scale(self.cost, self.strength, query)
+
+        def by_kernels(kernels: ModuleType) -> Tensor:
+            out = text_attending(query, key, value, image, mask)
+            bias = None if text_bias is None else text_bias.expand(*query.shape[:2], -1, -1)
+            joint(kernels, query, key, value, image, bias, scale, self.iterations, self.tolerance, out)
+            return out
+
+        compiled_in = ("joint", self.tolerance is not None, text_bias is not None)
+        by_torch = partial(replace(self, impl="streaming").joint, *given)
+        return KERNELS.run(query, value, compiled_in, by_kernels, by_torch)
+
+    def _by_kernels(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
+        """Whether the kernels do all of joint attention; where rows aren't normalised, they may still do `plain`."""
+        sinkhorn = self.cost != "uniform" and self.strength > 0 and self.normalize == "rows"
+        return sinkhorn and named_implementation(self.impl) in ("auto", "triton") and KERNELS.suits(query, key, value)
 
     def map_rows(self, query: Tensor, key: Tensor, chosen: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         if self.normalize != "rows":
@@ -193,8 +208,8 @@ class Identity(Operator):
         if (image.start, image.stop) == (0, query.shape[2]):
             check_image_unmasked(mask, image)
             return self.plain(query, key, value, grid)
-        text_bias = _text_bias(check_image_unmasked(mask, image), image, query)
-        out = _text_attending(query, key, value, image, mask)
+        text_bias = text_bias_of(check_image_unmasked(mask, image), image, query)
+        out = text_attending(query, key, value, image, mask)
         text_key, text_value = text_of(key, image, 2), text_of(value, image, 2)
         scale = 1 / math.sqrt(query.shape[3])
         images = range(*image.indices(query.shape[2]))
@@ -209,25 +224,6 @@ class Identity(Operator):
             weights = torch.softmax(at_least_float32(logits), dim=-1).to(value.dtype)
             out[:, :, rows] = weights[..., :-1] @ text_value + weights[..., -1:] * value[:, :, rows]
         return out
-
-
-def text_of(tensor: Tensor, image: slice, axis: int) -> Tensor:
-    """What lies before and after the image tokens of an axis. By slices: a mask as an index makes a GPU's host wait."""
-    before = tensor.narrow(axis, 0, image.start)
-    after = tensor.narrow(axis, image.stop, tensor.shape[axis] - image.stop)
-    if not before.shape[axis]:
-        return after
-    return torch.cat([before, after], dim=axis) if after.shape[axis] else before
-
-
-def _text_bias(mask: Tensor | None, image: slice, like: Tensor) -> Tensor | None:
-    """What a mask's rows for image queries add to the logits of the text keys, (…, …, image queries, text keys)."""
-    if mask is None:
-        return None
-    text_mask = text_of(mask, image, 3).expand(-1, -1, image.stop - image.start, -1)
-    if mask.dtype == torch.bool:
-        return torch.zeros_like(text_mask, dtype=like.dtype).masked_fill(~text_mask, -math.inf)
-    return text_mask.to(like.dtype)
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,17 @@ def test_with_triton_a_layer_takes_five_kernels(shape: tuple[int, int, int, int]
     assert not record.squares(shape[1] * shape[2], shape[1] * shape[2])
 
 
+@pytest.mark.parametrize("dtype", [HALF, BRAIN, SINGLE])
+def test_with_triton_joint_attention_takes_seven_kernels_and_no_copy(dtype: torch.dtype) -> None:
+    """Four half-sweeps and the image's attention; the text's rows are SDPA's, and are put where they belong."""
+    record = counted((24, 64, 64, 64), dtype, "asag", text=154, triton=True)
+    ours = [op.name for op in record.ops if op.site.startswith("asag/kernel")]
+    assert ours == ["half_sweep"] * 4 + ["joint_attention"]
+    assert record.kernels <= 7
+    assert waits_of(record) == []
+    assert not [each for each in record.allocations if each.name == "constant_pad_nd"]
+
+
 @pytest.mark.parametrize("triton", [False, True])
 def test_nothing_of_a_layer_is_kept(triton: bool) -> None:
     with FakeCuda(triton=triton) as fake, fake.recording() as record:
@@ -94,10 +105,11 @@ def test_memory_is_two_tiles_and_no_square_of_all_heads(dtype: torch.dtype) -> N
     assert not [each for each in record.squares(tokens, tokens) if each.size > 1 << 28]
 
 
+@pytest.mark.parametrize("triton", [False, True])
 @pytest.mark.parametrize("tolerance", [None, 1e-3])
 @pytest.mark.parametrize("normalize", ["rows", "columns"])
-def test_no_option_waits(normalize: str, tolerance: float | None) -> None:
-    with FakeCuda() as fake:
+def test_no_option_waits(normalize: str, tolerance: float | None, triton: bool) -> None:
+    with FakeCuda(triton=triton) as fake:
         query = torch.empty(2, 4, 64, 40, device="cuda", dtype=HALF)
         chosen = torch.arange(3, device="cuda")
         with fake.recording() as record:

@@ -179,11 +179,6 @@ class Recorder(TorchDispatchMode):
         self.record.live -= size
 
 
-def nothing_to_compare(query: Tensor, value: Tensor) -> bool:
-    """In place of KernelChoice.to_compare. A mock would keep the tensors that it is asked about."""
-    return False
-
-
 class FakeCuda:
     """While entered, `torch.empty(..., device="cuda")` and all that follows is fake. `sm`: the architecture, 89 for an
     RTX 4090 and 90 for an H100. With `triton` the operator uses doubles of its Triton kernels."""
@@ -203,7 +198,7 @@ class FakeCuda:
             mock.patch.object(torch.cuda, "get_device_capability", return_value=divmod(self.sm, 10)),
             mock.patch.object(KERNELS, "off", not self.triton),
             mock.patch.object(KERNELS, "module", FakeKernels(lambda: self.record)),
-            mock.patch.object(KERNELS, "to_compare", nothing_to_compare),
+            mock.patch.object(KERNELS, "to_compare", return_value=False),
             mock.patch.object(torch.cuda, "set_rng_state", return_value=None),
         ):
             self.stack.enter_context(entered)
