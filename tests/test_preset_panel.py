@@ -77,6 +77,7 @@ def test_what_the_components_are(panel: Panel) -> None:
     assert all(each.do_not_save_to_config is True for each in own)
     assert list(panel.panel.buttons) == ["Save", "Rename", "Delete", "Export", "Import"]
     assert [panel.panel.buttons[name].args[0] for name in panel.panel.buttons] == list(panel.panel.buttons)
+    assert {each.inside.given["elem_classes"][0] for each in panel.panel.buttons.values()} == {"asag-buttons"}
     assert panel.panel.notice.given["elem_id"] == "id_preset_notice"
     assert [each.given["max_lines"] for each in (panel.panel.name, panel.panel.shared)] == [1, 1]
     folded = panel.panel.notice.inside

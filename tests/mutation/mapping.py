@@ -12,6 +12,7 @@ FORGE = [
 ]
 WEBUIS = [*A1111, *FORGE, "tests/hosts/test_counting_hooks.py", "tests/hosts/test_run_notes.py"]
 DIFFUSERS = [
+    "tests/hosts/test_diffusers_call.py",
     "tests/hosts/test_diffusers.py",
     "tests/hosts/test_diffusers_reuse.py",
     "tests/hosts/test_diffusers_variants.py",
@@ -78,7 +79,11 @@ TESTS = {
     "asag/hosts/diffusers_models.py": [*DIFFUSERS, "tests/hosts/test_diffusers_beside.py"],
     "asag/hosts/diffusers_pass.py": [*DIFFUSERS, "tests/hosts/test_diffusers_guider.py"],
     "asag/hosts/diffusers_call.py": [*DIFFUSERS, "tests/hosts/test_diffusers_beside.py"],
-    "asag/hosts/diffusers_caller.py": [*DIFFUSERS, "tests/hosts/test_diffusers_beside.py"],
+    "asag/hosts/diffusers_caller.py": [
+        "tests/hosts/test_diffusers_caller.py",
+        *DIFFUSERS,
+        "tests/hosts/test_diffusers_beside.py",
+    ],
     "asag/hosts/diffusers_other_code.py": ["tests/hosts/test_diffusers_beside.py", *DIFFUSERS],
     "asag/hosts/diffusers_guider.py": ["tests/hosts/test_diffusers_guider.py"],
     "asag/models/base.py": ["tests/models/test_ldm_unet.py", "tests/models/test_diffusers_unet.py", *NEO, *FORGE],
