@@ -3,6 +3,7 @@
     UNet  in.4   mid   out.3          DiT  joint.7   double.3   single.12   layer.5
     one layer inside a block:  out.3.0        ranges:  in.4-8, out.3.0-1        lists:  mid, out.3-5
     auto: the model family's default          late: later, which is cheaper          all: every self-attention layer
+    some heads of a layer:  mid:h0-3, out.3.0:h2,5, mid:aligned (see heads.py)
 
 Lists written for sd-perturbed-attention (guidance_utils.py: parse_unet_blocks) are read as it reads them. It numbers
 only the blocks that attend, from 0 in each part of a UNet: d2 is in.4 in SD1.5 and in.7 in SDXL. Its ranges may repeat
@@ -14,17 +15,20 @@ the letter, as in d0-d3, and all that they name must exist.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 from asag.echo import shown
+from asag.heads import BlocksError as BlocksError
+from asag.heads import Heads, Span, joined, print_span, split_heads_off, split_items
 
 PARTS = ("in", "mid", "out", "joint", "double", "single", "layer")
 LETTERS = {"d": "in", "m": "mid", "u": "out"}
 KEYWORDS = ("auto", "late", "all")
 EXAMPLES = (
-    "auto, late, all, mid, in.4, out.3.0, in.4-8, joint.7, double.3, single.10-19, layer.5, or a list with commas"
+    "auto, late, all, mid, in.4, out.3.0, in.4-8, joint.7, double.3, single.10-19, layer.5, mid:h0-3, mid:aligned, "
+    "or a list with commas"
 )
 LONGEST_TEXT = 2000
 
@@ -34,10 +38,6 @@ LAYERS = rf"(?:\.(?P<layers>{SPAN}))?"
 NUMBERED = re.compile(rf"(?P<part>in|out|joint|double|single|layer)\.(?P<blocks>{SPAN}){LAYERS}")
 MIDDLE = re.compile(f"mid{LAYERS}")
 COUNTED = re.compile(f"(?P<letter>[dmu])(?P<blocks>{NUMBER}(?:-(?P=letter)?{NUMBER})?){LAYERS}")
-
-
-class BlocksError(ValueError):
-    """A block list that can't be read, or that names what a model doesn't have."""
 
 
 class Address(NamedTuple):
@@ -51,12 +51,9 @@ class Address(NamedTuple):
         return f"{block_name(self)}.{self.layer}"
 
 
-Span = tuple[int, int]
-
-
 @dataclass(frozen=True)
 class Selector:
-    """What one item of a list selects: a part, a range of blocks and a range of layers (None: all of them).
+    """What one item of a list selects: a part, a range of blocks, a range of layers and of their heads (None: all).
 
     `counted`: the blocks' numbers count those of the part that attend, from 0, as sd-perturbed-attention does.
     """
@@ -65,13 +62,14 @@ class Selector:
     blocks: Span = (0, 0)
     layers: Span | None = None
     counted: bool = False
+    heads: Heads | None = None
 
     def __str__(self) -> str:
         if self.counted:
-            blocks = _letter(self.part) + _print_span(self.blocks)
+            blocks = _letter(self.part) + print_span(self.blocks)
         else:
-            blocks = self.part + ("" if self.part == "mid" else "." + _print_span(self.blocks))
-        return blocks + ("" if self.layers is None else "." + _print_span(self.layers))
+            blocks = self.part + ("" if self.part == "mid" else "." + print_span(self.blocks))
+        return blocks + ("" if self.layers is None else "." + print_span(self.layers)) + _print_heads(self.heads)
 
     def find(self, addresses: Sequence[Address]) -> list[Address]:
         """The addresses that it selects of a model's, in the model's order.
@@ -109,13 +107,14 @@ class Selector:
 
 @dataclass(frozen=True)
 class BlockList:
-    """A parsed list. `keyword` is one of KEYWORDS or "" (then the selectors count)."""
+    """A parsed list. `keyword` is one of KEYWORDS or "" (then the selectors count), `heads` are those of a keyword."""
 
     selectors: tuple[Selector, ...] = ()
     keyword: str = ""
+    heads: Heads | None = None
 
     def __str__(self) -> str:
-        return self.keyword or ", ".join(map(str, self.selectors))
+        return self.keyword + _print_heads(self.heads) if self.keyword else ", ".join(map(str, self.selectors))
 
 
 def parse_blocks(text: str) -> BlockList:
@@ -126,16 +125,18 @@ def parse_blocks(text: str) -> BlockList:
     """
     if not isinstance(text, str) or len(text) > LONGEST_TEXT:
         raise BlocksError(f"{shown(text)}; allowed: text of at most {LONGEST_TEXT} characters: {EXAMPLES}")
-    items = [item.strip() for item in text.lower().split(",")]
-    if len(items) == 1 and items[0] in KEYWORDS:
-        return BlockList(keyword=items[0])
-    if not any(items):
+    items = split_items(text.lower())
+    if not items:
         raise BlocksError(f"{shown(text)}; allowed: {EXAMPLES}")
-    return BlockList(tuple(_parse_selector(item) for item in items if item))
+    word, heads = split_heads_off(items[0])
+    if len(items) == 1 and word in KEYWORDS:
+        return BlockList(keyword=word, heads=heads)
+    return BlockList(tuple(map(_parse_selector, items)))
 
 
 def _parse_selector(item: str) -> Selector:
-    selector = _read_selector(item)
+    address, heads = split_heads_off(item)
+    selector = replace(_read_selector(address), heads=heads)
     for span in (selector.blocks, selector.layers):
         if span and span[0] > span[1]:
             raise BlocksError(f"{shown(item)}; allowed: ranges that rise, such as {span[1]}-{span[0]}")
@@ -168,8 +169,8 @@ def _span(text: str) -> Span:
     return int(first), int(last or first)
 
 
-def _print_span(span: Span) -> str:
-    return str(span[0]) if span[0] == span[1] else f"{span[0]}-{span[1]}"
+def _print_heads(heads: Heads | None) -> str:
+    return "" if heads is None else f":{heads}"
 
 
 Layer = TypeVar("Layer")
@@ -191,6 +192,18 @@ def select(blocks: BlockList, inventory: Sequence[tuple[Address, Layer]], defaul
     return [layer for address, layer in inventory if address in wanted]
 
 
+def select_heads(blocks: BlockList, inventory: Sequence[Address], default: BlockList) -> dict[Address, Heads]:
+    """The heads that a list names of the layers that it selects; a layer of which all heads are selected isn't there.
+
+    Raises:
+        BlocksError: as `select` does, and where two items contradict each other.
+    """
+    if blocks.keyword:
+        chosen = select(blocks, [(address, address) for address in inventory], default)
+        return joined((address, blocks.heads) for address in chosen)
+    return joined((address, each.heads) for each in blocks.selectors for address in each.find(inventory))
+
+
 def late_blocks(addresses: Sequence[Address]) -> BlockList:
     """What "late" means, for addresses in the model's order: the first block of a UNet's decoder that attends, or the
     block two thirds through a transformer. Less of the model follows than after its middle, so guiding costs less."""
@@ -205,8 +218,8 @@ def distinct_blocks(addresses: Iterable[Address]) -> list[tuple[str, int]]:
     return list(dict.fromkeys((address.part, address.block) for address in addresses))
 
 
-def summarize(addresses: Iterable[Address]) -> str:
-    """Addresses in short, such as "in.1-2, in.4-5, mid, out.3-11"."""
+def summarize(addresses: Iterable[Address], heads: Heads | None = None) -> str:
+    """Addresses in short, such as "in.1-2, in.4-5, mid, out.3-11"; each with these heads, if any are given."""
     runs: list[Selector] = []
     for address in addresses:
         last = runs[-1] if runs else None
@@ -214,7 +227,7 @@ def summarize(addresses: Iterable[Address]) -> str:
             runs[-1] = Selector(address.part, (last.blocks[0], address.block))
         else:
             runs.append(Selector(address.part, (address.block, address.block)))
-    return ", ".join(map(str, runs)) or "no self-attention"
+    return ", ".join(str(replace(run, heads=heads)) for run in runs) or "no self-attention"
 
 
 def _summarize_counted(addresses: Sequence[Address]) -> str:
@@ -228,23 +241,38 @@ def _letter(part: str) -> str:
     return next(letter for letter, each in LETTERS.items() if each == part)
 
 
-def write_list(inventory: Sequence[Address], chosen: Collection[Address]) -> str:
-    """A list that selects exactly `chosen` of a model's layers: whole blocks in ranges, single layers where it must."""
+def write_list(
+    inventory: Sequence[Address], chosen: Collection[Address], heads: Mapping[Address, Heads] | None = None
+) -> str:
+    """A list that selects exactly `chosen` of a model's layers: whole blocks in ranges, single layers where it must.
+
+    `heads` has those of layers of which not all are selected.
+    """
+    marked = heads or {}
     blocks: dict[str, list[Address]] = {}
     for address in inventory:
         blocks.setdefault(block_name(address), []).append(address)
     items: list[str] = []
     whole: list[Address] = []
+
+    def write_whole() -> None:
+        if whole:
+            items.append(summarize(whole, marked.get(whole[0])))
+            whole.clear()
+
     for layers in blocks.values():
         taken = [address for address in layers if address in chosen]
-        if len(taken) == len(layers):
+        marks = {marked.get(address) for address in taken}
+        if len(taken) == len(layers) and len(marks) == 1:
+            if whole and marked.get(whole[0]) not in marks:
+                write_whole()
             whole.append(taken[0])
             continue
-        if whole and taken:
-            items.append(summarize(whole))
-            whole = []
-        items += map(str, taken)
-    return ", ".join([*items, summarize(whole)] if whole else items)
+        if taken:
+            write_whole()
+        items += [f"{address}{_print_heads(marked.get(address))}" for address in taken]
+    write_whole()
+    return ", ".join(items)
 
 
 def block_name(address: Address) -> str:

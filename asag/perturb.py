@@ -13,17 +13,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asag.blocks import Address, parse_blocks, select
+from asag.blocks import Address, parse_blocks, select, select_heads
 from asag.branch import RowBranch, Tell
-from asag.models.base import AttentionLayer, Family, Forward, TokenGrid
+from asag.chosen_heads import ChosenHeads, OnHeads
+from asag.models.base import AttentionLayer, Family, Forward, TokenGrid, head_count
 from asag.operators import Operator
 from asag.random_state import RandomState
 
 
-def choose_layers(model: nn.Module, family: Family, blocks: str) -> list[AttentionLayer]:
-    """The layers of `model` that a block list selects; raises blocks.BlocksError as `blocks.select` does."""
+def choose_layers(
+    model: nn.Module, family: Family, blocks: str, heads: ChosenHeads | None = None
+) -> list[AttentionLayer]:
+    """The layers of `model` that a block list selects, with the heads that it names; `heads` keeps those of a run.
+
+    Raises blocks.BlocksError as `blocks.select` does, and for heads that a layer lacks.
+    """
     inventory: list[tuple[Address, AttentionLayer]] = [(layer.address, layer) for layer in family.layers(model)]
-    return select(parse_blocks(blocks), inventory, family.default_blocks(model))
+    wanted, default = parse_blocks(blocks), family.default_blocks(model)
+    named, kept = select_heads(wanted, [address for address, _ in inventory], default), heads or ChosenHeads()
+    chosen = []
+    for layer in select(wanted, inventory, default):
+        if layer.address in named:
+            count = head_count(layer.module)
+            if count is not None:
+                named[layer.address].check(layer.address, count)
+            layer = replace(layer, heads=kept.of(layer.module, layer.address, named[layer.address]))
+        chosen.append(layer)
+    return chosen
+
+
+def _operator_at(layer: AttentionLayer, operator: Operator) -> Operator:
+    """The operator for one layer, on the heads that are chosen there."""
+    placed = operator.at(layer.address)
+    return placed if layer.heads is None else OnHeads(placed, layer.heads)
 
 
 @contextmanager
@@ -37,7 +59,7 @@ def perturbed(
     with ExitStack() as stack:
         for layer in layers:
             replacement = family.replacement(
-                layer, layer.module.forward, operator.at(layer.address), token_grid or TokenGrid()
+                layer, layer.module.forward, _operator_at(layer, operator), token_grid or TokenGrid()
             )
             stack.enter_context(forward_replaced(layer.module, replacement))
         yield
@@ -70,7 +92,7 @@ def branching(
             # SD3.5's blocks hold two layers in one module: its rows are split once, around both.
             for layer in layers:
                 if layer.module is module:
-                    replacement = family.replacement(layer, replacement, operator.at(layer.address), token_grid)
+                    replacement = family.replacement(layer, replacement, _operator_at(layer, operator), token_grid)
             stack.enter_context(forward_replaced(module, _by_rows(forward, replacement, branch)))
         yield branch
 

@@ -46,6 +46,8 @@ class Trace:
 
     def __init__(self) -> None:
         self.passes: list[TracedPass] = []
+        # Of each layer that wasn't weakened whole, the heads that were.
+        self.heads: dict[Address, list[int]] = {}
 
     def begin_pass(self, calls: int) -> None:
         """A pass of the sampler begins, which announces `calls` model calls; their numbers go on from the last's."""

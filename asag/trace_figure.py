@@ -26,6 +26,8 @@ WEAKENED = {"color": "#b5367a", "marker": "D"}
 HEAT = "magma"
 HEIGHT, DOTS_PER_INCH = 5.0, 100
 MOST_LABELS = 18
+# Of so many layers the heads fit in a line of the title.
+MOST_HEADS = 2
 
 
 def draw(trace: Trace, image: int, picture: Image | None, title: str) -> Image:
@@ -132,8 +134,18 @@ def _draw_entropies(axes: Any, trace: Trace) -> None:
     span = 1 - max(lowest - 0.06, 0)
     axes.set_ylim(1 - 1.04 * span, 1 + 0.06 * span)
     several = ", mean of the batch" if trace.images > 1 else ""
-    _name(axes, "Entropy of attention", "block" + several, "entropy / log(tokens); 1: all tokens alike")
+    _name(axes, "Entropy of attention" + _heads(trace), "block" + several, "entropy / log(tokens); 1: all tokens alike")
     axes.legend(loc="best", facecolor=PAPER, edgecolor=FAINT, labelcolor=INK, fontsize=10)
+
+
+def _heads(trace: Trace) -> str:
+    """A line for the title: which heads were weakened, where not all of a layer's were."""
+    if not trace.heads:
+        return ""
+    items = [f"{address}: {', '.join(map(str, heads))}" for address, heads in trace.heads.items()]
+    rest = len(items) - MOST_HEADS
+    line = "; ".join(items[:MOST_HEADS]) + (f"; {rest} more layers" if rest > 0 else "")
+    return f"\nof the heads {line}"
 
 
 def _name(axes: Any, title: str, below: str, left: str) -> None:

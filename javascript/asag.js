@@ -218,8 +218,10 @@
         }
 
         block(block, answer) {
-            const state = block.chosen === 0 ? "false" : block.chosen === block.layers ? "true" : "mixed";
-            const said = state === "mixed" ? `${block.chosen} weakened` : STATES[state];
+            const whole = block.chosen === block.layers && !block.heads;
+            const state = block.chosen === 0 ? "false" : whole ? "true" : "mixed";
+            const part = block.heads ? `, heads: ${block.heads}` : "";
+            const said = state === "mixed" ? `${block.chosen} weakened${part}` : STATES[state];
             const number = block.address.split(".")[1];
             const isUnet = block.address === "mid" || /^(in|out)\./.test(block.address);
             const button = element("button", "asag-block", isUnet ? block.address : number);

@@ -63,6 +63,23 @@ def test_what_a_list_selects(text, expected):
     assert (answer["unknown"], answer["problem"], answer["text"]) == ([], None, text)
 
 
+@pytest.mark.parametrize(
+    ("text", "heads"),
+    [
+        ("mid, in.4", {"in.4": None, "in.5": None, "mid": None, "out.0": None}),
+        ("mid:h0,2, in.4:aligned", {"in.4": "aligned", "in.5": None, "mid": "h0,2", "out.0": None}),
+        ("in.4.0:h1, in.4.1", {"in.4": "some", "in.5": None, "mid": None, "out.0": None}),
+        ("in.4.0:h1", {"in.4": "h1", "in.5": None, "mid": None, "out.0": None}),
+        ("late:aligned", {"in.4": None, "in.5": None, "mid": None, "out.0": "aligned"}),
+    ],
+)
+def test_which_heads_of_a_block_are_chosen(text, heads):
+    answer = told(text)
+    assert {block["address"]: block["heads"] for block in answer["blocks"]} == heads
+    assert answer["problem"] is None
+    assert told("mid:h1, mid:aligned")["problem"] == "'mid.0:h1' and 'mid.0:aligned'; allowed: one of them"
+
+
 def test_what_counted_items_are_here():
     answer = told("d0-d1, u0, m0.0, in.4, d2")
     assert answer["counted"] == {"d0-1": "in.4-5", "u0": "out.0", "m0.0": "mid"}
@@ -94,6 +111,11 @@ def test_what_the_model_lacks_and_what_cannot_be_read():
         ("nonsense!", "out.0", "out.0"),
         ("mid, joint.3", "out.0", "mid, out.0"),
         ("mid", "joint.3", "mid"),
+        ("mid:h1,2, joint.3", "out.0", "mid:h1,2, out.0"),
+        ("in.4.0:h0, in.5:aligned", "mid", "in.4.0:h0, in.5:aligned, mid"),
+        ("in.4:h0, mid:h1", "mid", "in.4:h0, mid"),
+        ("in.4:h0, mid", "mid", "in.4:h0"),
+        ("auto:aligned", "in.4", "in.4, mid:aligned"),
     ],
 )
 def test_a_click_changes_a_blocks_side(text, toggle, expected):

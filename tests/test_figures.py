@@ -173,6 +173,17 @@ def test_entropies_are_means_of_a_blocks_layers_with_a_line_between(figures):
     assert axes.get_ylim() == pytest.approx((1 - 1.04 * span, 1 + 0.06 * span))
 
 
+@pytest.mark.parametrize(
+    ("layers", "line"),
+    [(0, ""), (1, "\nof the heads in.0.0: 0, 3"), (4, "\nof the heads in.0.0: 0, 3; in.1.0: 0, 3; 2 more layers")],
+)
+def test_the_heads_that_were_weakened_are_named(figures, layers, line):
+    trace = trace_of(blocks=layers)
+    trace.heads = {Address("in", number, 0): [0, 3] for number in range(layers)}
+    draw(trace, 0, None, "heads")
+    assert f"Entropy of attention{line}" in [each.get_title() for each in figures[0].axes]
+
+
 @pytest.mark.parametrize(("blocks", "labels"), [(18, 18), (19, 10), (57, 15)])
 def test_of_many_blocks_some_are_named(figures, blocks, labels):
     draw(trace_of(blocks=blocks), 0, None, "")

@@ -35,7 +35,7 @@ class A1111Run(GuidedRun):
     def open_step(self, params: Any, scale: float, blocks: str) -> A1111Step:
         rows = rows_of(params.text_cond), rows_of(params.text_uncond)
         network = unet()
-        layers = choose_layers(network, FAMILY, blocks)
+        layers = choose_layers(network, FAMILY, blocks, self.heads)
         if remembers(params.denoiser.p):
             self.reuse.give_up("a unit makes the model remember what it sees (reference)")
         return A1111Step(params.denoiser, scale, *rows, network, layers, FAMILY, self.operator, self.reuse)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from asag.chosen_heads import ChosenHeads
 from asag.guidance import keep_contrast, rescale_factor, scheduled_scale
 from asag.hosts.diffusers_call import (
     DenoiserCall,
@@ -57,7 +58,8 @@ class Guidance:
         self.pipe, self.denoiser, self.settings, self.holds = pipe, denoiser, settings, holds
         self.model = eager(denoiser)
         self.family = family_of(self.model, FAMILIES)
-        self.layers = choose_layers(self.model, self.family, settings.blocks)
+        self.heads = ChosenHeads()
+        self.layers = choose_layers(self.model, self.family, settings.blocks, self.heads)
         self.trace = Trace() if settings.figures else None
         self.operator = Watched(settings.operator(), self.trace) if self.trace else settings.operator()
         self.timesteps_of_sigma = 1 if isinstance(self.family, FluxTransformer) else 1000
@@ -137,6 +139,7 @@ class Guidance:
         if self.other_code and self.warned != str(self.other_code[0]):
             self.warned = str(self.other_code[0])
             logger.warning("ASAG takes whole extra passes, of all rows: %s, which may treat rows together", self.warned)
+        self.heads.forget()
         if self.trace:
             self.trace.begin_pass(steps)
 
@@ -187,6 +190,7 @@ class Guidance:
             delta = self.less_contrast(delta, cond, call)
         scale = self.current.adaptive(call.scale, delta) if self.settings.adaptive else call.scale
         if self.trace:
+            self.trace.heads = self.heads.told()
             self.trace.add_step(self.current.steps - 1, scale, delta, self.current.latent_size(call.args, call.kwargs))
         added = delta * scale
         if not self.settings.rescale:

@@ -18,6 +18,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput, rescale_noise_cfg
 from torch import Tensor, nn
 
+from asag.chosen_heads import ChosenHeads
 from asag.guidance import AdaptiveScale, in_window, keep_contrast, scheduled_scale
 from asag.hosts.diffusers_call import token_grid_of, velocity_of_grey
 from asag.hosts.diffusers_models import FAMILIES, eager
@@ -101,6 +102,7 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         self.use_original_formulation = given["use_original_formulation"]
         self._placed = ExitStack()
         self._adaptive = AdaptiveScale()
+        self._heads = ChosenHeads()
         self._call: tuple[Any, dict[str, Any]] = (), {}
         # By what a flow-matching model's timestep is its σ; of the model that is perturbed now.
         self._flow_timesteps = 1000
@@ -115,6 +117,7 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         super().set_state(step, num_inference_steps, timestep)
         if step == 0:
             self._adaptive = AdaptiveScale()
+            self._heads.forget()
 
     def prepare_models(self, denoiser: nn.Module) -> None:
         """Called before each batch; for the perturbed one, make the next call of the denoiser a perturbed one."""
@@ -124,7 +127,7 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         model = eager(denoiser)
         family = family_of(model, FAMILIES)
         self._check(model, family)
-        layers = choose_layers(model, family, self.settings.blocks)
+        layers = choose_layers(model, family, self.settings.blocks, self._heads)
         operator = self.settings.operator()
         original = model.forward
 

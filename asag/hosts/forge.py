@@ -76,7 +76,7 @@ class ForgeRun(GuidedRun):
         refuse_compiled(objects.unet.model)
         network = objects.unet.model.diffusion_model
         family = family_of(network, FAMILIES)
-        layers = choose_layers(network, family, blocks)
+        layers = choose_layers(network, family, blocks, self.heads)
         self._patch(objects)
         if objects.unet.model_options.get("conditioning_modifiers"):
             self.reuse.give_up("a unit makes the model remember what it sees (reference)")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from asag.blocks import BlocksError
+from asag.chosen_heads import ChosenHeads
 from asag.counted import Counted
 from asag.guidance import AdaptiveScale, scheduled_scale
 from asag.hosts.checked import blocks_field, check_blocks
@@ -48,6 +49,7 @@ class GuidedRun:
         self.settings = settings
         self.trace = Trace() if settings.figures else None
         self.operator = Counted(Watched(settings.operator(), self.trace) if self.trace else settings.operator())
+        self.heads = ChosenHeads()
         self.adaptive = AdaptiveScale()
         self.call = 0
         self.announced = 0
@@ -221,6 +223,8 @@ def arm(host: Host, p: Any, settings: AsagSettings, unguided: Callable[[], None]
             raise run.error
         if not run.guided_calls:
             unguided()
+        if run.trace:
+            run.trace.heads = run.heads.told()
         for message in notes_on(run, family):
             note(p, message)
         return out

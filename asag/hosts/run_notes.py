@@ -5,10 +5,15 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from asag.blocks import Address
+from asag.heads import Heads
 from asag.models.base import Family
 
 if TYPE_CHECKING:
     from asag.hosts.generation import GuidedRun
+
+# A note lists the heads of so many layers.
+MOST_LAYERS = 12
 
 
 def notes_on(run: GuidedRun, family: Family) -> list[str]:
@@ -16,6 +21,9 @@ def notes_on(run: GuidedRun, family: Family) -> list[str]:
     messages = list(run.notes)
     if family.experimental:
         messages.append(f"ASAG is experimental in {family.name}: checked with random weights, not on real pictures")
+    aligned = run.heads.told(aligned=True)
+    if aligned:
+        messages.append(f"ASAG took the heads whose queries and keys agree most: {_as_list(aligned)}")
     extra_passes = run.reuse.comment()
     if extra_passes:
         messages.append(extra_passes)
@@ -41,6 +49,13 @@ def notes_on(run: GuidedRun, family: Family) -> list[str]:
     elif run.largest is not None and not bool(run.largest):
         messages.append("ASAG changed nothing: the weakened attention gave exactly what the ordinary one gives")
     return messages
+
+
+def _as_list(heads: dict[Address, list[int]]) -> str:
+    """Heads by layer as a list of blocks, cut where it gets long."""
+    items = [f"{address}:{Heads(tuple((number, number) for number in numbers))}" for address, numbers in heads.items()]
+    rest = len(items) - MOST_LAYERS
+    return ", ".join(items[:MOST_LAYERS]) + (f" and those of {rest} more layers" if rest > 0 else "")
 
 
 def how_it_was_stopped() -> str:

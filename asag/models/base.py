@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from asag.blocks import Address, BlockList
+from asag.chosen_heads import LayerHeads
 from asag.operators import Operator
 
 Forward = Callable[..., Any]
@@ -23,10 +24,12 @@ class UnsupportedModel(ValueError):
 
 @dataclass(frozen=True)
 class AttentionLayer:
-    """One self-attention layer of a model: its address and the module whose forward is replaced."""
+    """One self-attention layer of a model: its address and the module whose forward is replaced; and which of its heads
+    attend by the operator (None: all)."""
 
     address: Address
     module: nn.Module
+    heads: LayerHeads | None = field(default=None, kw_only=True)
 
 
 class Family(Protocol):
@@ -92,6 +95,20 @@ class TokenGrid:
         while height * width > tokens and (height > 1 or width > 1):
             height, width = -(-height // 2), -(-width // 2)
         return (height, width) if height * width == tokens else None
+
+
+# What hosts' classes of attention call the number of their heads.
+HEAD_COUNTS = ("heads", "n_heads", "num_heads", "n_local_heads")
+
+
+def head_count(module: nn.Module) -> int | None:
+    """How many heads a layer has, as its module or the first one in it says; None when none does."""
+    for part in module.modules():
+        for name in HEAD_COUNTS:
+            count = getattr(part, name, None)
+            if isinstance(count, int):
+                return count
+    return None
 
 
 def split_heads(tensor: Tensor, heads: int) -> Tensor:

@@ -2,44 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from asag.blocks import Address, BlockList, BlocksError, block_name, late_blocks, parse_blocks, select, write_list
+from asag.blocks import (
+    Address,
+    BlockList,
+    BlocksError,
+    block_name,
+    late_blocks,
+    parse_blocks,
+    select,
+    write_list,
+)
+from asag.heads import Heads, joined
 from asag.models.base import Family
 
 
 @dataclass
 class Reading:
     """What a list says of a model: the layers that it selects, the items that the model lacks, why it can't be used
-    (or None), and what its counted items, such as d4, are called here."""
+    (or None), what its counted items, such as d4, are called here, and the heads of layers that aren't chosen whole."""
 
     chosen: list[Address] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     problem: str | None = None
     counted: dict[str, str] = field(default_factory=dict)
+    heads: dict[Address, Heads] = field(default_factory=dict)
+
+    def heads_of(self, block: str) -> str | None:
+        """Which heads of a block's layers are chosen, in words; None when all are."""
+        named = {str(self.heads.get(each, "")) for each in self.chosen if block_name(each) == block}
+        return "some" if len(named) > 1 else "".join(named) or None
 
 
 def inventory(model: nn.Module, family: Family, blocks: str = "auto", toggle: str = "") -> dict[str, Any]:
     """The self-attention blocks of a model, and what the list `blocks` selects of them.
 
     Returns a JSON object: `family`, `experimental`; `auto` and `late`, what these words mean here, and `auto_reason`;
-    `blocks`, for each its `address`, how many `layers` it has and how many of them are `chosen`; `unknown`, what the
-    list names and the model lacks; `problem`, why the list can't be used, or null; `counted`, what its items in the
-    spelling d4, m0, u3.1 are here, by item; `text`, the list, in which the block `toggle` has changed sides if one is
-    given; and `note`, why that block has not, or null.
+    `blocks`, for each its `address`, how many `layers` it has, how many of them are `chosen`, and which `heads` of them
+    such as h0-3, aligned or some, null for all; `unknown`, what the list names and the model lacks; `problem`, why the
+    list can't be used, or null; `counted`, what its items in the spelling d4, m0, u3.1 are here, by item; `text`, the
+    list, in which the block `toggle` has changed sides if one is given; and `note`, why that block has not, or null.
     """
     addresses = [layer.address for layer in family.layers(model)]
     auto = family.default_blocks(model)
     reading, text, note = read(blocks, addresses, auto), blocks, None
     if toggle:
-        changed = toggled(reading.chosen, addresses, toggle)
+        changed = toggled(reading.chosen, addresses, toggle, reading.heads)
         note = _why_not(changed, addresses, toggle)
         if note is None:
-            text = write_list(addresses, changed)
+            others = {address: heads for address, heads in reading.heads.items() if block_name(address) != toggle}
+            text = write_list(addresses, changed, others)
             reading = read(text, addresses, auto)
     names = list(dict.fromkeys(map(block_name, addresses)))
     return {
@@ -53,6 +70,7 @@ def inventory(model: nn.Module, family: Family, blocks: str = "auto", toggle: st
                 "address": name,
                 "layers": sum(block_name(address) == name for address in addresses),
                 "chosen": sum(block_name(address) == name for address in reading.chosen),
+                "heads": reading.heads_of(name),
             }
             for name in names
         ],
@@ -71,7 +89,7 @@ def read(text: str, addresses: Sequence[Address], auto: BlockList) -> Reading:
         wanted = parse_blocks(text)
     except BlocksError as error:
         return Reading(problem=str(error))
-    reading, chosen = Reading(), set()
+    reading, chosen, named = Reading(), set(), []
     for part in [wanted] if wanted.keyword else [BlockList((selector,)) for selector in wanted.selectors]:
         try:
             found = select(part, pairs, auto)
@@ -80,16 +98,24 @@ def read(text: str, addresses: Sequence[Address], auto: BlockList) -> Reading:
             reading.problem = reading.problem or str(error)
             continue
         chosen.update(found)
+        named += [(address, part.selectors[0].heads if part.selectors else part.heads) for address in found]
         if any(selector.counted for selector in part.selectors):
             reading.counted[str(part)] = write_list(addresses, found)
     reading.chosen = [address for address in addresses if address in chosen]
+    try:
+        reading.heads = joined(named)
+    except BlocksError as error:
+        reading.problem = reading.problem or str(error)
     return reading
 
 
-def toggled(chosen: Sequence[Address], addresses: Sequence[Address], block: str) -> list[Address]:
-    """The chosen layers with a whole block added, or taken away if all of it was chosen."""
+def toggled(
+    chosen: Sequence[Address], addresses: Sequence[Address], block: str, partly: Collection[Address] = ()
+) -> list[Address]:
+    """The chosen layers with a whole block added, or taken away if all of it was chosen; of those in `partly` only some
+    heads were."""
     layers = [address for address in addresses if block_name(address) == block]
-    if all(address in chosen for address in layers):
+    if all(address in chosen and address not in partly for address in layers):
         return [address for address in chosen if address not in layers]
     return [address for address in addresses if address in chosen or address in layers]
 

@@ -7,7 +7,7 @@ the map of Algorithm 1. All of it is in noise; what is spoken of as a picture is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -64,6 +64,37 @@ def identity_map(query: Tensor, key: Tensor) -> Tensor:
 def blurred_map(query: Tensor, key: Tensor) -> Tensor:
     """Smoothed energy guidance's, of queries blurred over FIRST's grid (tests.hosts.guided) with a sigma of 0.4."""
     return torch.softmax(official_blur(query, 4, 6, 0.4) @ key.mT / math.sqrt(query.shape[-1]), dim=-1)
+
+
+def softmax_map(query: Tensor, key: Tensor) -> Tensor:
+    """The layers' own."""
+    return torch.softmax(query @ key.mT / math.sqrt(query.shape[-1]), dim=-1)
+
+
+def part_of(amount: float, heads: Sequence[int] = (0, 1, 2, 3)) -> Callable[[Tensor, Tensor], Tensor]:
+    """A map that is Algorithm 1's by `amount` and the layers' own by the rest, in these heads alone."""
+
+    def attention_map(query: Tensor, key: Tensor) -> Tensor:
+        maps, plan = softmax_map(query, key), sinkhorn_map(query, key)
+        for head in heads:
+            maps[:, head] = (1 - amount) * maps[:, head] + amount * plan[:, head]
+        return maps
+
+    return attention_map
+
+
+@torch.no_grad()
+def most_aligned_head(unet: nn.Module, block: str, latents: Tensor, timestep: int, prompts: list[Prompts]) -> int:
+    """The head of a block whose queries and keys agree most: the mean cosine of those of a token, over all images."""
+    module, seen = unet.get_submodule(LAYERS[block]), []
+    hook = module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    for x, prompt in zip(latents, prompts, strict=True):
+        unet(x[None], torch.tensor([timestep]), context=prompt.parts[0][None])
+    hook.remove()
+    tokens = torch.cat(seen)
+    query, key = (each(tokens).unflatten(-1, (module.heads, -1)) for each in (module.to_q, module.to_k))
+    cosines = (query * key).sum(dim=-1) / query.norm(dim=-1) / key.norm(dim=-1)
+    return int(cosines.mean(dim=(0, 1)).argmax())
 
 
 @contextmanager

@@ -66,3 +66,15 @@ def test_each_pipeline_call_is_a_pass() -> None:
 def test_without_figures_there_is_no_trace(settings: dict[str, object]) -> None:
     with asag_guidance(sd15_pipe(), **settings) as trace:
         assert trace is None
+
+
+def test_heads_that_were_weakened_are_told_for_each_call() -> None:
+    pipe, given = sd15_pipe(), inputs("sd15", steps=2)
+    with asag_guidance(pipe, figures=True) as trace:
+        pipe(**given)
+    assert trace.heads == {}
+    with asag_guidance(pipe, figures=True, blocks="in.4:h1, out.3:aligned, mid") as trace:
+        pipe(**given)
+    assert trace.heads[Address("in", 4, 0)] == [1]
+    assert set(trace.heads) == {Address("in", 4, 0), Address("out", 3, 0)}
+    assert set(trace.entropies()) == set(trace.heads) | {Address("mid", 0, 0)}

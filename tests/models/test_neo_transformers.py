@@ -16,6 +16,7 @@ from asag.models.neo_qwen21 import NeoQwen21
 from asag.operators import METHODS, Sinkhorn, make_operator
 from asag.perturb import branching, choose_layers, perturbed
 from tests.support import Softmax
+from tests.test_chosen_heads import HeadByHead
 
 WIDTH, HEADS, TEXT, ROWS = 16, 2, 5, 3
 GRID = (4, 6)
@@ -194,6 +195,20 @@ def test_a_branch_is_a_whole_pass(case, method, block):
         own, copies = branch.split(model(*given))
     torch.testing.assert_close(own, plain, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(copies, weakened[1:], rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
+def test_heads_are_weakened_head_by_head(case):
+    """The doubles don't say how many heads they have, so that only the running layer tells what is missing."""
+    model, family, part, given, token_grid = case
+    with perturbed(choose_layers(model, family, f"{part}.1"), family, HeadByHead(Sinkhorn(), 1), token_grid):
+        expected = model(*given)
+    with perturbed(choose_layers(model, family, f"{part}.1:h1"), family, Sinkhorn(), token_grid):
+        torch.testing.assert_close(model(*given), expected, rtol=1e-10, atol=1e-10)
+    missing = choose_layers(model, family, f"{part}.1:h{HEADS}")
+    error = pytest.raises(UnsupportedModel, match=rf"'{part}\.1\.0:h{HEADS}'; .* has: heads 0 to {HEADS - 1}$")
+    with error, perturbed(missing, family, Sinkhorn(), token_grid):
+        model(*given)
 
 
 @torch.no_grad()
