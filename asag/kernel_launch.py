@@ -14,6 +14,21 @@ from asag import kernels
 
 LOG2E = math.log2(math.e)
 
+# Rows, columns and warps of a tile.
+Tile = tuple[int, int, int]
+# By bytes of an element and, up to which they hold, by head dimension. Chosen so that no thread spills registers and a
+# program takes no more shared memory than a GeForce has, 99 KiB: `python -m asag bench compile` says so.
+SWEEP_TILES: dict[int, dict[int, Tile]] = {
+    2: {64: (128, 64, 4), 128: (64, 64, 4), 160: (64, 64, 8), 256: (64, 32, 8)},
+    4: {128: (64, 32, 8), 256: (32, 16, 8)},
+}
+# Of the final attention, whose sums take registers as well.
+ATTENTION_TILES: dict[int, dict[int, Tile]] = {
+    2: {64: (128, 64, 8), 128: (128, 32, 8), 160: (64, 32, 8), 256: (64, 16, 8)},
+    4: {128: (64, 16, 8), 256: (32, 16, 8)},
+}
+JOINT_TILES: dict[int, dict[int, Tile]] = {2: ATTENTION_TILES[2], 4: {256: (32, 16, 8)}}
+
 
 class Launch(NamedTuple):
     """A kernel, the grid of its programs, its arguments in order, and by name what is compiled in."""
@@ -35,18 +50,9 @@ def split_width(width: int) -> tuple[int, int]:
     return first, max(16, 1 << (rest - 1).bit_length()) if rest else 0
 
 
-def sweep_tile(width: int, itemsize: int) -> tuple[int, int, int]:
-    """Rows, columns and warps of a half-sweep's tile."""
-    if itemsize > 2:
-        return (64, 32, 4) if width <= 128 else (32, 16, 8)
-    if width <= 64:
-        return 128, 64, 4
-    return (64, 64, 4) if width <= 128 else (64, 64 if width <= 160 else 32, 8)
-
-
-def attention_tile(width: int, itemsize: int) -> tuple[int, int, int]:
-    """Rows, columns and warps of a tile of the final attention, whose sums take registers as well."""
-    return sweep_tile(width, itemsize)
+def tile_of(tiles: dict[int, dict[int, Tile]], width: int, itemsize: int) -> Tile:
+    by_width = tiles[itemsize]
+    return by_width[min(widest for widest in by_width if width <= widest)]
 
 
 def precision_of(query: Tensor) -> str:
@@ -73,7 +79,7 @@ def half_sweep_launch(
         query, key, out if bias is None else bias, out if moving is None else moving, out, n, m, query.shape[1],
         scale * LOG2E, math.log(n), *query.stride(), *key.stride(),
     )  # fmt: skip
-    tile = sweep_tile(query.shape[3], query.element_size())
+    tile = tile_of(SWEEP_TILES, query.shape[3], query.element_size())
     present = {"HAS_BIAS": bias is not None, "HAS_MOVING": moving is not None}
     return launch(kernels.half_sweep_kernel, query, given, tile, **present)
 
@@ -109,7 +115,7 @@ def biased_attention_launch(
         query, key, value, bias, out, query.shape[2], key.shape[2], query.shape[1], scale * LOG2E,
         *query.stride(), *key.stride(), *value.stride(), *out.stride(),
     )  # fmt: skip
-    tile = attention_tile(max(query.shape[3], value.shape[3]), query.element_size())
+    tile = tile_of(ATTENTION_TILES, max(query.shape[3], value.shape[3]), query.element_size())
     return launch(kernels.biased_attention_kernel, query, given, tile, **value_constants(value))
 
 
@@ -138,7 +144,7 @@ def joint_attention_launch(
         key.shape[2] - m, scale * LOG2E, LOG2E / math.sqrt(query.shape[3]),
         *query.stride(), *key.stride(), *value.stride(), *out.stride(), *mask_strides,
     )  # fmt: skip
-    tile = attention_tile(max(query.shape[3], value.shape[3]), query.element_size())
+    tile = tile_of(JOINT_TILES, max(query.shape[3], value.shape[3]), query.element_size())
     return launch(
         kernels.joint_attention_kernel, query, given, tile, HAS_MASK=text_bias is not None, **value_constants(value)
     )

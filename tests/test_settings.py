@@ -370,3 +370,8 @@ def test_a_text_that_is_no_list_of_blocks_is_taken_as_it_is():
         title: str = option_module.option("x", "Title", "What it is called.")
 
     assert option_module.read_value(fields(Named)[0], " a cat, d-1 ") == "a cat, d-1"
+
+
+def test_the_schema_says_what_attends_on_a_gpu(monkeypatch):
+    monkeypatch.setenv("ASAG_IMPL", "streaming")
+    assert api.schema()["$comment"] == "Attention on a GPU is computed by: streaming: ASAG_IMPL names it"

@@ -18,6 +18,7 @@ Arguments = Sequence[str] | None
 
 BENCHES = ("operator", "step", "hosts")
 FAKE_BENCH = "cuda"
+COMPILE_BENCH = "compile"
 TRITON = ("both", "without", "with")
 CLOCKS = ("wall", "cpu")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -150,8 +151,9 @@ def evaluate(argv: Arguments) -> argparse.Namespace:
 
 def bench(argv: Arguments) -> argparse.Namespace:
     parser = Parser("asag bench", "Measures what ASAG costs: its operator to SDPA, a step to CFG, a WebUI's pictures.")
-    kinds = "one of them; default: all but cuda, which counts on a made-up device and measures nothing"
-    parser.add_argument("bench", nargs="?", choices=(*BENCHES, FAKE_BENCH), help=kinds)
+    kinds = """one of them; default: all but cuda, which counts on a made-up device and measures nothing, and compile,
+    which compiles the Triton kernels for cards that aren't there"""
+    parser.add_argument("bench", nargs="?", choices=(*BENCHES, FAKE_BENCH, COMPILE_BENCH), help=kinds)
     parser.add_argument("--triton", choices=TRITON, default="both", help="cuda: count with Triton's kernels or without")
     parser.add_argument("--json", type=Path, help="write a line a measurement here, and the table beside it (.md)")
     parser.add_argument("--pairs", type=int, default=7, help="rounds of each case, at least 2")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from asag.kernel_choice import KERNELS
 from asag.option import Option
 from asag.settings import AsagSettings, SettingsError, options
 
@@ -31,10 +32,11 @@ def read_args(args: Sequence[Any], overrides: Mapping[str, Any] | None = None) -
 
 
 def schema() -> dict[str, Any]:
-    """The settings as a JSON schema (draft 2020-12)."""
+    """The settings as a JSON schema (draft 2020-12), with a comment on what computes them on a GPU."""
     properties = {name: _property(field.default, option) for name, (field, option) in options().items()}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$comment": f"Attention on a GPU is computed by: {KERNELS.in_use()}",
         "title": "ASAG settings",
         "type": "object",
         "properties": properties,

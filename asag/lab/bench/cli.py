@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from asag.lab import arguments
-from asag.lab.bench import cuda, hosts, operator, report, step
+from asag.lab.bench import compiled, cuda, hosts, operator, report, step
 from asag.lab.bench.measure import MIB, Meter, machine
 
 
@@ -25,6 +25,8 @@ def case_names(bench: str | None, quick: bool) -> list[str]:
     }
     if bench == arguments.FAKE_BENCH:
         return cuda.case_names(quick)
+    if bench == arguments.COMPILE_BENCH:
+        return compiled.case_names(quick)
     return names[bench] if bench else [name for each in names.values() for name in each]
 
 
@@ -54,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     if args.bench == arguments.FAKE_BENCH:
         return cuda.main(args)
+    if args.bench == arguments.COMPILE_BENCH:
+        return compiled.main(args)
     device = torch.device(args.device)
     meter = Meter(device, 2 if args.quick else args.pairs, math.inf if args.quick else args.seconds, args.clock)
     facts = machine(device, args.threads, args.clock)
