@@ -7,9 +7,25 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.on_device import VARIABLE, OnDevice
+
 # A busy machine is no fault of what is tested; pytest's own time limit ends what hangs.
 settings.register_profile("asag", deadline=None)
 settings.load_profile("asag")
+
+
+ON_DEVICE = OnDevice(os.environ[VARIABLE]) if VARIABLE in os.environ else None
+
+
+def pytest_configure() -> None:
+    """Before any test module makes its tensors."""
+    if ON_DEVICE:
+        ON_DEVICE.__enter__()
+
+
+def pytest_unconfigure() -> None:
+    if ON_DEVICE:
+        ON_DEVICE.__exit__(None, None, None)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ Arguments = Sequence[str] | None
 BENCHES = ("operator", "step", "hosts")
 FAKE_BENCH = "cuda"
 COMPILE_BENCH = "compile"
+DEVICE_BENCH = "device"
 TRITON = ("both", "without", "with")
 CLOCKS = ("wall", "cpu")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -151,9 +152,11 @@ def evaluate(argv: Arguments) -> argparse.Namespace:
 
 def bench(argv: Arguments) -> argparse.Namespace:
     parser = Parser("asag bench", "Measures what ASAG costs: its operator to SDPA, a step to CFG, a WebUI's pictures.")
-    kinds = """one of them; default: all but cuda, which counts on a made-up device and measures nothing, and compile,
-    which compiles the Triton kernels for cards that aren't there"""
-    parser.add_argument("bench", nargs="?", choices=(*BENCHES, FAKE_BENCH, COMPILE_BENCH), help=kinds)
+    kinds = """one of them; default: operator, step and hosts. cuda counts on a made-up device and measures nothing;
+    compile compiles the Triton kernels for cards that aren't there; device checks and measures on an NVIDIA GPU and
+    writes a page into bench/results/"""
+    benches = (*BENCHES, FAKE_BENCH, COMPILE_BENCH, DEVICE_BENCH)
+    parser.add_argument("bench", nargs="?", choices=benches, help=kinds)
     parser.add_argument("--triton", choices=TRITON, default="both", help="cuda: count with Triton's kernels or without")
     parser.add_argument("--json", type=Path, help="write a line a measurement here, and the table beside it (.md)")
     parser.add_argument("--pairs", type=int, default=7, help="rounds of each case, at least 2")
@@ -163,11 +166,13 @@ def bench(argv: Arguments) -> argparse.Namespace:
     threads = int(os.environ.get("OMP_NUM_THREADS", "2"))
     parser.add_argument("--threads", type=int, default=threads, help="default: OMP_NUM_THREADS, else 2")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for a busy machine and one thread")
-    parser.add_argument("--device", default="cpu", help="cuda: real sizes, half precision")
+    parser.add_argument("--device", help="cuda: real sizes, half precision; default: cpu, of the bench device cuda")
+    parser.add_argument("--minutes", type=float, default=25.0, help="device: after so many no further part begins")
     parser.add_argument("--dense-gib", type=float, default=3.0, help="dense forms that need more memory are skipped")
     parser.add_argument("--chart", nargs=2, type=Path, metavar=("JSON", "PNG"), help="draw what was written; no bench")
     args = parser.parse_args(argv)
-    for name, least in (("pairs", 2), ("threads", 1)):
+    args.device = args.device or ("cuda" if args.bench == DEVICE_BENCH else "cpu")
+    for name, least in (("pairs", 2), ("threads", 1), ("minutes", 1)):
         if getattr(args, name) < least:
             parser.error(f"--{name}: {getattr(args, name)}; allowed: at least {least}")
     if args.clock == "cpu" and args.device != "cpu":

@@ -1,87 +1,50 @@
-"""`python -m asag bench`: what ASAG costs: its operator to SDPA, a guided step to CFG, a WebUI's pictures."""
+"""`python -m asag bench`: what ASAG costs. Each bench is loaded only when it is run: "device" has to start without
+packages that its parts may lack."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any
-
-import torch
+from collections.abc import Sequence
 
 from asag.lab import arguments
-from asag.lab.bench import compiled, cuda, hosts, operator, report, step
-from asag.lab.bench.measure import MIB, Meter, machine
 
 
 def case_names(bench: str | None, quick: bool) -> list[str]:
-    names = {
-        "operator": [shape.case for shape in operator.shapes(quick)],
-        "step": [case.title for case in step.CASES],
-        "hosts": [hosts.case_name(quick)],
-    }
+    """The names that --only may choose from."""
+    if bench == arguments.DEVICE_BENCH:
+        from asag.lab.bench.device.cli import part_names
+
+        return part_names()
     if bench == arguments.FAKE_BENCH:
+        from asag.lab.bench import cuda
+
         return cuda.case_names(quick)
     if bench == arguments.COMPILE_BENCH:
+        from asag.lab.bench import compiled
+
         return compiled.case_names(quick)
-    return names[bench] if bench else [name for each in names.values() for name in each]
+    from asag.lab.bench import paired
 
-
-def measurements(args: argparse.Namespace, meter: Meter) -> dict[str, Callable[[], Iterator[dict[str, Any]]]]:
-    common: dict[str, Any] = {"quick": args.quick, "only": args.only}
-    dense_bytes = int(args.dense_gib * 1024 * MIB)
-    all_of_them: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
-        "operator": partial(operator.measure, meter, dense_bytes=dense_bytes, **common),
-        "step": partial(step.measure, meter, **common),
-        "hosts": partial(hosts.measure, meter, **common),
-    }
-    return {args.bench: all_of_them[args.bench]} if args.bench else all_of_them
+    return paired.case_names(bench, quick)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments.bench(argv)
     if not any(args.only in name for name in case_names(args.bench, args.quick)):
         args.error(f"--only: {args.only!r}; allowed: text that is in the name of a case")
-    if args.chart:
-        try:
-            report.chart(report.read(args.chart[0]), args.chart[1])
-        except (OSError, ValueError) as error:
-            print(f"--chart: {error}", file=sys.stderr)
-            return 2
-        print(f"Written: {args.chart[1]}")
-        return 0
-    torch.set_num_threads(args.threads)
+    command = "python -m asag bench " + " ".join(argv if argv is not None else sys.argv[2:])
+    if args.bench == arguments.DEVICE_BENCH:
+        from asag.lab.bench.device import cli
+
+        return cli.main(args, command)
     if args.bench == arguments.FAKE_BENCH:
+        from asag.lab.bench import cuda
+
         return cuda.main(args)
     if args.bench == arguments.COMPILE_BENCH:
+        from asag.lab.bench import compiled
+
         return compiled.main(args)
-    device = torch.device(args.device)
-    meter = Meter(device, 2 if args.quick else args.pairs, math.inf if args.quick else args.seconds, args.clock)
-    facts = machine(device, args.threads, args.clock)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text("")
-    records, refused = [], False
-    for measure in measurements(args, meter).values():
-        try:
-            for found in measure():
-                records.append(found)
-                print(json.dumps(found), file=sys.stderr)
-                if args.json:  # line by line: what was measured stays when a long run is broken off
-                    with args.json.open("a") as file:
-                        file.write(json.dumps(found) + "\n")
-        except hosts.HostError as error:
-            print(error, file=sys.stderr)
-            refused = True
-    command = "python -m asag bench " + " ".join(argv if argv is not None else sys.argv[2:])
-    page = "\n".join(
-        [*(f"{name}: {value}" for name, value in facts.items()), f"command: {command}", "", report.table(records)]
-    )
-    print(page)
-    if args.json:
-        args.json.with_suffix(".md").write_text(f"```\n{page}\n```\n")
-        print(f"\nWritten: {args.json} and {args.json.with_suffix('.md')}")
-    return 2 if refused and args.bench else 0
+    from asag.lab.bench import paired
+
+    return paired.main(args, command)

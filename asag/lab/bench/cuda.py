@@ -78,7 +78,7 @@ def counted(
     cuda: FakeCuda, function: Callable[..., Tensor], given: list[Tensor], answer: Answer = plausible
 ) -> tuple[Record, int]:
     """What a call asks of the device, and its peak memory beyond what it was given, in bytes."""
-    with cuda.recording(answer) as record:
+    with cuda.recording(answer, given) as record:
         function(*given)
     return record, record.peak - sum(each.numel() * each.element_size() for each in given)
 
@@ -176,6 +176,7 @@ def heading() -> str:
 
 def main(args: argparse.Namespace) -> int:
     """Print the tables, and with --json write a line a measurement and a page beside it."""
+    torch.set_num_threads(args.threads)
     print("Counted on fake CUDA tensors. Times are modelled, not measured: ratio to SDPA, or to a step with CFG alone.")
     print(heading())
     found = []

@@ -19,7 +19,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
@@ -214,10 +214,14 @@ class FakeCuda:
             yield
 
     @contextmanager
-    def recording(self, answer: Answer = plausible) -> Iterator[Record]:
+    def recording(self, answer: Answer = plausible, held: Sequence[Tensor] = ()) -> Iterator[Record]:
+        """While open, write down what is asked of the device. `held` are there already and count as live."""
         self.record = Record()
+        recorder = Recorder(self.record, answer)
+        for tensor in held:
+            recorder.keep(tensor)
         try:
-            with Recorder(self.record, answer):
+            with recorder:
                 yield self.record
         finally:
             self.record = None

@@ -1,0 +1,1 @@
+"""`python -m asag bench device`: checks and measures on a machine with an NVIDIA GPU, and writes a page of results."""

@@ -1,0 +1,163 @@
+"""The part "accuracy": the operator by each of its ways against float64, in each dtype and shape, and whether it waits.
+
+The reference is Algorithm 1 of the paper in the log domain, written out here for one head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import product
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from asag import device_scores
+from asag.attention_arguments import IMPLEMENTATIONS
+from asag.kernel_choice import KERNELS
+from asag.lab.bench.device.lines import Line
+from asag.lab.bench.device.watch import told, waits_of
+from asag.lab.bench.shapes import OperatorCase, operators
+from asag.operators import Operator, Sinkhorn, make_operator
+
+BOUNDS = {torch.float16: 4e-3, torch.bfloat16: 2e-2, torch.float32: 2e-5}
+# float32 holds a logit, and with it a plan, to so much for each unit of the largest logit.
+ROUNDING = 10 * 2**-24
+LARGEST_LOGITS = (10.0, 100.0)
+SMALL_TILE_BYTES = 1 << 20
+ITERATIONS = 2
+# Query, key and value.
+Heads = tuple[Tensor, Tensor, Tensor]
+OTHER_METHODS = ("pag", "seg", "uniform")
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to compute: an operator, and what has to be open meanwhile. `may_wait`: it is for reading, not for use."""
+
+    name: str
+    operator: Operator
+    opened: Callable[[], AbstractContextManager[object]] = nullcontext
+    may_wait: bool = False
+
+
+def small_tiles() -> AbstractContextManager[object]:
+    """Tiles so small that the final product is SDPA with a bias per key, as in large pictures."""
+    return mock.patch.object(device_scores, "DEVICE_TILE_BYTES", SMALL_TILE_BYTES)
+
+
+def ways(normalize: str = "rows") -> list[Way]:
+    """Each implementation, and "streaming" in small tiles."""
+    named = [name for name in IMPLEMENTATIONS if name != "auto"]
+    found = [Way(name, Sinkhorn(impl=name, normalize=normalize), may_wait=name == "dense") for name in named]
+    return [*found, Way("streaming in small tiles", Sinkhorn(impl="streaming", normalize=normalize), small_tiles)]
+
+
+def tensors_of(case: OperatorCase) -> Heads:
+    """Query, key and value, float32 on the CPU, as hosts lay them out: (batch, tokens, heads, head_dim)."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, case.tokens + case.text, case.heads, case.head_dim)
+    query, key, value = (torch.randn(shape, generator=generator) for _ in range(3))
+    return query, key, value
+
+
+def scaled(made: Heads, largest: float, device: torch.device, dtype: torch.dtype) -> Heads:
+    """The tensors with heads first; no logit of q kᵀ / √d exceeds `largest`."""
+    query, key, _ = made
+    bound = float((query.norm(dim=-1).amax() * key.norm(dim=-1).amax()) / math.sqrt(query.shape[-1]))
+    query, key, value = (each.to(device, dtype).transpose(1, 2) for each in (query * (largest / bound), *made[1:]))
+    return query, key, value
+
+
+def plan_times_value(logits: Tensor, value: Tensor, normalize: str) -> Tensor:
+    """Algorithm 1 for one head: logits (n, m), value (m, e), float64."""
+    n, m = logits.shape
+    columns = torch.zeros(m, dtype=logits.dtype, device=logits.device)
+    for _ in range(ITERATIONS):
+        rows = -math.log(n) - torch.logsumexp(logits + columns, dim=1)
+        columns = -math.log(m) - torch.logsumexp(logits + rows[:, None], dim=0)
+    if normalize == "columns":
+        return torch.exp(logits + rows[:, None] + columns + math.log(n)) @ value
+    return torch.softmax(logits + columns, dim=1) @ value
+
+
+def reference(given: Heads, image: int, normalize: str = "rows") -> Tensor:
+    """What attention of a sequence gives whose first `image` tokens are an image, (batch, heads, n, e) in float64, head
+    by head. Text attends as ever; of an image token only what it gave to the image is spread anew."""
+    out = torch.empty(given[0].shape, dtype=torch.float64, device=given[0].device)
+    for batch, head in product(range(out.shape[0]), range(out.shape[1])):
+        query, key, value = (each[batch, head].double() for each in given)
+        logits = query @ key.T / math.sqrt(query.shape[1])
+        spread = plan_times_value(-logits[:image, :image], value[:image], normalize)
+        if image == len(query):
+            out[batch, head] = spread
+            continue
+        weights = torch.softmax(logits, dim=1)
+        mass = weights[:image, :image].sum(dim=1, keepdim=True)
+        out[batch, head, :image] = weights[:image, image:] @ value[image:] + mass * spread
+        out[batch, head, image:] = weights[image:] @ value
+    return out
+
+
+def attended(operator: Operator, given: Heads, case: OperatorCase) -> Tensor:
+    if not case.text:
+        return operator.plain(*given, case.grid)
+    return operator.joint(*given, slice(0, case.tokens), case.grid)
+
+
+def checked(way: Way, given: Heads, case: OperatorCase, expected: Tensor, bound: float) -> Line:
+    """One line: the relative error, its bound, how often the host waited, and what was logged."""
+    absent = way.name == "triton" and not KERNELS.suits(given[0], given[2])
+    if absent:
+        return {"skipped": "no Triton, or its kernels aren't for these tensors"}
+    try:
+        with told("asag") as log, way.opened(), torch.no_grad():
+            attended(way.operator, given, case)  # the first result of a kind is compared, for which it waits
+            waits, found = waits_of(given[0].device, lambda: attended(way.operator, given, case))
+    except torch.cuda.OutOfMemoryError:
+        return {"skipped": "not enough memory"}
+    except Exception as error:  # whatever a device, a driver or a compiler says: the other checks go on
+        return {"ok": False, "problem": f"{type(error).__name__}: {error}"}
+    off = float((found.double() - expected).norm() / expected.norm())
+    line: Line = {"ok": off < bound and not log and (not waits or way.may_wait), "error": off, "bound": bound}
+    line["waits"] = waits
+    return line | ({"problem": log[0]} if log else {})
+
+
+def lines_of(case: OperatorCase, largest: float, normalize: str, device: torch.device) -> Iterator[Line]:
+    made = tensors_of(case)
+    for dtype, bound in BOUNDS.items():
+        given = scaled(made, largest, device, dtype)
+        expected = reference(given, case.tokens, normalize)
+        limit = max(bound, ROUNDING * largest)
+        facts = {"case": case.name, "dtype": str(dtype).removeprefix("torch."), "logits": largest}
+        for way in ways(normalize):
+            with mock.patch.object(KERNELS, "off", KERNELS.off), mock.patch.object(KERNELS, "compared", set()):
+                yield facts | {"way": f"{way.name}, {normalize}"} | checked(way, given, case, expected, limit)
+
+
+def lines_of_methods(case: OperatorCase, device: torch.device) -> Iterator[Line]:
+    """The other methods against themselves in float64 on the CPU."""
+    made = tensors_of(case)
+    for dtype, bound in BOUNDS.items():
+        given = scaled(made, LARGEST_LOGITS[0], device, dtype)
+        facts = {"case": case.name, "dtype": str(dtype).removeprefix("torch."), "logits": LARGEST_LOGITS[0]}
+        for method in OTHER_METHODS:
+            operator = make_operator(method)
+            query, key, value = (each.double().cpu() for each in given)
+            expected = attended(operator, (query, key, value), case).to(device)
+            yield facts | {"way": method} | checked(Way(method, operator), given, case, expected, bound)
+
+
+def lines(device: torch.device, quick: bool) -> Iterator[Line]:
+    for case in operators(quick):
+        for largest in LARGEST_LOGITS:
+            yield from lines_of(case, largest, "rows", device)
+    plain = [case for case in operators(quick) if not case.text]
+    yield from lines_of(plain[min(2, len(plain) - 1)], LARGEST_LOGITS[0], "columns", device)
+    for case in operators(quick):
+        if case.tokens <= 1024:
+            yield from lines_of_methods(case, device)

@@ -1,0 +1,278 @@
+"""The kit for a machine with a GPU, on the CPU and tiny: its parts, the process that runs them, and the page."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from asag.lab.bench import cli
+from asag.lab.bench.device import accuracy, branch, card, counters, doubles, kernels, layer, part, steps, times, watch
+from asag.lab.bench.device.cli import CARD_SECONDS, PARTS, part_names, slug
+from asag.lab.bench.device.lines import NothingToMeasure
+from asag.lab.bench.device.page import page
+from asag.lab.bench.device.run import Outcome, Part, run_part
+from asag.lab.bench.measure import Meter, Variant
+from asag.lab.bench.shapes import QUICK_OPERATORS
+from asag.operators import QueryBlur, Sinkhorn
+from tests.on_device import OnDevice
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[3]
+
+
+def python(name: str, code: str, seconds: float = 60.0) -> Part:
+    """A part that is some lines of Python; `path` is the file for its lines."""
+    return Part(name, f"Part {name}", (sys.executable, "-c", f"import sys, time; path = sys.argv[1]\n{code}"), seconds)
+
+
+GOOD = 'open(path, "w").write(\'{"ok": true}\\n\')'
+
+
+def test_a_part_that_goes_well(tmp_path: Path) -> None:
+    found = run_part(python("good", f"{GOOD}; print('done')"), 60, tmp_path)
+    assert (found.problem, found.lines, found.output) == ("", [{"ok": True}], "done")
+
+
+def test_a_part_that_fails_is_told_with_the_last_line_and_keeps_what_it_wrote(tmp_path: Path) -> None:
+    found = run_part(python("bad", f"{GOOD}; raise ValueError('no such card')"), 60, tmp_path)
+    assert (found.problem, found.lines) == ("ended with 1: ValueError: no such card", [{"ok": True}])
+    assert "Traceback" in found.output
+
+
+def test_a_part_that_hangs_is_stopped_and_so_is_what_it_started(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    wrote = """printf '{"ok": true}\\n{"ok": tr' > "$1"; """
+    script = f"{wrote}(echo begun; exec sleep 600) > {pipe} & echo begun; sleep 600"
+    found = run_part(Part("hanging", "Hanging", ("sh", "-c", script, "part"), 3), 60, tmp_path)
+    assert found.problem == "stopped after 3 s: begun"
+    assert found.lines == [{"ok": True}]
+    os.set_blocking(reading, True)
+    with open(reading, "rb") as pipe_end:
+        assert pipe_end.read() == b"begun\n"  # to its end: nobody holds it open any more
+
+
+def test_a_part_is_not_begun_when_the_time_is_up(tmp_path: Path) -> None:
+    assert run_part(python("late", GOOD), 0.5, tmp_path).problem == "not run: the time was up"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_part_that_a_signal_ends(tmp_path: Path) -> None:
+    found = run_part(python("killed", "import os; os.kill(os.getpid(), 11)"), 60, tmp_path)
+    assert found.problem == "ended by signal 11"
+
+
+def test_the_page_says_which_parts_failed_and_shows_what_each_found() -> None:
+    check = {
+        "case": "sd15",
+        "dtype": "float16",
+        "way": "triton, rows",
+        "ok": True,
+        "error": 1e-3,
+        "bound": 4e-3,
+        "waits": 0,
+    }
+    wrong = check | {"ok": False, "error": 6e-3, "case": "sdxl|x"}
+    left_out = {"case": "sd3", "dtype": "float16", "way": "triton, rows", "skipped": "not enough memory"}
+    step = {
+        "case": "sdxl-mid",
+        "variant": "cfg",
+        "seconds": 0.1,
+        "ratio_to_cfg": 1.0,
+        "spread": 0.0,
+        "memory_to_cfg": 1.0,
+    }
+    asag = step | {"variant": "asag", "ratio_to_cfg": 1.3391, "spread": 0.0123, "memory_to_cfg": 1.02}
+    outcomes = [
+        Outcome(Part("accuracy", "Accuracy", (), 1), "1 of 2 checks failed", 3.2, [check, wrong, left_out], "the end"),
+        Outcome(Part("steps", "Steps", (), 1), "", 4.0, [step, asag, {"case": "sd3", "skipped": "not enough memory"}]),
+        Outcome(Part("counters", "Counters", (), 1), "ended with 1: neither ncu nor nsys is installed"),
+    ]
+    text = page({"device": "A Card", "date": "2026-11-26T10:00:00"}, "python -m asag bench device", outcomes)
+    assert text.startswith("# ASAG on A Card, 2026-11-26\n\n`python -m asag bench device` wrote it.")
+    assert "Failed: accuracy, counters." in text
+    assert "| triton, rows | float16 | 2 | 1 | 1.5 | 0 | 1 |" in text
+    assert "sdxl\\|x" in text
+    assert "```\nthe end\n```" in text
+    assert "| sdxl-mid |  | 0.1 | 1.339 ± 0.012, 1.020 x memory |" in text
+    assert "Left out: sd3, not enough memory." in text
+    assert "| counters | Counters | ended with 1: neither ncu nor nsys is installed | 0 |" in text
+
+
+def test_the_command_writes_page_and_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "found.jsonl"
+    options = ["device", "--device", "cpu", "--quick", "--only", "ou", "--json", str(out)]  # doubles and counters
+    assert cli.main(options) == (0 if shutil.which("ncu") or shutil.which("nsys") else 1)
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert lines[0]["part"] == "card"
+    assert [line["part"] for line in lines if "took_seconds" in line] == ["doubles", "counters"]
+    assert [line["ok"] for line in lines if line.get("case") == "tests/test_echo.py"] == [True]
+    text = out.with_suffix(".md").read_text()
+    assert f"`python -m asag bench {' '.join(options)}` wrote it." in text
+    assert "| doubles | Tests of adapters and models on the device | went well |" in text
+    assert str(out) in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_device_one_line_says_what_is_needed(tmp_path: Path) -> None:
+    command = ["sh", str(ROOT / "bench" / "device.sh"), "--json", str(tmp_path / "x.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHON": sys.executable})
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"bench device: ended with 1: torch {torch.__version__} finds no CUDA device; needed: an NVIDIA GPU, its "
+        "driver, and a torch with CUDA"
+    ]
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_python_one_line_says_so() -> None:
+    command = ["sh", str(ROOT / "bench" / "device.sh")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHON": "/none/python"})
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "there is no /none/python; set PYTHON" in done.stderr
+
+
+def test_the_parts_fit_their_time_and_are_modules() -> None:
+    assert sum(seconds for _, _, seconds in PARTS) + CARD_SECONDS <= 25 * 60
+    assert set(part_names()) | {"card", "layer"} == set(part.NAMES)
+    assert slug("NVIDIA GeForce RTX 4090") == "nvidia-geforce-rtx-4090"
+
+
+def test_the_operator_is_checked_by_every_way() -> None:
+    found = list(accuracy.lines(CPU, True))
+    assert {line["way"] for line in found} >= {
+        "dense, rows",
+        "streaming, rows",
+        "triton, rows",
+        "pag",
+        "seg",
+        "uniform",
+    }
+    assert {line["way"] for line in found if line["way"].endswith("columns")}
+    done = [line for line in found if "ok" in line]
+    assert all(line["ok"] for line in done)
+    assert {line["way"] for line in found if "skipped" in line} == {"triton, rows", "triton, columns"}
+
+
+def test_a_wrong_operator_and_one_that_fails_are_found() -> None:
+    case = QUICK_OPERATORS[0]
+    given = accuracy.scaled(accuracy.tensors_of(case), 10.0, CPU, torch.float32)
+    expected = accuracy.reference(given, case.tokens)
+
+    def checked(operator: Any) -> dict[str, Any]:
+        return accuracy.checked(accuracy.Way("streaming", operator), given, case, expected, 2e-5)
+
+    assert checked(Sinkhorn())["ok"]
+    assert not checked(Sinkhorn(iterations=3))["ok"]
+    assert checked(QueryBlur(sigma=2.0))["ok"] is False
+    broken = SimpleNamespace(plain=lambda *given: 1 / 0)
+    assert checked(broken) == {"ok": False, "problem": "ZeroDivisionError: division by zero"}
+
+
+def test_shared_work_is_compared_with_a_whole_pass() -> None:
+    found = list(branch.lines(CPU, True))
+    assert [line["ok"] for line in found] == [True]
+    assert found[0]["push"] > 1e-3
+    assert found[0]["of guidance"] < branch.OF_GUIDANCE
+
+
+def test_times_and_kernels_have_a_line_for_each_variant() -> None:
+    found = list(steps.lines(CPU, True))
+    assert [line["variant"] for line in found] == ["cfg", "full-pass", "asag", "pag", "seg", "uniform"]
+    names = {line["variant"] for line in times.lines(CPU, True)}
+    assert names == {"sdpa", "dense", "streaming", "streaming in small tiles", "pag", "seg", "uniform"}
+    assert all(line["kernels"] > 0 and line["longest"] for line in kernels.lines(CPU, True))
+    assert len(list(layer.lines(CPU, True))) == len(list(card.lines(CPU, True))) == 1
+
+
+NCU = """==PROF== Connected
+{"case": "quick"}
+"ID","Process ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
+"0","7","half_sweep_kernel","gpu__time_duration.sum","usecond","12.3"
+"0","7","half_sweep_kernel","launch__registers_per_thread","register/thread","128"
+"1","7","biased_attention_kernel","gpu__time_duration.sum","usecond","20.1"
+"""
+
+
+def test_counters_are_read_a_line_a_kernel() -> None:
+    assert counters.kernels_of(NCU) == [
+        {"kernel": "half_sweep_kernel", "time": "12.3 usecond", "registers": "128 register/thread"},
+        {"kernel": "biased_attention_kernel", "time": "20.1 usecond"},
+    ]
+
+
+def test_a_profiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ncu needs a right that most users lack; a double of it."""
+    tool = tmp_path / "ncu"
+    tool.write_text("#!/bin/sh\necho '==ERROR== ERR_NVGPUCTRPERM: no permission'\nexit 1\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(NothingToMeasure, match="ncu ended with 1: ==ERROR== ERR_NVGPUCTRPERM"):
+        list(counters.lines(CPU, True))
+
+
+def test_failed_tests_are_named_with_their_reason(tmp_path: Path) -> None:
+    report = SimpleNamespace(
+        when="call", outcome="failed", nodeid="test_x", longreprtext="def\nE   assert 1 == 2\nE  no"
+    )
+    counter = doubles.Counter()
+    counter.pytest_runtest_logreport(report)
+    assert (counter.counts["failed"], counter.failed) == (1, {"test_x": "assert 1 == 2"})
+
+
+def test_tests_make_their_tensors_on_the_device() -> None:
+    """On "meta", the only other device that every machine has: it shows where a tensor is, not what is in it."""
+    generator = torch.Generator().manual_seed(0)
+    with OnDevice("meta"):
+        made = [torch.zeros(2), torch.randn(2, generator=generator), torch.empty(2).normal_(generator=generator)]
+        named = torch.randn(2, generator=generator, device="cpu")
+    assert [each.device.type for each in made] == ["meta"] * 3
+    assert named.device.type == "cpu"
+    with OnDevice("cpu"):
+        same = torch.randn(2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(same, torch.randn(2, generator=torch.Generator().manual_seed(0)))
+
+
+def test_warnings_of_the_log_are_kept() -> None:
+    with watch.told("asag") as log:
+        import logging
+
+        logging.getLogger("asag.kernel_choice").warning("off: %s", "no")
+        logging.getLogger("asag.kernel_choice").info("on")
+    assert log == ["off: no"]
+
+
+class Event:
+    """A double of torch.cuda.Event: each record is a millisecond later."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        Event.now += 1.0
+        self.at = Event.now
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: Event) -> float:
+        return end.at - self.at
+
+
+def test_the_clock_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    runs: list[int] = []
+    assert Meter(CPU, 2, clock="events").time(Variant(lambda: runs.append(1), steps=2), 5) == 1e-3 / 10
+    assert len(runs) == 5
