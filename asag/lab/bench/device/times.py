@@ -30,7 +30,7 @@ def variants_of(case: OperatorCase, device: torch.device, dtype: torch.dtype) ->
     dense_bytes = DENSE_TENSORS * 4 * case.heads * (case.tokens + case.text) ** 2
     found = {"sdpa": Variant(partial(F.scaled_dot_product_attention, *given))}
     for way in ways():
-        if way.name == "triton" and not KERNELS.suits(given[0], given[2]):
+        if way.name == "triton" and not KERNELS.suits(*given):
             continue
         if way.name == "dense" and dense_bytes > free_bytes(device) / 2:
             continue
