@@ -1,0 +1,92 @@
+"""Each note on a guided run alone, and all in their order; of runs that were set so."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from asag.hosts.generation import GuidedRun
+from asag.hosts.run_notes import how_it_was_stopped, notes_on
+from asag.settings import AsagSettings
+
+PLAIN = SimpleNamespace(experimental=False, name="Family")
+NEW = SimpleNamespace(experimental=True, name="Family")
+
+
+def run_of(**changed: Any) -> GuidedRun:
+    """One that went as asked, three of three steps guided, but for what is changed of it."""
+    run = GuidedRun(AsagSettings(enabled=True))
+    went = {"guided_calls": 3, "announced": 3, "conflict": "", "largest": torch.tensor(0.5)}
+    for name, value in {**went, **changed}.items():
+        setattr(run, name, value)
+    return run
+
+
+WHOLE = SimpleNamespace(comment=lambda: "a whole pass")
+
+
+def state(monkeypatch: pytest.MonkeyPatch, **what: bool) -> None:
+    monkeypatch.setitem(sys.modules, "modules.shared", SimpleNamespace(state=SimpleNamespace(**what)))
+
+
+NO_STEP = "ASAG guided no step of this image: none lies in its window, or hires fix was off"
+SINGLE = (
+    "ASAG changed nothing: in an image this small the weakened blocks have a single token, whose attention is what it "
+    "is; choose others, such as all"
+)
+NOTHING = "ASAG changed nothing: the weakened attention gave exactly what the ordinary one gives"
+MISSED = (
+    "ASAG guided 3 steps and left out others: the sampler replaces the functions that guide (reForge's CFG++ samplers "
+    "do); choose another one"
+)
+NOTES: list[tuple[dict[str, Any], list[str]]] = [
+    ({}, []),
+    ({"notes": ["one", "two"]}, ["one", "two"]),
+    ({"reuse": WHOLE}, ["a whole pass"]),
+    (
+        {"forecast_calls": 4, "forecaster": "Spectrum"},
+        ["ASAG left out 4 steps that Spectrum forecast: the model didn't run in them"],
+    ),
+    ({"missed_calls": 1}, [MISSED]),
+    ({"guided_calls": 0}, [NO_STEP]),
+    ({"guided_calls": 0, "conflict": "Regional Prompter"}, []),
+    ({"operator": SimpleNamespace(changes_nothing=True)}, [SINGLE]),
+    ({"operator": SimpleNamespace(changes_nothing=True), "largest": torch.tensor(0.0)}, [SINGLE]),
+    ({"largest": torch.tensor(0.0)}, [NOTHING]),
+    ({"largest": None}, []),
+]
+
+
+@pytest.mark.parametrize(("changed", "expected"), NOTES)
+def test_what_is_told_of_a_run(monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], expected: list[str]) -> None:
+    state(monkeypatch, interrupted=False, skipped=False)
+    assert notes_on(run_of(**changed), PLAIN) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("how", ["interrupted", "skipped"])
+def test_what_is_told_of_a_run_that_was_stopped(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    state(monkeypatch, **{how: True})
+    assert how_it_was_stopped() == how
+    stopped = f"ASAG guided {{}} of 3 steps: the image was {how}"
+    assert notes_on(run_of(guided_calls=0), PLAIN) == [stopped.format(0)]  # type: ignore[arg-type]
+    assert notes_on(run_of(missed_calls=2), PLAIN) == [MISSED]  # type: ignore[arg-type]
+    everything = run_of(
+        notes=["a note"], reuse=WHOLE, forecast_calls=1, forecaster="Spectrum", largest=torch.tensor(0.0)
+    )
+    assert notes_on(everything, NEW) == [  # type: ignore[arg-type]
+        "a note",
+        "ASAG is experimental in Family: checked with random weights, not on real pictures",
+        "a whole pass",
+        "ASAG left out 1 steps that Spectrum forecast: the model didn't run in them",
+        stopped.format(3),
+        NOTHING,
+    ]
+
+
+def test_without_a_host_nothing_was_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "modules.shared", raising=False)
+    assert how_it_was_stopped() == ""
