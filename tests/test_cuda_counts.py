@@ -73,6 +73,15 @@ def test_with_triton_joint_attention_takes_seven_kernels_and_no_copy(dtype: torc
     assert not [each for each in record.allocations if each.name == "constant_pad_nd"]
 
 
+@pytest.mark.parametrize("text", [0, 160])
+def test_with_triton_memory_is_what_is_given_the_result_and_the_potentials(text: int) -> None:
+    record = counted((10, 64, 64, 64), HALF, "asag", text=text, triton=True)
+    size = 10 * (4096 + text) * 64 * 2
+    potentials = 3 * 10 * 4096 * 4
+    texts = 2 * 10 * text * 64 * 2
+    assert 4 * size < record.peak <= 4 * size + potentials + texts
+
+
 @pytest.mark.parametrize("triton", [False, True])
 def test_nothing_of_a_layer_is_kept(triton: bool) -> None:
     with FakeCuda(triton=triton) as fake, fake.recording() as record:

@@ -54,6 +54,8 @@ class FakeKernels:
         self.launch("joint_attention", query, [query, key, value, out], key.shape[2], width, images)
 
     def launch(self, name: str, query: Tensor, moved: list[Tensor], keys: int, widths: int, again: int = 0) -> None:
+        for tensor in moved:
+            torch.ops.aten.alias(tensor)  # the record sees what is in use by torch's own operations alone
         rows = math.prod(query.shape[:3])
         pairs, exps = rows * keys, rows * (keys + again)
         size = sum(each.numel() * each.element_size() for each in moved)
