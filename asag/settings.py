@@ -203,6 +203,16 @@ class AsagSettings:
         step=0.01,
         group="Method",
     )
+    every: int = option(
+        1,
+        "Compute every",
+        "1: ASAG computes its change in each step. 2: in every second one, and uses it again in the step between. "
+        "More is faster and less exact.",
+        minimum=1,
+        maximum=4,
+        step=1,
+        group="Steps",
+    )
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> AsagSettings:

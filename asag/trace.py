@@ -17,11 +17,13 @@ from asag.precision import at_least_float32
 
 @dataclass(frozen=True)
 class TracedStep:
-    """One guided model call: its number, from 0 over all passes, and of each image the scale and the RMS of δ."""
+    """One guided model call: its number, from 0 over all passes, and of each image the scale and the RMS of δ; and
+    whether δ is one of an earlier call, used again."""
 
     number: int
     scales: tuple[float, ...]
     sizes: tuple[float, ...]
+    reused: bool = False
 
 
 @dataclass
@@ -58,7 +60,14 @@ class Trace:
             begins = max(last.begins + last.calls, *(step.number + 1 for step in last.steps), 0)
         self.passes.append(TracedPass(begins, calls))
 
-    def add_step(self, call: int, scale: float | Tensor, delta: Tensor, size: tuple[int, int] | None = None) -> None:
+    def add_step(
+        self,
+        call: int,
+        scale: float | Tensor,
+        delta: Tensor,
+        size: tuple[int, int] | None = None,
+        reused: bool = False,
+    ) -> None:
         """Model call `call` of the pass, from 0, was guided.
 
         Args:
@@ -66,13 +75,14 @@ class Trace:
             delta: δ of the noise or velocity, (images, channels, [frames,] height, width), or packed, (images, tokens,
                 channels), any floating dtype.
             size: (height, width) of the image that packed tokens begin with, row by row; tokens after it are others.
+            reused: whether δ is one of an earlier call.
         """
         traced = self.passes[-1]
         delta = at_least_float32(delta.detach())
         shift = delta * scale
         scales = torch.as_tensor(scale, dtype=delta.dtype).flatten().expand(delta.shape[0])
         sizes = delta.square().mean(dim=tuple(range(1, delta.ndim))).sqrt()
-        traced.steps.append(TracedStep(traced.begins + call, tuple(scales.tolist()), tuple(sizes.tolist())))
+        traced.steps.append(TracedStep(traced.begins + call, tuple(scales.tolist()), tuple(sizes.tolist()), reused))
         power = _power(shift, size)
         if power is not None:
             before = traced.power

@@ -73,7 +73,9 @@ def _draw_steps(above: Any, below: Any, trace: Trace, image: int) -> None:
         for traced in trace.passes:
             numbers = [step.number + 1 for step in traced.steps]
             values = [(step.scales if axes is above else step.sizes)[image] for step in traced.steps]
-            axes.plot(numbers, values, **style, markersize=4, linewidth=1.6)
+            computed = [place for place, step in enumerate(traced.steps) if not step.reused]
+            # A mark for each δ that was computed; where the last one was used again the line goes on alone.
+            axes.plot(numbers, values, **style, markersize=4, linewidth=1.6, markevery=computed)
             if traced.begins:
                 axes.axvline(traced.begins + 0.5, color=INK, linestyle=":", linewidth=1)
         _plain(axes)
@@ -84,7 +86,9 @@ def _draw_steps(above: Any, below: Any, trace: Trace, image: int) -> None:
     above.xaxis.get_major_locator().set_params(integer=True)
     above.tick_params(labelbottom=False)
     _name(above, "Scale s and size of δ over the steps", "", "scale s")
-    _name(below, "", "model call" + (", passes divided by dots" if len(trace.passes) > 1 else ""), "RMS of δ")
+    several = ", passes divided by dots" if len(trace.passes) > 1 else ""
+    again = ", unmarked: last δ" if any(step.reused for step in trace.steps) else ""
+    _name(below, "", "model call" + several + again, "RMS of δ")
 
 
 def _draw_heat(figure: Any, axes: Any, heat: torch.Tensor, picture: Image | None) -> None:

@@ -41,6 +41,7 @@ NUMBERS = {
     "hires_scale": (0.0, 0, 100, 10, 0.1),
     "tolerance": (0.0, 0, 10, 0.5, 0.001),
     "amount": (1.0, 0, 1, None, 0.01),
+    "every": (1, 1, 4, None, 1),
 }
 OTHERS = {
     "enabled": (False, ()),
@@ -109,6 +110,7 @@ BAD = {
     "hires_scale": [-1],
     "hires_blocks": ["blocks.1", "different"],
     "tolerance": [-0.1, 10.5],
+    "every": [0, 5, 1.5, "often"],
 }
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from asag.guidance import keep_contrast, mean_rows, picked_rows, rescale_factor, shift_rows
 from asag.hosts.a1111_control import fixes_rows, references_spared, remembers
 from asag.hosts.a1111_model import FAMILY, is_timestep_sampler, rows_of, unet
-from asag.hosts.a1111_step import A1111Step
+from asag.hosts.a1111_step import A1111Step, SeenStep
 from asag.hosts.generation import GuidedRun, run_of
 from asag.hosts.loaded import checkpoints
 from asag.hosts.refused import Refused
@@ -32,9 +32,11 @@ class A1111Run(GuidedRun):
         super().__init__(settings)
         self.rescaling: Rescaling | None = None
 
-    def open_step(self, params: Any, scale: float, blocks: str) -> A1111Step:
+    def open_step(self, params: Any, scale: float, blocks: str) -> SeenStep:
         rows = rows_of(params.text_cond), rows_of(params.text_uncond)
         network = unet()
+        if self.kept.reuses(network, rows, params.x.shape):
+            return SeenStep(params.denoiser, scale, *rows)
         layers = choose_layers(network, FAMILY, blocks, self.heads)
         if remembers(params.denoiser.p):
             self.reuse.give_up("a unit makes the model remember what it sees (reference)")
@@ -54,6 +56,7 @@ class A1111Run(GuidedRun):
         with self.errors_kept():
             self._guide(params.x, step)
             self.guided_calls += 1
+            self.reused_calls += self.kept.reused
 
     def on_cfg_after_cfg(self, params: Any) -> None:
         """After the host's combination: what is left to do to its result."""
@@ -62,7 +65,7 @@ class A1111Run(GuidedRun):
                 params.x = self.rescaling.of(params.x)
         self.rescaling = None
 
-    def _guide(self, rows: Tensor, step: A1111Step) -> None:
+    def _guide(self, rows: Tensor, step: SeenStep) -> None:
         denoiser = step.denoiser
         weights = [[part.weight for part in parts] for parts in denoiser.sampler.sampler_extra_args["cond"].batch]
         if sum(map(len, weights)) != step.cond_rows or step.recorded_rows < step.cond_rows:
@@ -71,16 +74,15 @@ class A1111Run(GuidedRun):
                 "extension changed what the model is given, and ASAG can't guide that",
                 500,
             )
-        with references_spared(denoiser.p, step.layers):
-            perturbed_rows = step.predict(whole_calls=fixes_rows(denoiser.p))
         cond = rows[: step.cond_rows]
-        delta = mean_rows(cond - perturbed_rows, weights)
         level = _noise_level(step)
+        # Noise has a δ that is free of σ already.
+        sigma = step.calls[0].sigma[0] if level is None else 1.0
+        delta = self._delta(cond, weights, step, sigma)
         pictures = cond if level is None else step.x[: step.cond_rows] - level * cond
         if self.settings.contrast < 1:
             delta = keep_contrast(delta, mean_rows(pictures, weights), self.settings.contrast)
-        # Noise has a δ that is free of σ already.
-        shift = delta * self.scale_of(step.scale, delta, step.calls[0].sigma[0] if level is None else 1.0)
+        shift = delta * self.scale_of(step.scale, delta, sigma)
         # Conditional rows image by image, then a block of one row per image: uncond, or two with InstructPix2Pix.
         images = [image for image, parts in enumerate(weights) for _ in parts]
         images += list(range(step.images)) * ((rows.shape[0] - step.cond_rows) // step.images)
@@ -95,7 +97,16 @@ class A1111Run(GuidedRun):
         else:
             self.rescaling = Rescaling(picked_rows(step.x, firsts), level, reference, self.settings.rescale)
 
-    def _combined(self, rows: Tensor, weights: list[list[float]], step: A1111Step) -> Tensor:
+    def _delta(self, cond: Tensor, weights: list[list[float]], step: SeenStep, sigma: float | Tensor) -> Tensor:
+        """δ of each image, (images, …): this step's, or the last one's."""
+        if not isinstance(step, A1111Step):
+            return self.kept.again(sigma)
+        denoiser = step.denoiser
+        with references_spared(denoiser.p, step.layers):
+            perturbed_rows = step.predict(whole_calls=fixes_rows(denoiser.p))
+        return self.kept.keep(mean_rows(cond - perturbed_rows, weights), sigma)
+
+    def _combined(self, rows: Tensor, weights: list[list[float]], step: SeenStep) -> Tensor:
         """What the host will make of the rows, (images, …): rows scaled by a factor give it scaled by the factor."""
         denoiser = step.denoiser
         scale = denoiser.sampler.sampler_extra_args["cond_scale"] * denoiser.cond_scale_miltiplier
@@ -130,7 +141,7 @@ class Rescaling:
         return (self.x - rescale_factor(self.reference, picture, self.amount) * picture) / self.level
 
 
-def _noise_level(step: A1111Step) -> Tensor | None:
+def _noise_level(step: SeenStep) -> Tensor | None:
     """√(1-ᾱ) of a step whose rows are noise; None when they are pictures."""
     if not is_timestep_sampler(step.inner_model):
         return None

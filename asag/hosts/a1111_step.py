@@ -20,12 +20,18 @@ from asag.random_state import RandomState
 
 
 @dataclass
-class A1111Call:
-    """One call of `inner_model`: what it was given, what was remembered then, how many rows are wanted perturbed (they
-    come first), and, where they branched off, what the UNet was given and gave for them, call by call."""
+class SeenCall:
+    """One call of `inner_model`: the rows and sigmas that it was given."""
 
     x: Tensor
     sigma: Tensor
+
+
+@dataclass
+class A1111Call(SeenCall):
+    """Such a call, what was remembered then, how many rows are wanted perturbed (they come first), and, where they
+    branched off, what the UNet was given and gave for them, call by call."""
+
     cond: Any
     random_state: RandomState
     memory: KeptState
@@ -33,10 +39,38 @@ class A1111Call:
     branched: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
-class A1111Step:
-    """What `inner_model` was given in one denoiser step: the rows of x_out in order, over one call or several.
+class SeenStep:
+    """What `inner_model` was given in one denoiser step: the rows of x_out in order, over one call or several."""
 
-    `network` is the UNet inside it. As long as `reuse` is on, the conditional rows branch off inside its calls.
+    def __init__(self, denoiser: Any, scale: float, cond_rows: int, images: int) -> None:
+        self.denoiser = denoiser
+        self.inner_model: Any = denoiser.inner_model
+        self.scale, self.cond_rows, self.images = scale, cond_rows, images
+        self.calls: list[Any] = []
+        self._undo = ExitStack()
+        self._undo.callback(self.inner_model.register_forward_pre_hook(self._record, with_kwargs=True).remove)
+
+    def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.calls.append(SeenCall(args[0], args[1]))
+
+    def remove(self) -> None:
+        """Take everything out of the model."""
+        self._undo.close()
+
+    @property
+    def x(self) -> Tensor:
+        """What the model was given, of all calls: (rows, channels, height, width)."""
+        return torch.cat([call.x for call in self.calls])
+
+    @property
+    def recorded_rows(self) -> int:
+        return sum(call.x.shape[0] for call in self.calls)
+
+
+class A1111Step(SeenStep):
+    """A step whose conditional rows are perturbed.
+
+    `network` is the UNet inside `inner_model`. As long as `reuse` is on, the rows branch off inside its calls.
     """
 
     def __init__(
@@ -51,15 +85,12 @@ class A1111Step:
         operator: Operator,
         reuse: Reuse,
     ) -> None:
-        self.denoiser = denoiser
-        self.inner_model: Any = denoiser.inner_model
-        self.scale, self.cond_rows, self.images = scale, cond_rows, images
+        # Looked for before there is a hook of our own.
+        self.has_other_code = reuse.look_at(network, _around(denoiser.inner_model, network))
+        super().__init__(denoiser, scale, cond_rows, images)
+        self.calls: list[A1111Call] = []
         self.network, self.layers, self.family, self.operator = network, layers, family, operator
         self.reuse = reuse
-        self.has_other_code = reuse.look_at(network, _around(self.inner_model, network))
-        self.calls: list[A1111Call] = []
-        self._undo = ExitStack()
-        self._undo.callback(self.inner_model.register_forward_pre_hook(self._record, with_kwargs=True).remove)
         if reuse.on:
             self._undo.enter_context(forward_replaced(network, self._sharing(network.forward)))
 
@@ -95,19 +126,6 @@ class A1111Step:
     def _branching(self, x: Tensor, rows: slice) -> AbstractContextManager[RowBranch]:
         token_grid = TokenGrid((x.shape[-2], x.shape[-1]))
         return branching(self.network, self.layers, self.family, self.operator, token_grid, rows, x.shape[0])
-
-    def remove(self) -> None:
-        """Take everything out of the model."""
-        self._undo.close()
-
-    @property
-    def x(self) -> Tensor:
-        """What the model was given, of all calls: (rows, channels, height, width)."""
-        return torch.cat([call.x for call in self.calls])
-
-    @property
-    def recorded_rows(self) -> int:
-        return sum(call.x.shape[0] for call in self.calls)
 
     def predict(self, whole_calls: bool) -> Tensor:
         """The conditional rows perturbed, in the host's own batches: (cond_rows, channels, height, width).

@@ -14,7 +14,7 @@ from asag.models.base import TokenGrid, UnsupportedModel
 from asag.random_state import RandomState
 
 # The settings that need to know the picture, and at what value they don't.
-UNCHANGED = {"contrast: below 1": 1, "rescale: above 0": 0}
+UNCHANGED = {"contrast: below 1": 1, "rescale: above 0": 0, "every: above 1": 1}
 
 
 def argument(args: Any, kwargs: dict[str, Any], position: int, *names: str) -> Any:
@@ -91,21 +91,47 @@ def grey_of(scheduler: Any, args: Any, kwargs: dict[str, Any], prediction: Tenso
     Raises:
         UnsupportedModel: naming a scheduler that doesn't say its ᾱ.
     """
-    kind, alphas = scheduler.config.get("prediction_type", "epsilon"), getattr(scheduler, "alphas_cumprod", None)
+    kind = prediction_type(scheduler, setting, without_alphas=("sample",))
     if kind == "sample":
         return torch.zeros_like(prediction)
-    if alphas is None or kind not in ("epsilon", "v_prediction"):
+    sample = argument(args, kwargs, 0, "sample")[:, : prediction.shape[1]]
+    kept = alpha_of(scheduler, args, kwargs)
+    zero: Tensor = (1.0 if kind == "epsilon" else kept.sqrt()) * sample / (1 - kept).sqrt()
+    return zero
+
+
+def level_of(scheduler: Any, args: Any, kwargs: dict[str, Any]) -> float | Tensor:
+    """What δ of a UNet's prediction is, but for its sign, where δ of the noise is 1 (asag.kept_delta): a number, or of
+    each image, (images, 1, …). The rest as in grey_of."""
+    kind = prediction_type(scheduler, "every: above 1")
+    if kind == "epsilon":
+        return 1.0
+    # At ᾱ = 0 the picture is all noise, and no noise is without size.
+    kept = alpha_of(scheduler, args, kwargs).clamp_min(1e-8)
+    level: Tensor = 1 / kept.sqrt() if kind == "v_prediction" else ((1 - kept) / kept).sqrt()
+    return level
+
+
+def prediction_type(scheduler: Any, setting: str, without_alphas: tuple[str, ...] = ()) -> str:
+    """What a scheduler takes a UNet's prediction for: epsilon, v_prediction or sample; of those that don't say their
+    ᾱ, one of `without_alphas`. Raises as grey_of does."""
+    kind: str = scheduler.config.get("prediction_type", "epsilon")
+    tells = getattr(scheduler, "alphas_cumprod", None) is not None
+    if kind not in (("epsilon", "v_prediction", "sample") if tells else without_alphas):
         raise UnsupportedModel(
             f"{setting} with {type(scheduler).__name__} and its prediction_type {kind}; allowed: "
             f"{UNCHANGED[setting]}, or a scheduler with alphas_cumprod that predicts epsilon, v_prediction or sample"
         )
-    sample = argument(args, kwargs, 0, "sample")[:, : prediction.shape[1]]
+    return kind
+
+
+def alpha_of(scheduler: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+    """ᾱ of a UNet's call, (images or 1, 1, …), in at least float32."""
+    sample, alphas = argument(args, kwargs, 0, "sample"), scheduler.alphas_cumprod
     timestep = torch.as_tensor(argument(args, kwargs, 1, "timestep"), device=sample.device)
     # Timesteps of sigmas lie between whole ones.
-    kept = alphas.to(sample.device)[timestep.round().long().clamp(0, len(alphas) - 1)]
-    kept = kept.to(torch.promote_types(sample.dtype, torch.float32)).reshape(-1, *[1] * (sample.ndim - 1))
-    zero: Tensor = (1.0 if kind == "epsilon" else kept.sqrt()) * sample / (1 - kept).sqrt()
-    return zero
+    kept: Tensor = alphas.to(sample.device)[timestep.round().long().clamp(0, len(alphas) - 1)]
+    return kept.to(torch.promote_types(sample.dtype, torch.float32)).reshape(-1, *[1] * (sample.ndim - 1))
 
 
 def picture_of(scheduler: Any, args: Any, kwargs: dict[str, Any], prediction: Tensor) -> Tensor:
@@ -126,11 +152,12 @@ class WholeCall:
 @dataclass
 class DenoiserCall:
     """What the perturbed pass needs of the host's call: its conditional rows, or the branch that they take in it; or,
-    beside code of others, the whole call."""
+    beside code of others, the whole call. With `reuses` there is no such pass: the last δ is used again."""
 
     args: list[Any]
     kwargs: dict[str, Any]
     cond: slice
     scale: float
+    reuses: bool = False
     branch: RowBranch | None = None
     whole: WholeCall | None = None

@@ -26,6 +26,7 @@ from asag.hosts.diffusers_call import (
     WholeCall,
     argument,
     grey_of,
+    level_of,
     picture_of,
     velocity_of_grey,
     with_rows,
@@ -34,6 +35,7 @@ from asag.hosts.diffusers_caller import calling_pipeline
 from asag.hosts.diffusers_models import FAMILIES, denoiser_of, eager
 from asag.hosts.diffusers_other_code import OtherCode, nothing_kept, other_code
 from asag.hosts.diffusers_pass import Passes
+from asag.kept_delta import KeptDelta
 from asag.models.base import TokenGrid, UnsupportedModel, family_of
 from asag.models.diffusers_mmdit import FluxTransformer
 from asag.models.diffusers_unet import DiffusersUnet
@@ -63,6 +65,7 @@ class Guidance:
         self.trace = Trace() if settings.figures else None
         self.operator = Watched(settings.operator(), self.trace) if self.trace else settings.operator()
         self.timesteps_of_sigma = 1 if isinstance(self.family, FluxTransformer) else 1000
+        self.kept = KeptDelta(settings.every)
         self.passes = [Passes(pipe, self.family)]
         self.current = self.passes[0]
         self.other_code: list[OtherCode] = []
@@ -111,17 +114,22 @@ class Guidance:
         scale = scheduled_scale(given.scale, given.schedule, step, steps, given.start, given.end)
         sample = argument(args, kwargs, 0, "sample", "hidden_states")
         cond = current.conditional_rows(sample)
-        if scale:
-            total = sample.shape[0]
-            self.call = DenoiserCall(slice_rows(list(args), cond, total), slice_rows(kwargs, cond, total), cond, scale)
-            if self.other_code:
-                everything = slice(0, total)
-                whole = slice_rows(list(args), everything, total), slice_rows(kwargs, everything, total)
-                self.call.whole = WholeCall(*whole, RandomState(sample.device, self.model))
-            elif self.can_branch(kwargs):
-                token_grid = TokenGrid(current.latent_size(args, kwargs))
-                branch = branching(self.model, self.layers, self.family, self.operator, token_grid, cond, total)
-                self.call.branch = self.opened.enter_context(branch)
+        if not scale:
+            self.kept.forget()
+            return
+        total = sample.shape[0]
+        own = slice_rows(list(args), cond, total), slice_rows(kwargs, cond, total)
+        self.call = DenoiserCall(*own, cond, scale, reuses=self.kept.reuses(current, cond, sample.shape))
+        if self.call.reuses:
+            return
+        if self.other_code:
+            everything = slice(0, total)
+            whole = slice_rows(list(args), everything, total), slice_rows(kwargs, everything, total)
+            self.call.whole = WholeCall(*whole, RandomState(sample.device, self.model))
+        elif self.can_branch(kwargs):
+            token_grid = TokenGrid(current.latent_size(args, kwargs))
+            branch = branching(self.model, self.layers, self.family, self.operator, token_grid, cond, total)
+            self.call.branch = self.opened.enter_context(branch)
 
     def passes_of(self, pipe: Any) -> Passes:
         """What is counted of a pipeline's calls; raises UnsupportedModel for a kind that can't be guided."""
@@ -136,6 +144,7 @@ class Guidance:
         """A pipeline begins with a picture: others may have put code into the model, or taken theirs out."""
         eager(self.denoiser)
         self.other_code = other_code(self.model)
+        self.kept.forget()
         if self.other_code and self.warned != str(self.other_code[0]):
             self.warned = str(self.other_code[0])
             logger.warning("ASAG takes whole extra passes, of all rows: %s, which may treat rows together", self.warned)
@@ -158,12 +167,13 @@ class Guidance:
         call, self.call = self.call, None
         rows = output[0]
         if call is not None:
+            weakened = None
             if call.branch is not None:
                 rows, weakened = call.branch.split(rows)
                 output = with_rows(output, rows)
-            else:
+            elif not call.reuses:
                 weakened = self.predict_weakened(call)
-            self.current.shift = self.shift_of(rows, call, weakened)
+            self.current.shift = self.shift_of(rows, call, self.delta_of(rows[call.cond], call, weakened))
         if self.current.shift is not None:
             self.current.shift.apply(rows)
         return output
@@ -183,15 +193,22 @@ class Guidance:
                     weakened = self.model.forward(*call.whole.args, **call.whole.kwargs)[0][call.cond]
         return weakened
 
-    def shift_of(self, rows: Tensor, call: DenoiserCall, weakened: Tensor) -> Shift:
+    def delta_of(self, cond: Tensor, call: DenoiserCall, weakened: Tensor | None) -> Tensor:
+        """δ of each image, (images, …), in what the model predicts: this call's, or the last one's."""
+        level: float | Tensor = 1.0
+        if self.settings.every > 1 and isinstance(self.family, DiffusersUnet):
+            level = level_of(self.current.pipe.scheduler, call.args, call.kwargs)
+        return self.kept.again(level) if weakened is None else self.kept.keep(cond - weakened, level)
+
+    def shift_of(self, rows: Tensor, call: DenoiserCall, delta: Tensor) -> Shift:
         cond = rows[call.cond]
-        delta = cond - weakened
         if self.settings.contrast < 1:
             delta = self.less_contrast(delta, cond, call)
         scale = self.current.adaptive(call.scale, delta) if self.settings.adaptive else call.scale
         if self.trace:
             self.trace.heads = self.heads.told()
-            self.trace.add_step(self.current.steps - 1, scale, delta, self.current.latent_size(call.args, call.kwargs))
+            size = self.current.latent_size(call.args, call.kwargs)
+            self.trace.add_step(self.current.steps - 1, scale, delta, size, reused=call.reuses)
         added = delta * scale
         if not self.settings.rescale:
             return Shift(added)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import re
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -23,11 +24,15 @@ from asag.guidance import AdaptiveScale, in_window, keep_contrast, scheduled_sca
 from asag.hosts.diffusers_call import token_grid_of, velocity_of_grey
 from asag.hosts.diffusers_models import FAMILIES, eager
 from asag.hosts.diffusers_other_code import other_code
-from asag.models.base import Family, UnsupportedModel, family_of
+from asag.kept_delta import KeptDelta
+from asag.models.base import Family, Forward, UnsupportedModel, family_of
 from asag.models.diffusers_mmdit import FluxTransformer
 from asag.models.diffusers_unet import DiffusersUnet
 from asag.perturb import choose_layers, forward_replaced, perturbed
 from asag.settings import AsagSettings, SettingsError, options, read_settings
+
+# What a call of the denoiser is made in, by its arguments.
+Around = Callable[[Any, dict[str, Any]], AbstractContextManager[None]]
 
 # Settings that mean nothing here: a guider has `enabled` itself, a hires pass is a pipeline call of its own, nothing is
 # shared between passes, and figures need the pictures.
@@ -73,8 +78,9 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         guidance_rescale: 0 to 1; pulls the prediction's spread back to the conditional one's (arXiv 2305.08891,
             section 3.4). It acts on the prediction, as in diffusers' other guiders; the setting rescale acts on the
             picture elsewhere, so that one value isn't equally strong.
-        iterations, strength, method, schedule, contrast, adaptive, blur, tolerance, amount: the settings of these names
-            (see asag.settings). A contrast below 1 works in models that predict a velocity, SD3 and Flux.
+        iterations, strength, method, schedule, contrast, adaptive, blur, tolerance, amount, every: the settings of
+            these names (see asag.settings). A contrast below 1 works in models that predict a velocity, SD3 and Flux.
+            `every` takes a UNet for one that predicts noise.
         use_original_formulation: classifier-free guidance starts from pred_cond, as its paper has it.
         start, stop: fractions of the steps between which classifier-free guidance runs.
         enabled: False leaves both out.
@@ -103,6 +109,7 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         self._placed = ExitStack()
         self._adaptive = AdaptiveScale()
         self._heads = ChosenHeads()
+        self._kept = KeptDelta(self.settings.every)
         self._call: tuple[Any, dict[str, Any]] = (), {}
         # By what a flow-matching model's timestep is its σ; of the model that is perturbed now.
         self._flow_timesteps = 1000
@@ -114,28 +121,46 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
     def set_state(self, step: int, num_inference_steps: int, timestep: Any) -> None:
         """Called before each step."""
         self._placed.close()  # what a loop left behind that ended between prepare_models and the denoiser's call
+        repeated = step == self._step and step > 0
         super().set_state(step, num_inference_steps, timestep)
         if step == 0:
-            self._adaptive = AdaptiveScale()
+            self._adaptive, self._kept = AdaptiveScale(), KeptDelta(self.settings.every)
             self._heads.forget()
+        elif repeated:
+            # A loop over tiles: the last δ would be another tile's.
+            self._kept = KeptDelta(1)
+        if not self._enabled or not self._scale():
+            self._kept.forget()
+        else:
+            self._kept.reuses(num_inference_steps)
 
     def prepare_models(self, denoiser: nn.Module) -> None:
         """Called before each batch; for the perturbed one, make the next call of the denoiser a perturbed one."""
         super().prepare_models(denoiser)
-        if self._predictions()[self._count_prepared - 1] != "pred_cond_adversarial":
+        prediction = self._predictions()[self._count_prepared - 1]
+        if prediction == "pred_cond" and self._kept.reused:
+            self._replace(denoiser, denoiser.forward, lambda args, kwargs: nullcontext())
+        if prediction != "pred_cond_adversarial":
             return
         model = eager(denoiser)
         family = family_of(model, FAMILIES)
         self._check(model, family)
         layers = choose_layers(model, family, self.settings.blocks, self._heads)
         operator = self.settings.operator()
-        original = model.forward
+
+        def weakened(args: Any, kwargs: dict[str, Any]) -> AbstractContextManager[None]:
+            return perturbed(layers, family, operator, token_grid_of(args, kwargs))
+
+        self._replace(denoiser, model.forward, weakened)
+
+    def _replace(self, denoiser: nn.Module, original: Forward, around: Around) -> None:
+        """Make the denoiser's next call one of `original` inside `around`, and keep what it is given."""
 
         # The loop calls cleanup_models only if the denoiser raised nothing, so the operators are placed during the
         # call alone, and the call itself ends the replacement.
         def forward(*args: Any, **kwargs: Any) -> Any:
             self._call = args, kwargs
-            with self._placed, perturbed(layers, family, operator, token_grid_of(args, kwargs)):
+            with self._placed, around(args, kwargs):
                 return original(*args, **kwargs)
 
         self._placed.enter_context(forward_replaced(denoiser, forward))
@@ -177,15 +202,20 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         if pred_uncond is not None:
             start = pred_cond if self.use_original_formulation else pred_uncond
             pred = start + self.guidance_scale * (pred_cond - pred_uncond)
-        if pred_cond_adversarial is not None:
+        if pred_cond_adversarial is not None or self._kept.reused:
             pred = pred + self._push(pred_cond, pred_cond_adversarial)
         if self.guidance_rescale > 0.0:
             pred = rescale_noise_cfg(pred, pred_cond, self.guidance_rescale)
         return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
 
-    def _push(self, pred_cond: Tensor, perturbed_prediction: Tensor) -> Tensor:
-        """s δ of this step."""
-        given, delta, scale = self.settings, pred_cond - perturbed_prediction, self._scale()
+    def _push(self, pred_cond: Tensor, perturbed_prediction: Tensor | None) -> Tensor:
+        """s δ of this step; without a perturbed prediction δ is the last one, as predicted: which of them are a
+        picture's, a guider isn't told."""
+        given, scale = self.settings, self._scale()
+        if perturbed_prediction is None:
+            delta = self._kept.again(1.0)
+        else:
+            delta = self._kept.keep(pred_cond - perturbed_prediction, 1.0)
         if given.contrast < 1:
             picture = velocity_of_grey(*self._call, pred_cond, self._flow_timesteps) - pred_cond
             delta = keep_contrast(delta, picture, given.contrast, channels=1 if pred_cond.ndim == 4 else -1)
@@ -214,6 +244,7 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         neutral = 0.0 if self.use_original_formulation else 1.0
         cfg = self._enabled and not math.isclose(self.guidance_scale, neutral)
         adversarial = self._enabled and self.settings.scale > 0 and not self.settings.no_effect
+        adversarial = adversarial and not self._kept.reused
         if self._num_inference_steps is not None:  # before the first step: those of all steps
             cfg = cfg and in_window(self._step, self._num_inference_steps, self._start, self._stop)
             adversarial = adversarial and self._scale() > 0

@@ -58,6 +58,7 @@ def asag_guidance(
     figures: bool = False,
     tolerance: float = 0.0,
     amount: float = 1.0,
+    every: int = 1,
     enabled: bool = True,
     **unknown: Any,
 ) -> Iterator[Trace | None]:
@@ -94,6 +95,8 @@ def asag_guidance(
             Usual: 0, never.
         amount: how much of the weakened attention takes the place of the ordinary one. Lower: a weaker push, along
             another direction than a lower scale. 0: no guidance. Usual: 1.
+        every: compute the push in every n-th step, 1 to 4, and use the last one in those between. Higher: faster and
+            less exact. Usual: 1.
         enabled: False: nothing is guided.
 
     Nested use is allowed: the inner guidance holds until its context closes. Pipelines that share the denoiser
@@ -131,6 +134,7 @@ def asag_guidance(
         "figures": figures,
         "tolerance": tolerance,
         "amount": amount,
+        "every": every,
     }
     with _guided(pipe, _read({**known, **unknown})) as trace:
         yield trace

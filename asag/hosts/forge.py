@@ -16,7 +16,7 @@ from modules import script_callbacks
 from torch import Tensor, nn
 
 from asag.guidance import keep_contrast, rescale_factor
-from asag.hosts.forge_step import ForgeStep, Predict
+from asag.hosts.forge_step import ForgeStep, Predict, SeenStep
 from asag.hosts.generation import GuidedRun, run_of
 from asag.hosts.kept_state import KeptState
 from asag.hosts.loaded import checkpoints, loaded_model
@@ -71,10 +71,13 @@ class ForgeRun(GuidedRun):
         # first comes before those of others, which make passes of their own.
         self.after_own_pass, self.after_cfg = after_own_pass, after_cfg
 
-    def open_step(self, params: Any, scale: float, blocks: str) -> ForgeStep:
+    def open_step(self, params: Any, scale: float, blocks: str) -> SeenStep:
         objects = _objects(params.denoiser)
         refuse_compiled(objects.unet.model)
         network = objects.unet.model.diffusion_model
+        if self.kept.reuses(network, params.x.shape):
+            self._patch(objects)
+            return SeenStep(params.x, scale)
         family = family_of(network, FAMILIES)
         layers = choose_layers(network, family, blocks, self.heads)
         self._patch(objects)
@@ -120,16 +123,16 @@ class ForgeRun(GuidedRun):
         with self.errors_kept():
             guided = self._guided(args, step)
             self.guided_calls += 1
+            self.reused_calls += self.kept.reused
             return guided
 
     def _is_of_step(self, args: dict[str, Any]) -> bool:
         return self.step is not None and self.step.is_of(args["input"], args["model_options"])
 
-    def _guided(self, args: dict[str, Any], step: ForgeStep) -> Tensor:
-        perturbed = step.predict(_pass_for(args, step), args["cond"])
-        delta = (args["cond_denoised"] - perturbed) * _weight(args["cond"])
+    def _guided(self, args: dict[str, Any], step: SeenStep) -> Tensor:
+        sigma = args["sigma"].reshape(-1, *[1] * (args["cond_denoised"].ndim - 1))
+        delta = self._delta(args, step, sigma)
         delta = keep_contrast(delta, args["cond_denoised"], self.settings.contrast)
-        sigma = args["sigma"].reshape(-1, *[1] * (delta.ndim - 1))
         shift = delta * self.scale_of(step.scale, delta, sigma)
         guided: Tensor = args["denoised"] + shift
         unconditional = args.get("uncond_denoised")
@@ -141,6 +144,13 @@ class ForgeRun(GuidedRun):
         if self.settings.rescale:
             guided = guided * rescale_factor(args["cond_denoised"], guided, self.settings.rescale)
         return guided
+
+    def _delta(self, args: dict[str, Any], step: SeenStep, sigma: Tensor) -> Tensor:
+        """δ of each image, (images, …): this step's, or the last one's."""
+        if not isinstance(step, ForgeStep):
+            return self.kept.again(sigma)
+        perturbed = step.predict(_pass_for(args, step), args["cond"])
+        return self.kept.keep((args["cond_denoised"] - perturbed) * _weight(args["cond"]), sigma)
 
 
 class Forge:

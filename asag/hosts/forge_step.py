@@ -53,7 +53,25 @@ class ForgeCall:
         return {**self.others, **_copied_control(self.others)}
 
 
-class ForgeStep:
+class SeenStep:
+    """One denoiser step that is guided, which the sampler gave `x`; without a pass of its own, by the last δ. `ran`:
+    whether the model did what the guidance needs."""
+
+    def __init__(self, x: Tensor, scale: float) -> None:
+        self.x, self.scale, self.ran = x, scale, True
+
+    def is_of(self, x: Tensor, model_options: dict[str, Any]) -> bool:
+        """Whether a pass on x is the step's own. A conditioning modifier may make one of its own before: reference
+        units do, on the reference (extensions-builtin/forge_preprocessor_reference), with every post-CFG function."""
+        if not model_options.get("conditioning_modifiers"):
+            return True
+        return x is self.x or (x.shape == self.x.shape and torch.equal(x, self.x))
+
+    def remove(self) -> None:
+        """Take everything out of the model: there is nothing in it."""
+
+
+class ForgeStep(SeenStep):
     """Records what the model is given in the host's own pass; predicts its conditional rows perturbed.
 
     They branch off inside the host's calls of the model as long as `reuse` is on. The host itself makes a second pass,
@@ -73,7 +91,8 @@ class ForgeStep:
         operator: Operator,
         reuse: Reuse,
     ) -> None:
-        self.network, self.x, self.scale = network, x, scale
+        super().__init__(x, scale)
+        self.network = network
         self.layers, self.family, self.operator = layers, family, operator
         self.reuse = reuse
         self.has_other_code = reuse.look_at(network)
@@ -128,13 +147,6 @@ class ForgeStep:
         token_grid.enter(call.x, call.others.get("context"))
         tell = RowLists(options, total).tell
         return branching(self.network, self.layers, self.family, self.operator, token_grid, call.cond_rows, total, tell)
-
-    def is_of(self, x: Tensor, model_options: dict[str, Any]) -> bool:
-        """Whether a pass on x is the step's own. A conditioning modifier may make one of its own before: reference
-        units do, on the reference (extensions-builtin/forge_preprocessor_reference), with every post-CFG function."""
-        if not model_options.get("conditioning_modifiers"):
-            return True
-        return x is self.x or (x.shape == self.x.shape and torch.equal(x, self.x))
 
     def remove(self) -> None:
         """Take everything out of the model."""

@@ -25,6 +25,7 @@ from asag.hosts.notes import note
 from asag.hosts.refused import Refused
 from asag.hosts.reuse import Reuse
 from asag.hosts.run_notes import notes_on
+from asag.kept_delta import KeptDelta
 from asag.models.base import Family, UnsupportedModel
 from asag.settings import AsagSettings, SettingsError
 from asag.trace import Trace
@@ -51,9 +52,10 @@ class GuidedRun:
         self.operator = Counted(Watched(settings.operator(), self.trace) if self.trace else settings.operator())
         self.heads = ChosenHeads()
         self.adaptive = AdaptiveScale()
+        self.kept = KeptDelta(settings.every)
         self.call = 0
         self.announced = 0
-        self.guided_calls = 0
+        self.guided_calls = self.reused_calls = 0
         self.missed_calls = 0
         self.forecast_calls, self.forecaster = 0, ""
         self.blocks_field = "blocks"
@@ -69,8 +71,8 @@ class GuidedRun:
     # -- what a host says --------------------------------------------------------------------------------------------
 
     def open_step(self, params: Any, scale: float, blocks: str) -> GuidedStep:
-        """Begin a guided step: record what the host's own pass is given, or branch off in it. `params` are the
-        callback's."""
+        """Begin a guided step: record what the host's own pass is given, or branch off in it; where the last δ is used
+        again (`kept`), leave the model alone. `params` are the callback's."""
         raise NotImplementedError
 
     def entrance(self, denoiser: Any) -> nn.Module:
@@ -94,6 +96,7 @@ class GuidedRun:
         if denoiser.step == 0:
             self.announced += denoiser.total_steps
             self.adaptive = AdaptiveScale()
+            self.kept.forget()
             self.reuse.begin_pass()
             if self.trace:
                 self.trace.begin_pass(denoiser.total_steps)
@@ -107,6 +110,8 @@ class GuidedRun:
         if scale:
             with self.errors_kept():
                 self.step = self._step_of(params, scale, blocks) if began else self.open_step(params, scale, blocks)
+        else:
+            self.kept.forget()
 
     def _step_of(self, params: Any, scale: float, blocks: str) -> GuidedStep | None:
         """A step of a run that has begun: where a refiner or the hires pass brought a model that can't be guided as
@@ -143,7 +148,7 @@ class GuidedRun:
         free = delta / sigma
         used: float | Tensor = self.adaptive(scale, free) if self.settings.adaptive else scale
         if self.trace:
-            self.trace.add_step(self.call, used, free)
+            self.trace.add_step(self.call, used, free, reused=self.kept.reused)
         return used
 
     def leave_out(self, forecaster: str) -> None:

@@ -118,9 +118,10 @@ class Reuse:
             self.give_up("an extension treats the rows of a batch differently")
         return agree
 
-    def comment(self) -> str | None:
-        """The note for the user: that it took longer than it should, and why."""
+    def comment(self, again: int = 0) -> str | None:
+        """The note for the user: that it took longer than it should, and why. `again`: how many guided steps took no
+        pass at all, but used the last δ again."""
         if not self.wanted or not self.whole:
             return None
-        steps = f"{self.whole} of {self.whole + self.shared} guided steps"
+        steps = f"{self.whole} of {self.whole + self.shared + again} guided steps"
         return f"ASAG took a whole extra pass in {steps}: {self.first_reason}"

@@ -24,7 +24,7 @@ def notes_on(run: GuidedRun, family: Family) -> list[str]:
     aligned = run.heads.told(aligned=True)
     if aligned:
         messages.append(f"ASAG took the heads whose queries and keys agree most: {_as_list(aligned)}")
-    extra_passes = run.reuse.comment()
+    extra_passes = run.reuse.comment(run.reused_calls)
     if extra_passes:
         messages.append(extra_passes)
     if run.forecast_calls:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from asag.hosts.generation import RUN, arm
 from asag.settings import AsagSettings
@@ -23,6 +24,7 @@ PARTS = Prompts([random(7, 24, seed=5), random(7, 24, seed=6)], [0.8, -0.4], ran
 AND, MIXED = [PARTS, Prompts(PARTS.parts[::-1], PARTS.weights, PLAIN[0].negative)], [PLAIN[0], PARTS]
 # What the model is given in the steps of a pass, and of a hires pass.
 FIRST = [random(2, 4, 4, 6, seed=10 + step) for step in range(2)]
+LATER = FIRST + [random(2, 4, 4, 6, seed=30 + step) for step in range(2)]
 HIRES = [random(2, 4, 6, 4, seed=20 + step) for step in range(2)]
 
 
@@ -62,3 +64,18 @@ def assert_steps(host: Any, found: list[Tensor], scales: list[list[float]], **mo
     for result, wanted, without in zip(found, noise, plain, strict=True):
         push = (wanted - without).abs().max()
         assert (result - wanted).abs().max() <= 1e-6 * (push or 1e-6)
+
+
+class ConvolvedRows(TorchDispatchMode):
+    """While entered: how many rows each convolution with `weight` had. Counted below the model: beside a hook in it
+    nothing is shared."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight.data_ptr()
+        self.rows: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution.default and args[1].data_ptr() == self.weight:
+            self.rows.append(args[0].shape[0])
+        return func(*args, **(kwargs or {}))

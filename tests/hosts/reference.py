@@ -137,11 +137,13 @@ class Definition:
     def __init__(
         self, unet: nn.Module, prompts: Prompts, cfg: float, blocks: str = "mid", contrast: float = 1.0,
         rescale: float = 0.0, adaptive: bool = False, predicts: str = "noise", attention_map=sinkhorn_map,
+        every: int = 1,
     ) -> None:  # fmt: skip
         self.unet, self.prompts, self.cfg, self.blocks = unet, prompts, cfg, blocks
         self.contrast, self.rescale, self.adaptive, self.predicts = contrast, rescale, adaptive, predicts
         self.attention_map = attention_map
         self.size: float | None = None
+        self.every, self.guided, self.delta = every, 0, None
 
     def noise(self, x: Tensor, timestep: int, texts: list[Tensor]) -> Tensor:
         rows = len(texts)
@@ -157,11 +159,15 @@ class Definition:
         *conds, uncond = self.noise(x, timestep, [*self.prompts.parts, self.prompts.negative])
         plain = uncond + self.cfg * sum(w * (cond - uncond) for w, cond in zip(weights, conds, strict=True))
         if not scale:
+            self.guided = 0
             return plain, uncond, plain
-        with weakened(self.unet, self.blocks, self.attention_map):
-            weak = self.noise(x, timestep, self.prompts.parts)
-        total = sum(map(abs, weights))
-        delta = sum(w * (cond - each) for w, cond, each in zip(weights, conds, weak, strict=True)) / total
+        if self.guided % self.every == 0:
+            with weakened(self.unet, self.blocks, self.attention_map):
+                weak = self.noise(x, timestep, self.prompts.parts)
+            total = sum(map(abs, weights))
+            self.delta = sum(w * (cond - each) for w, cond, each in zip(weights, conds, weak, strict=True)) / total
+        self.guided += 1
+        delta = self.delta
 
         def picture(noise: Tensor) -> Tensor:
             return (x - (1 - alpha).sqrt() * noise) / alpha.sqrt()

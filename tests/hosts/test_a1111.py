@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from collections.abc import Iterator
@@ -16,8 +17,8 @@ from torch import nn
 from asag.hosts.generation import RUN, arm
 from asag.hosts.refused import Refused
 from asag.settings import AsagSettings
-from tests.hosts.a1111_double import Host, Options
-from tests.hosts.guided import FIRST, HIRES, MIXED, PLAIN, assert_steps, expected, guided
+from tests.hosts.a1111_double import CFGDenoiser, Host, Options
+from tests.hosts.guided import FIRST, HIRES, LATER, MIXED, PLAIN, ConvolvedRows, assert_steps, expected, guided
 from tests.hosts.reference import ALPHAS, LAYERS, Prompts, blurred_map, identity_map, real_unet, sinkhorn_map
 from tests.support import snapshot
 
@@ -235,3 +236,69 @@ def test_guided_steps_are_counted(host: Host, window: dict[str, float], count: i
 def test_method_seg_blurs_over_the_pictures_height_and_width(host: Host, reuse: bool) -> None:
     found = guided(host, Options(), method="seg", blur=0.4, reuse=reuse)
     assert_steps(host, found, CONSTANT, attention_map=blurred_map)
+
+
+# `every` -----------------------------------------------------------------------------------------------------------
+
+FOUR = {"passes": [LATER], "timesteps": (801, 601, 401, 201)}
+
+
+@pytest.mark.parametrize("every", [2, 3])
+@pytest.mark.parametrize(
+    "settings", [{}, {"contrast": 0.4}, {"rescale": 0.7}, {"adaptive": True}, {"reuse": False}], ids=str
+)
+@pytest.mark.parametrize("denoiser", DENOISER_NAMES)
+def test_steps_between_use_the_last_push(host: Host, denoiser: str, settings: dict[str, Any], every: int) -> None:
+    host.prompts = MIXED
+    found = guided(host, Options(denoiser, **FOUR), every=every, **settings)
+    more = {name: value for name, value in settings.items() if name != "reuse"}
+    assert_steps(host, found, [[2.0] * 4], every=every, **more)
+
+
+def test_the_first_guided_step_of_a_window_and_of_a_pass_computes_its_push(host: Host) -> None:
+    found = guided(host, Options(**FOUR), every=3, start=0.25, schedule="linear")
+    assert_steps(host, found, [[0, 2, 4 / 3, 2 / 3]], every=3)
+    found = guided(host, Options(passes=[FIRST, FIRST]), every=4)
+    assert_steps(host, found, CONSTANT * 2, every=4)
+
+
+def test_another_unet_computes_its_push(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refiner's, which the host puts in place before its callback; here with the same weights."""
+    forward, before, other = CFGDenoiser.forward, host.unet, copy.deepcopy(host.unet)
+
+    def refined(denoiser: CFGDenoiser, *args: Any) -> torch.Tensor:
+        host.sd_model.model.diffusion_model = other if denoiser.step else before
+        return forward(denoiser, *args)
+
+    monkeypatch.setattr(CFGDenoiser, "forward", refined)
+    found = guided(host, Options(), every=4)
+    host.sd_model.model.diffusion_model = before
+    assert_steps(host, found, CONSTANT)
+
+
+@pytest.mark.parametrize(("reuse", "rows"), [(True, [6, 4]), (False, [4, 2, 4])], ids=["shared", "whole"])
+def test_a_step_that_uses_the_last_push_costs_nothing(host: Host, reuse: bool, rows: list[int]) -> None:
+    """Rows in the last block of the middle: two images, each with and without its prompt, and the weakened ones."""
+    with ConvolvedRows(host.network().middle_block[2].in_layers[2].weight) as found:
+        guided(host, Options(), reuse=reuse, every=2)
+    assert found.rows == rows
+
+
+def test_the_note_on_whole_passes_counts_the_steps_without_any(host: Host) -> None:
+    network = SimpleNamespace(attn_module_list=[object()], original_forward=host.unet.forward)
+    script = SimpleNamespace(latest_network=network, title=lambda: "ControlNet")
+    host.p.scripts = SimpleNamespace(alwayson_scripts=[script])
+    guided(host, Options(**FOUR), every=3)
+    assert [comment.partition(":")[0] for comment in host.comments] == [
+        "ASAG took a whole extra pass in 2 of 4 guided steps"
+    ]
+
+
+def test_the_figures_know_which_steps_used_the_last_push(host: Host) -> None:
+    host.options = Options(**FOUR)
+    with torch.no_grad():
+        trace = arm(host.adapter, host.p, AsagSettings(enabled=True, figures=True, every=3), unguided=lambda: None)
+        host.p.sample()
+    assert trace is not None
+    assert [step.reused for step in trace.steps] == [False, True, True, False]
+    assert trace.steps[0].sizes == pytest.approx(trace.steps[1].sizes, rel=1e-9)

@@ -17,6 +17,7 @@ from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffu
 from torch import Tensor, nn
 
 from asag.blocks import BlocksError
+from asag.guidance import keep_contrast
 from asag.hosts.diffusers_guider import ARGUMENTS, LEFT_OUT, AdversarialSinkhornAttentionGuidance
 from asag.hosts.diffusers_models import FAMILIES
 from asag.models.base import TokenGrid, UnsupportedModel, family_of
@@ -347,6 +348,34 @@ def test_what_a_loop_left_before_the_denoisers_call_is_undone_at_the_next_step()
     assert snapshot(model) == before
 
 
+@torch.no_grad()
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("contrast", [1.0, 0.3])
+def test_steps_between_use_the_last_push(contrast: float) -> None:
+    """And run no perturbed batch. The prediction changes from step to step: the push doesn't, but for its contrast."""
+    model = sd3_transformer()
+    cond, _, weakened = predictions(model, "auto", Sinkhorn())
+    guider = AdversarialSinkhornAttentionGuidance(1.0, 2.0, every=3, contrast=contrast)
+    velocity = sd3_call()["hidden_states"] / 0.5  # of a grey picture, at σ 0.5
+    for step, factor in enumerate((1, 2, 4, 4)):
+        pred, ran = drive(guider, model, step)
+        assert ran == (["pred_cond"] if step in (1, 2) else ["pred_cond", "pred_cond_adversarial"])
+        pushed = (factor if step == 3 else 1) * (cond - weakened)
+        pushed = keep_contrast(pushed, velocity - factor * cond, contrast)
+        torch.testing.assert_close(pred, factor * cond + 2.0 * pushed, rtol=1e-9, atol=1e-9)
+        if step < 2:
+            model.proj_out.weight *= 2
+            model.proj_out.bias *= 2
+
+
+@torch.no_grad()
+def test_a_loop_over_tiles_computes_every_push() -> None:
+    model = sd3_transformer()
+    guider = AdversarialSinkhornAttentionGuidance(1.0, every=2)
+    ran = [drive(guider, model, step)[1] for step in (0, 1, 1, 2, 2)]
+    assert [len(each) for each in ran] == [2, 1, 2, 2, 2]
+
+
 # Its configuration -------------------------------------------------------------------------------------------------
 
 
@@ -366,6 +395,7 @@ def test_its_configuration_survives_saving(tmp_path: Path) -> None:
         "blur": 2.0,
         "tolerance": 0.1,
         "amount": 0.7,
+        "every": 2,
         "guidance_rescale": 0.2,
         "use_original_formulation": True,
         "start": 0.05,

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from asag.hosts.generation import RUN, arm
 from asag.settings import AsagSettings
-from tests.hosts.forge_double import Host, Options, Patcher, calc_cond_uncond_batch
-from tests.hosts.guided import AND, FIRST, HIRES, PLAIN, assert_steps, expected, guided
+from tests.hosts.forge_double import Host, KModel, Options, Patcher, calc_cond_uncond_batch
+from tests.hosts.guided import AND, FIRST, HIRES, LATER, PLAIN, ConvolvedRows, assert_steps, expected, guided
 from tests.hosts.reference import Prompts, blurred_map, identity_map, real_unet
 from tests.support import snapshot
 
@@ -103,18 +103,23 @@ def test_cfg_plus_plus_renoises_with_the_shifted_unconditional_noise(host: Host,
         torch.testing.assert_close(result, wanted, rtol=0, atol=1e-9)
 
 
-def test_another_model_in_the_middle_of_a_run_is_guided_too(host: Host) -> None:
-    """A refiner brings another patcher."""
-    before, first = host.objects.unet, host._sampling_function
+@pytest.mark.parametrize(("other", "every"), [(False, 4), (True, 1)], ids=["same weights", "another model"])
+def test_another_patcher_in_the_middle_of_a_run_is_guided_too(host: Host, other: bool, every: int) -> None:
+    """A refiner brings one. A push is used again in the model that it is of, and in no other."""
+    before, model, first = host.objects.unet, host.model, host._sampling_function
 
     def sampling(denoiser: Any, *args: Any) -> Any:
         if denoiser.step == 1:
+            host.model = KModel(host.unet) if other else model
             host.objects.unet = Patcher(host.model)
-        return first(denoiser, *args)
+        found = first(denoiser, *args)
+        host.model = model
+        return found
 
     host._sampling_function = sampling
-    assert_steps(host, guided(host, Options()), CONSTANT)
+    found = guided(host, Options(), every=4)
     host.objects.unet = before
+    assert_steps(host, found, CONSTANT, every=every)
 
 
 @pytest.mark.parametrize("reuse", [True, False], ids=["shared", "whole"])
@@ -204,3 +209,34 @@ def test_a_reference_units_model_takes_whole_passes_and_the_steps_are_the_same(h
     assert host.comments == [
         "ASAG took a whole extra pass in 2 of 2 guided steps: a unit makes the model remember what it sees (reference)"
     ]
+
+
+# `every` -----------------------------------------------------------------------------------------------------------
+
+FOUR = {"passes": [LATER], "timesteps": (801, 601, 401, 201)}
+
+
+@pytest.mark.parametrize("every", [2, 3])
+@pytest.mark.parametrize(
+    "settings", [{}, {"contrast": 0.4}, {"rescale": 0.7}, {"adaptive": True}, {"reuse": False}], ids=str
+)
+def test_steps_between_use_the_last_push(host: Host, settings: dict[str, Any], every: int) -> None:
+    host.prompts = PLAIN if "rescale" in settings else AND
+    found = guided(host, Options(**FOUR), every=every, **settings)
+    more = {name: value for name, value in settings.items() if name != "reuse"}
+    assert_steps(host, found, [[2.0] * 4], every=every, **more)
+
+
+def test_the_first_guided_step_of_a_window_and_of_a_pass_computes_its_push(host: Host) -> None:
+    found = guided(host, Options(**FOUR), every=3, start=0.25)
+    assert_steps(host, found, [[0, 2, 2, 2]], every=3)
+    found = guided(host, Options(passes=[FIRST, FIRST]), every=4)
+    assert_steps(host, found, CONSTANT * 2, every=4)
+
+
+@pytest.mark.parametrize(("reuse", "rows"), [(True, [6, 4]), (False, [4, 2, 4])], ids=["shared", "whole"])
+def test_a_step_that_uses_the_last_push_costs_nothing(host: Host, reuse: bool, rows: list[int]) -> None:
+    """Rows in the last block of the middle: two images, each with and without its prompt, and the weakened ones."""
+    with ConvolvedRows(host.network().middle_block[2].in_layers[2].weight) as found:
+        guided(host, Options(), reuse=reuse, every=2)
+    assert found.rows == rows
