@@ -51,12 +51,9 @@ class GuidedRun:
         self.trace = Trace() if settings.figures else None
         self.operator = Counted(Watched(settings.operator(), self.trace) if self.trace else settings.operator())
         self.heads = ChosenHeads()
-        self.adaptive = AdaptiveScale()
-        self.kept = KeptDelta(settings.every)
-        self.call = 0
-        self.announced = 0
-        self.guided_calls = self.reused_calls = 0
-        self.missed_calls = 0
+        self.adaptive, self.kept = AdaptiveScale(), KeptDelta(settings.every)
+        self.call = self.announced = 0
+        self.guided_calls = self.reused_calls = self.missed_calls = 0
         self.forecast_calls, self.forecaster = 0, ""
         self.blocks_field = "blocks"
         self.reuse = Reuse(settings.reuse)
