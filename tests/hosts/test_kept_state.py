@@ -81,3 +81,32 @@ def test_a_variable_that_isnt_set_yet_is_no_hindrance() -> None:
     later = 2
     memory.restore()
     assert hook() == 3
+
+
+def test_a_list_that_holds_itself_is_kept_once() -> None:
+    bank: list[Any] = [1]
+    bank.append(bank)
+    memory = KeptState([hook_with(bank=bank)])
+    bank.clear()
+    memory.restore()
+    assert bank[0] == 1
+    assert bank[1] is bank
+
+
+COUNT = 0
+
+
+class Counter:
+    """Counts in its module."""
+
+    def count(self) -> None:
+        global COUNT
+        COUNT += 1
+
+
+def test_a_methods_module_is_its_too() -> None:
+    counter, before = Counter(), COUNT
+    memory = KeptState([counter.count])
+    counter.count()
+    memory.restore()
+    assert before == COUNT

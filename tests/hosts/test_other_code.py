@@ -64,6 +64,21 @@ def test_the_hosts_own_and_methods_put_back_are_none():
     ]
 
 
+class Own(nn.Module):
+    """Of a module that is no host's."""
+
+    def forward(self, x):
+        return x
+
+
+def test_a_modules_own_method_put_on_it_is_no_hook_and_anothers_is():
+    model, other = Own(), Own()
+    model.forward = model.forward
+    assert hooks_of(model) == []
+    model.forward = other.forward
+    assert hooks_of(model) == [other.forward]
+
+
 def test_a_class_whose_forward_was_replaced_is_hooked(monkeypatch):
     class Block(nn.Module):
         def forward(self, x):

@@ -57,7 +57,12 @@ TESTS = {
     "asag/hosts/forge.py": FORGE,
     "asag/hosts/forge_step.py": [*FORGE, "tests/hosts/test_counting_hooks.py"],
     "asag/hosts/forge_rows.py": [*FORGE[:3], "tests/test_branch.py"],
-    "asag/hosts/generation.py": [*WEBUIS, "tests/test_script.py"],
+    "asag/hosts/generation.py": [
+        "tests/hosts/test_generation.py",
+        "tests/hosts/test_sample_wrapper.py",
+        *WEBUIS,
+        "tests/test_script.py",
+    ],
     "asag/hosts/reuse.py": ["tests/hosts/test_reuse.py", *WEBUIS],
     "asag/hosts/checked.py": ["tests/hosts/test_checked.py", *WEBUIS, "tests/hosts/test_checkpoints.py"],
     "asag/hosts/checkpoints.py": ["tests/hosts/test_checkpoints.py", *WEBUIS],
