@@ -217,7 +217,7 @@ def test_the_adaptive_scale_goes_by_the_size_of_the_noises_push() -> None:
     assert traced.trace is not None
     traced.trace.begin_pass(4)
     assert traced.scale_of(0.5, DELTA, 2.0) == 0.5
-    assert traced.trace.steps[0].scales == (0.5, 0.5)
+    assert (traced.trace.steps[0].number, traced.trace.steps[0].scales) == (0, (0.5, 0.5))
 
 
 # The request ---------------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ TESTS = {
     "asag/counted.py": ["tests/test_counted.py"],
     "asag/branch.py": ["tests/test_branch.py", "tests/hosts/test_forge_step.py"],
     "asag/perturb.py": ["tests/test_branch.py", "tests/models/test_ldm_unet.py", *A1111, *FORGE[:2]],
-    "asag/random_state.py": ["tests/test_branch.py", *A1111, *FORGE[:3]],
+    "asag/random_state.py": ["tests/test_random_state.py", "tests/test_branch.py", *A1111, *FORGE[:3]],
     "asag/__main__.py": ["tests/lab/test_commands.py"],
     "asag/hosts/a1111.py": A1111,
     "asag/hosts/a1111_step.py": [*A1111, "tests/hosts/test_counting_hooks.py"],
