@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from asag.attention_arguments import check_attention_inputs, check_options
-from asag.device_scores import DeviceScores, full_float32
+from asag.attention_kernels import ATTENTION_KERNELS
+from asag.device_scores import DeviceScores, attention_by_tiles, full_float32
 from asag.kernel_choice import KERNELS, named_implementation
 from asag.kernel_path import plain
 from asag.precision import without_autocast
@@ -24,7 +25,6 @@ from asag.sinkhorn import DenseScores, StreamingScores, bound_logits, iterate
 # The bound is a worst case: what is measured at it is about a third.
 LOGIT_ERROR = {torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 FLOAT32_EPS = 2.0**-24
-MASK_ALIGNMENT = 16
 
 
 def adversarial_sinkhorn_attention(
@@ -74,9 +74,11 @@ def adversarial_sinkhorn_attention(
     with torch.no_grad(), without_autocast(query.device.type), full_float32(query.device.type):
         if impl != "dense" and query.device.type != "cpu":
             return _on_device(query, key, value, scale, iterations, tolerance, normalize, impl)
-        largest_logit = float(bound_logits(query, key, scale).amax())
+        # A bound read off an accelerator would make the host wait, and it computes in float32 in any case.
+        on_cpu = query.device.type == "cpu"
+        largest_logit = float(bound_logits(query, key, scale).amax()) if on_cpu else 0.0
         dtype = computation_dtype(query, largest_logit)
-        if impl != "dense" and normalize == "rows" and has_linear_kernel(query.device.type, dtype):
+        if impl != "dense" and normalize == "rows" and has_linear_kernel():
             bias = key_bias(query, key, scale, dtype, largest_logit, iterations, tolerance)
             return biased_attention(query, key, value, bias, scale, dtype)
         flat_query, flat_key, flat_value = (tensor.flatten(0, 1) for tensor in (query, key, value))
@@ -113,17 +115,12 @@ def _on_device(
 def _by_torch(
     query: Tensor, key: Tensor, value: Tensor, scale: float, iterations: int, tolerance: float | None, normalize: str
 ) -> Tensor:
-    """By torch's own kernels, with nothing read back to the host. Where all scores fit one tile the product takes them
-    from there: fewer kernels than SDPA with what prepares its bias."""
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    scores = DeviceScores(query, key, scale, dtype)
-    scores.iterate(iterations, tolerance)
-    if normalize == "rows" and not scores.one_tile and has_biased_kernel(query):
-        bias = scores.columns.unflatten(0, query.shape[:2])
-        return biased_attention(query, key, value, bias, scale, dtype)
-    out = scores.product(value.flatten(0, 1), by_columns=normalize == "columns")
-    by_heads: Tensor = out.to(query.dtype).unflatten(0, query.shape[:2])
-    return by_heads
+    """By torch's attention kernels, or where they don't suit by tiles. A tolerance stops head by head: tiles do that."""
+    if tolerance is None:
+        found = ATTENTION_KERNELS.attention(query, key, value, scale, iterations, normalize)
+        if found is not None:
+            return found
+    return attention_by_tiles(query, key, value, scale, iterations, tolerance, normalize)
 
 
 def attention_rows(
@@ -217,75 +214,20 @@ def _dense(
 def biased_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float, dtype: torch.dtype
 ) -> Tensor:
-    """``softmax(scale * query keyᵀ + bias) value``, the bias (batch, heads, m) being one number per key.
+    """On a CPU ``softmax(scale * query keyᵀ + bias) value``, the bias (batch, heads, m) being one number per key.
 
-    In float32 and float64 the bias goes in as a mask whose rows are one row, repeated with stride 0. Half precision
-    on an accelerator keeps its own fast kernel: there the bias rides along as extra features (see `bias_features`).
+    The bias goes in as a mask whose rows are one row, repeated with stride 0. The CPU's kernel multiplies before it
+    looks for a row's maximum, so a negative scale needs no negated copy.
     """
-    if query.device.type == "cpu":
-        # Its kernel multiplies before it looks for a row's maximum, so a negative scale needs no negated copy.
-        signed_query, signed_scale = query, scale
-    else:
-        signed_query, signed_scale = (query if scale > 0 else -query), abs(scale)
-    if query.dtype.itemsize == 2 and query.device.type == "cuda":
-        extended_query, extended_key, padding = bias_features(signed_query, key, bias, abs(scale))
-        out = F.scaled_dot_product_attention(extended_query, extended_key, F.pad(value, (0, padding)), scale=abs(scale))
-        return out[..., : value.shape[3]]
-    out = F.scaled_dot_product_attention(
-        signed_query.to(dtype),
-        key.to(dtype),
-        value.to(dtype),
-        attn_mask=key_mask(bias, query.shape[2]),
-        scale=signed_scale,
-    )
-    return out.to(query.dtype)
+    mask = bias[:, :, None].expand(-1, -1, query.shape[2], -1)
+    tensors = (tensor.to(dtype) for tensor in (query, key, value))
+    return F.scaled_dot_product_attention(*tensors, attn_mask=mask, scale=scale).to(query.dtype)
 
 
-def key_mask(bias: Tensor, queries: int) -> Tensor:
-    """A bias (batch, heads, m) as a mask (batch, heads, queries, m) whose rows are one row, with stride 0.
-
-    On an accelerator heads begin at multiples of MASK_ALIGNMENT elements: SDPA writes out any other mask in full.
-    """
-    if bias.device.type != "cpu":
-        bias = F.pad(bias, (0, -bias.shape[2] % MASK_ALIGNMENT))[..., : bias.shape[2]]
-    return bias[:, :, None].expand(-1, -1, queries, -1)
-
-
-def bias_features(query: Tensor, key: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor, int]:
-    """Queries and keys extended so that ``scale * q' k'ᵀ = scale * q kᵀ + bias``, in half precision.
-
-    The bias is centred (SoftMax doesn't see a constant), brought into range by a power of two per head that the
-    query carries, and split into three parts, which hold float32's 24 bits in bfloat16 (3 x 8) and in float16 (3 x 11).
-
-    Returns the two extended tensors and the number of features added (a multiple of 8, as the kernels want).
-    """
-    parts = 3
-    wanted = (bias - bias.mean(dim=-1, keepdim=True)).float() / scale
-    unit = torch.exp2(torch.ceil(torch.log2(wanted.abs().amax(dim=-1, keepdim=True).clamp_min(1e-6))) - 4)
-    rest, columns = wanted / unit, []
-    for _ in range(parts):
-        columns.append(rest.to(key.dtype))
-        rest = rest - columns[-1].float()
-    padding = parts + -(query.shape[3] + parts) % 8
-    key_features = F.pad(torch.stack(columns, dim=-1), (0, padding - parts))
-    query_features = unit.to(query.dtype)[..., None].expand(*query.shape[:3], padding)
-    return torch.cat([query, query_features], dim=-1), torch.cat([key, key_features], dim=-1), padding
-
-
-def has_linear_kernel(device_type: str, dtype: torch.dtype) -> bool:
-    """Whether SDPA with a key bias needs no n x m tensor: since torch 2.3, and on CUDA not in float64."""
+def has_linear_kernel() -> bool:
+    """Whether the CPU's SDPA with a key bias needs no n x m tensor: since torch 2.3."""
     major, minor = (int(part) for part in torch.__version__.split(".")[:2])
-    return (major, minor) >= (2, 3) and (device_type == "cpu" or (device_type == "cuda" and dtype != torch.float64))
-
-
-def has_biased_kernel(query: Tensor) -> bool:
-    """Whether CUDA's SDPA takes the bias without an n x m tensor: as features in half precision, otherwise as a mask.
-    Cards before Ampere have no such kernel for bfloat16."""
-    if query.device.type != "cuda":
-        return False
-    if query.dtype.itemsize == 2:
-        return query.dtype == torch.float16 or torch.cuda.get_device_capability(query.device) >= (8, 0)
-    return has_linear_kernel("cuda", query.dtype)
+    return (major, minor) >= (2, 3)
 
 
 def computation_dtype(query: Tensor, largest_logit: float) -> torch.dtype:

@@ -19,6 +19,10 @@ DEVICE_TILE_BYTES = 1 << 27
 ALIGNMENT = 4
 
 
+# So many sweeps by scaling stay in float32's range: see WholeHeads.
+MOST_SCALED_SWEEPS = 4
+
+
 @contextmanager
 def full_float32(device_type: str) -> Iterator[None]:
     """Products of float32 in float32: hosts switch on TF32, which keeps 10 bits (A1111: modules/devices.py)."""
@@ -64,7 +68,6 @@ class DeviceScores:
         self.rows, self.columns = self.queries[..., width], self.keys[..., width + 1]
         self.constant = math.log(m / n)
         self.elements = max(DEVICE_TILE_BYTES // dtype.itemsize, max(n, m))
-        self.one_tile = batch * heads * n * m <= self.elements
 
     def iterate(self, iterations: int, tolerance: float | None) -> None:
         """Up to `iterations` sweeps. With a `tolerance`, a head keeps its potentials once the mean of
@@ -103,11 +106,8 @@ class DeviceScores:
     def product(self, value: Tensor, by_columns: bool) -> Tensor:
         """Plan times n, times value (heads, m, e): (heads, n, e) in the dtype of the computation. Rows sum to one, or
         `by_columns` the columns, as after Algorithm 1's last update."""
-        tiles = list(self._tiles(self.queries.shape[1], self.keys.shape[1]))
-        if len(tiles) == 1:
-            return torch.bmm(self._plan(*tiles[0], by_columns), value.to(self.keys.dtype))
         out = value.new_empty(*self.rows.shape, value.shape[2], dtype=self.keys.dtype)
-        for heads, rows in tiles:
+        for heads, rows in self._tiles(self.queries.shape[1], self.keys.shape[1]):
             out[heads, rows] = torch.bmm(self._plan(heads, rows, by_columns), value[heads].to(out.dtype))
         return out
 
@@ -123,3 +123,69 @@ def log_sums(own: Tensor, other: Tensor) -> Tensor:
     """
     scores = torch.bmm(own, other.transpose(1, 2))
     return scores[..., 0] - torch.log_softmax(scores, dim=-1)[..., 0]
+
+
+class WholeHeads:
+    """The same for heads whose n x m scores fit a tile: formed once, with one sweep by SoftMax and the others by
+    scaling, which takes half of the memory traffic and of the kernels.
+
+    SoftMax along the rows of ``L`` is the update of f, and along the columns of what it gives that of g: exact for
+    logits of any size. It leaves a matrix K whose columns sum to 1, and Sinkhorn's scaling goes on from there:
+
+        u = 1 / (K v)        v = 1 / (Kᵀ u)        from v = 1
+
+    No sum vanishes. K_ij is P_ij / s_j, where rows of P sum to 1 and column j to s_j <= n: rows of K sum to at least
+    1 / n and at most m, and no later sweep has sums beyond the least and the largest of the one before. So u and v stay
+    within (n m)^(T - 1) for T sweeps. Logits that float32 can't tell from none beside those are lost as in any sum.
+    """
+
+    def __init__(self, query: Tensor, key: Tensor, scale: float, dtype: torch.dtype) -> None:
+        self.queries = query.new_empty(query.shape, dtype=dtype).copy_(query).flatten(0, 1)
+        keys = key.new_empty(key.shape, dtype=dtype).copy_(key)
+        keys -= keys.mean(dim=2, keepdim=True)  # it moves each row by a constant, which no plan sees
+        keys *= scale
+        self.keys = keys.flatten(0, 1)
+        self.heads, self.n, self.m = *self.queries.shape[:2], self.keys.shape[1]
+        self.step = max(DEVICE_TILE_BYTES // (self.n * self.m * dtype.itemsize), 1)
+
+    def attention(self, value: Tensor, iterations: int, by_columns: bool) -> Tensor:
+        """As DeviceScores.product after `iterations` sweeps, in value's dtype; value (heads, m, e)."""
+        out = value.new_empty(self.heads, self.n, value.shape[2])
+        for start in range(0, self.heads, self.step):
+            group = slice(start, start + self.step)
+            out[group] = self._group(group, value[group], iterations, by_columns)
+        return out
+
+    def _group(self, group: slice, value: Tensor, iterations: int, by_columns: bool) -> Tensor:
+        scores = torch.log_softmax(torch.bmm(self.queries[group], self.keys[group].transpose(1, 2)), dim=2)
+        kernel = torch.softmax(scores, dim=1)
+        del scores
+        rows, columns = kernel.new_ones(1, 1, 1), kernel.new_ones(kernel.shape[0], self.m, 1)
+        for _ in range(1, iterations):
+            rows = torch.bmm(kernel, columns).reciprocal()
+            columns = torch.bmm(rows.transpose(1, 2), kernel).reciprocal().transpose(1, 2)
+        if by_columns:
+            return torch.bmm(kernel, value * columns) * (rows * (self.n / self.m))
+        # A last column of the values gives the sums of rows.
+        weighted = kernel.new_empty(*value.shape[:2], value.shape[2] + 1)
+        weighted[..., :-1] = value * columns
+        weighted[..., -1:] = columns
+        out = torch.bmm(kernel, weighted)
+        return out[..., :-1] / out[..., -1:]
+
+
+def attention_by_tiles(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, iterations: int, tolerance: float | None, normalize: str
+) -> Tensor:
+    """The operator (asag.attention) on any device, in the query's dtype: by whole heads where one fits a tile."""
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    values, by_columns = value.flatten(0, 1), normalize == "columns"
+    head_bytes = query.shape[2] * key.shape[2] * dtype.itemsize
+    if tolerance is None and iterations <= MOST_SCALED_SWEEPS and head_bytes <= DEVICE_TILE_BYTES:
+        out = WholeHeads(query, key, scale, dtype).attention(values, iterations, by_columns)
+    else:
+        scores = DeviceScores(query, key, scale, dtype)
+        scores.iterate(iterations, tolerance)
+        out = scores.product(values, by_columns)
+    by_heads: Tensor = out.to(query.dtype).unflatten(0, query.shape[:2])
+    return by_heads

@@ -16,7 +16,7 @@ NO_KERNEL = {
     "_reshape_alias", "unflatten", "view_as", "set_", "_has_compatible_shallow_copy_type", "numpy_T", "swapaxes",
     "stride", "size", "sym_size", "sym_stride", "sym_numel", "is_contiguous", "movedim",
 }  # fmt: skip
-SEVERAL_KERNELS = {"native_group_norm": 3, "logsumexp": 6}
+SEVERAL_KERNELS = {"native_group_norm": 3, "logsumexp": 6, "constant_pad_nd": 2}
 EXPS = {"exp", "exp_", "_softmax", "_safe_softmax", "_log_softmax", "logsumexp"}
 PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "baddbmm_": 1}  # where the left factor is among the tensors
 
@@ -34,7 +34,9 @@ def size_of(tensor: Tensor) -> int:
     return math.prod(size for size, stride in kept if stride or size == 0) * tensor.element_size()
 
 
-def costs(name: str, kwargs: dict[str, Any], given: list[Tensor], results: list[Tensor]) -> Cost:
+def costs(
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Tensor], results: list[Tensor]
+) -> Cost:
     """`given` and `results`: the tensors among its arguments, in order, and what it returned."""
     same = name == "_to_copy" and bool(results) and results[0] is given[0]
     kernels = 0 if name in NO_KERNEL or same else SEVERAL_KERNELS.get(name, 1)
@@ -50,6 +52,9 @@ def costs(name: str, kwargs: dict[str, Any], given: list[Tensor], results: list[
         return Cost(kernels + extra, flops, 0.0, moved)
     if name == "convolution":
         return Cost(kernels, 2.0 * results[0].numel() * given[1].numel() / given[1].shape[0], 0.0, moved)
+    if name in ("_softmax", "_log_softmax") and args[1] % given[0].ndim != given[0].ndim - 1:
+        # Along the rows a multiprocessor keeps one; otherwise it is read for the maximum, for the sum and for the result.
+        moved += 2 * size_of(given[0])
     if name == "logsumexp":
         moved = 4 * size_of(given[0])
     if name.startswith("_scaled_dot_product"):

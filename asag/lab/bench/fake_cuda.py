@@ -32,10 +32,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from asag.attention_kernels import ATTENTION_KERNELS, FEATURES, padded
 from asag.kernel_choice import KERNELS
 from asag.lab.bench.fake_costs import NO_KERNEL, costs
 from asag.lab.bench.fake_kernels import FakeKernels
-from asag.lab.bench.fake_sdpa import Sdpa
+from asag.lab.bench.fake_sdpa import Sdpa, takes
 from asag.lab.bench.roofline import Allocation, Op, Record
 
 aten = torch.ops.aten
@@ -128,7 +129,7 @@ class Recorder(TorchDispatchMode):
         for tensor in results:
             self.keep(tensor, name, site)
         waits = self.copy_waits(args, kwargs, given, results) if name in ("_to_copy", "copy_") else ""
-        cost = costs(name, kwargs, given, results)
+        cost = costs(name, args, kwargs, given, results)
         if cost.kernels or waits:
             source = given[0] if given else results[0]
             shape = tuple(results[0].shape) if results else ()
@@ -181,10 +182,11 @@ class Recorder(TorchDispatchMode):
 
 class FakeCuda:
     """While entered, `torch.empty(..., device="cuda")` and all that follows is fake. `sm`: the architecture, 89 for an
-    RTX 4090 and 90 for an H100. With `triton` the operator uses doubles of its Triton kernels."""
+    RTX 4090 and 90 for an H100. With `triton` the operator uses doubles of its Triton kernels. `without` names torch's
+    attention kernels that this build of torch lacks ("flash": torch 2.2 to 2.6 on Windows)."""
 
-    def __init__(self, sm: int = 89, triton: bool = False) -> None:
-        self.sm, self.triton = sm, triton
+    def __init__(self, sm: int = 89, triton: bool = False, without: tuple[str, ...] = ()) -> None:
+        self.sm, self.triton, self.without = sm, triton, without
         self.stack = ExitStack()
         self.record: Record | None = None
 
@@ -199,6 +201,9 @@ class FakeCuda:
             mock.patch.object(KERNELS, "off", not self.triton),
             mock.patch.object(KERNELS, "module", FakeKernels(lambda: self.record)),
             mock.patch.object(KERNELS, "to_compare", return_value=False),
+            mock.patch.object(ATTENTION_KERNELS, "off", set()),
+            mock.patch.object(ATTENTION_KERNELS, "trusts", lambda *given: True),
+            mock.patch.object(ATTENTION_KERNELS, "can_use", self.can_use),
             mock.patch.object(torch.cuda, "set_rng_state", return_value=None),
         ):
             self.stack.enter_context(entered)
@@ -206,6 +211,12 @@ class FakeCuda:
 
     def __exit__(self, *raised: Any) -> None:
         self.stack.__exit__(*raised)
+
+    def can_use(self, kernel: str, query: Tensor, value: Tensor) -> bool:
+        """In place of torch's own word on its kernels, which needs a card."""
+        like = query.new_empty(1, 1, FEATURES, padded(query.shape[3]) + FEATURES)
+        values = like if kernel == "flash" else like[..., : value.shape[3]]
+        return kernel not in self.without and takes(kernel, like, like, values, None, self.sm)
 
     @contextmanager
     def with_triton(self, there: bool) -> Iterator[None]:

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from asag.lab.bench.roofline import Record
 
 aten = torch.ops.aten
+KERNELS = ("flash", "efficient")
 FLASH_WIDTHS = (32, 64, 96, 128, 160, 192, 224, 256)
 # The memory-efficient kernel reads rows of the mask in pieces of so many elements.
 MASK_ALIGNMENT = 16
@@ -29,20 +30,24 @@ def flash_width(head_dim: int) -> int:
     return next(size for size in FLASH_WIDTHS if head_dim <= size)
 
 
-def chosen_kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sm: int) -> str:
-    """ "flash", "efficient" or "math", which builds the whole matrix of logits."""
+def takes(kernel: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sm: int) -> bool:
+    """Whether an architecture's "flash" or "efficient" kernel takes such tensors."""
     halves = (torch.float16, torch.bfloat16) if sm >= 80 else (torch.float16,)
     half = query.dtype in halves
-    contiguous = all(tensor.stride(-1) == 1 for tensor in (query, key, value))
-    same = query.shape[3] == key.shape[3] == value.shape[3]
-    if mask is None and half and contiguous and same and query.shape[3] <= FLASH_WIDTHS[-1] and sm >= 80:
-        return "flash"
+    if not all(tensor.stride(-1) == 1 for tensor in (query, key, value)):
+        return False
+    if kernel == "flash":
+        same = query.shape[3] == key.shape[3] == value.shape[3]
+        return mask is None and half and same and query.shape[3] <= FLASH_WIDTHS[-1] and sm >= 80
     alignment = (8 if half else 4) if sm >= 80 else (8 if half and sm >= 70 else 1)
     aligned = all(size % alignment == 0 for size in (query.shape[3], value.shape[3]))
     aligned = aligned and all(tensor.storage_offset() % alignment == 0 for tensor in (query, key, value))
-    if aligned and contiguous and (half or query.dtype in (torch.float16, torch.float32)):
-        return "efficient"
-    return "math"
+    return aligned and (half or query.dtype in (torch.float16, torch.float32))
+
+
+def chosen_kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sm: int) -> str:
+    """ "flash", "efficient" or "math", which builds the whole matrix of logits."""
+    return next((name for name in KERNELS if takes(name, query, key, value, mask, sm)), "math")
 
 
 def prepared_mask(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
