@@ -115,7 +115,7 @@ def _on_device(
 def _by_torch(
     query: Tensor, key: Tensor, value: Tensor, scale: float, iterations: int, tolerance: float | None, normalize: str
 ) -> Tensor:
-    """By torch's attention kernels, or where they don't suit by tiles. A tolerance stops head by head: tiles do that."""
+    """By torch's attention kernels, or where they don't suit by tiles, which a tolerance needs: it stops heads."""
     if tolerance is None:
         found = ATTENTION_KERNELS.attention(query, key, value, scale, iterations, normalize)
         if found is not None:
@@ -220,8 +220,8 @@ def biased_attention(
     looks for a row's maximum, so a negative scale needs no negated copy.
     """
     mask = bias[:, :, None].expand(-1, -1, query.shape[2], -1)
-    tensors = (tensor.to(dtype) for tensor in (query, key, value))
-    return F.scaled_dot_product_attention(*tensors, attn_mask=mask, scale=scale).to(query.dtype)
+    out = F.scaled_dot_product_attention(query.to(dtype), key.to(dtype), value.to(dtype), attn_mask=mask, scale=scale)
+    return out.to(query.dtype)
 
 
 def has_linear_kernel() -> bool:

@@ -94,15 +94,14 @@ class Carried:
         self._put(self.keys[..., -FEATURES : self.parts - FEATURES], sums)
 
     def _put(self, features: Tensor, sums: Tensor) -> None:
-        """``factor * sums`` in parts: the first is what the dtype holds of it, each next one what was missing."""
+        """``factor * sums`` in parts: each is what the dtype holds of what those before it lack. The last is so small
+        that it needs no factor."""
         torch.mul(sums, self.factor, out=features[..., 0])
-        if self.parts == 1:
-            return
-        rest, held = sums, 1 / self.factor
-        for part in range(1, self.parts - 1):
-            rest, held = torch.sub(rest, features[..., part - 1], alpha=held), 1.0
-            features[..., part] = rest
-        torch.sub(rest, features[..., -2], alpha=held, out=features[..., -1])
+        if self.parts == 3:
+            sums = torch.sub(sums, features[..., 0], alpha=1 / self.factor)
+            torch.mul(sums, self.factor, out=features[..., 1])
+        if self.parts > 1:
+            torch.sub(sums, features[..., -2], alpha=1 / self.factor, out=features[..., -1])
 
 
 def padded(width: int) -> int:
@@ -208,11 +207,12 @@ class AttentionKernels:
 
 def sdpa_params(like: Tensor) -> Any:
     """SDPA's arguments without a mask; torch 2.5 added one that says whether heads share keys."""
+    params: Any = torch.backends.cuda.SDPAParams
     given = (like, like, like, None, 0.0, False)
     try:
-        return torch.backends.cuda.SDPAParams(*given, False)
+        return params(*given, False)
     except TypeError:
-        return torch.backends.cuda.SDPAParams(*given)
+        return params(*given)
 
 
 # What was found amiss in this process holds for all of it.

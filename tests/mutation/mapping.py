@@ -32,6 +32,7 @@ TESTS = {
     "asag/attention.py": [*ARITHMETIC, "tests/test_device_scores.py"],
     "asag/attention_arguments.py": ["tests/test_attention.py"],
     "asag/kernel_choice.py": ["tests/test_kernel_choice.py", "tests/test_cuda_counts.py"],
+    "asag/attention_kernels.py": ["tests/test_attention_kernels.py", "tests/test_cuda_counts.py"],
     "asag/device_scores.py": ["tests/test_device_scores.py", "tests/test_cuda_counts.py"],
     "asag/operators.py": [*ARITHMETIC[1:], "tests/models/test_diffusers_mmdit.py"],
     "asag/precision.py": ["tests/test_guidance.py", "tests/test_operators.py"],

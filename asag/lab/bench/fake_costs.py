@@ -34,9 +34,7 @@ def size_of(tensor: Tensor) -> int:
     return math.prod(size for size, stride in kept if stride or size == 0) * tensor.element_size()
 
 
-def costs(
-    name: str, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Tensor], results: list[Tensor]
-) -> Cost:
+def costs(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Tensor], results: list[Tensor]) -> Cost:
     """`given` and `results`: the tensors among its arguments, in order, and what it returned."""
     same = name == "_to_copy" and bool(results) and results[0] is given[0]
     kernels = 0 if name in NO_KERNEL or same else SEVERAL_KERNELS.get(name, 1)
@@ -53,7 +51,7 @@ def costs(
     if name == "convolution":
         return Cost(kernels, 2.0 * results[0].numel() * given[1].numel() / given[1].shape[0], 0.0, moved)
     if name in ("_softmax", "_log_softmax") and args[1] % given[0].ndim != given[0].ndim - 1:
-        # Along the rows a multiprocessor keeps one; otherwise it is read for the maximum, for the sum and for the result.
+        # A multiprocessor keeps a row; a column is read for the maximum, for the sum and for the result.
         moved += 2 * size_of(given[0])
     if name == "logsumexp":
         moved = 4 * size_of(given[0])

@@ -20,7 +20,7 @@ import ctypes
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -180,10 +180,15 @@ class Recorder(TorchDispatchMode):
         self.record.live -= size
 
 
+def nothing_to_try(*given: object) -> bool:
+    """In place of AttentionKernels.trusts. A mock would keep the tensors that it is asked about."""
+    return True
+
+
 class FakeCuda:
     """While entered, `torch.empty(..., device="cuda")` and all that follows is fake. `sm`: the architecture, 89 for an
     RTX 4090 and 90 for an H100. With `triton` the operator uses doubles of its Triton kernels. `without` names torch's
-    attention kernels that this build of torch lacks ("flash": torch 2.2 to 2.6 on Windows)."""
+    attention kernels that this build of torch lacks (of "flash" some builds for Windows do)."""
 
     def __init__(self, sm: int = 89, triton: bool = False, without: tuple[str, ...] = ()) -> None:
         self.sm, self.triton, self.without = sm, triton, without
@@ -192,6 +197,7 @@ class FakeCuda:
 
     def __enter__(self) -> FakeCuda:
         guard_cuda()
+        entered: AbstractContextManager[Any]
         for entered in (
             FakeTensorMode(allow_non_fake_inputs=True),
             torch.no_grad(),
@@ -202,7 +208,7 @@ class FakeCuda:
             mock.patch.object(KERNELS, "module", FakeKernels(lambda: self.record)),
             mock.patch.object(KERNELS, "to_compare", return_value=False),
             mock.patch.object(ATTENTION_KERNELS, "off", set()),
-            mock.patch.object(ATTENTION_KERNELS, "trusts", lambda *given: True),
+            mock.patch.object(ATTENTION_KERNELS, "trusts", nothing_to_try),
             mock.patch.object(ATTENTION_KERNELS, "can_use", self.can_use),
             mock.patch.object(torch.cuda, "set_rng_state", return_value=None),
         ):
