@@ -82,7 +82,11 @@ TESTS = {
     ],
     "asag/hosts/diffusers_pipeline.py": [*DIFFUSERS, "tests/hosts/test_diffusers_beside.py"],
     "asag/hosts/diffusers_guidance.py": [*DIFFUSERS, "tests/hosts/test_diffusers_beside.py"],
-    "asag/hosts/diffusers_models.py": [*DIFFUSERS, "tests/hosts/test_diffusers_beside.py"],
+    "asag/hosts/diffusers_models.py": [
+        "tests/hosts/test_diffusers_other_code.py",
+        *DIFFUSERS,
+        "tests/hosts/test_diffusers_beside.py",
+    ],
     "asag/hosts/diffusers_pass.py": [*DIFFUSERS, "tests/hosts/test_diffusers_guider.py"],
     "asag/hosts/diffusers_call.py": [*DIFFUSERS, "tests/hosts/test_diffusers_beside.py"],
     "asag/hosts/diffusers_caller.py": [
@@ -90,7 +94,11 @@ TESTS = {
         *DIFFUSERS,
         "tests/hosts/test_diffusers_beside.py",
     ],
-    "asag/hosts/diffusers_other_code.py": ["tests/hosts/test_diffusers_beside.py", *DIFFUSERS],
+    "asag/hosts/diffusers_other_code.py": [
+        "tests/hosts/test_diffusers_other_code.py",
+        "tests/hosts/test_diffusers_beside.py",
+        *DIFFUSERS,
+    ],
     "asag/hosts/diffusers_guider.py": ["tests/hosts/test_diffusers_guider.py"],
     "asag/models/base.py": ["tests/models/test_ldm_unet.py", "tests/models/test_diffusers_unet.py", *NEO, *FORGE],
     "asag/models/ldm_unet.py": ["tests/models/test_ldm_unet.py", *A1111],
