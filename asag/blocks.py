@@ -213,6 +213,13 @@ def late_blocks(addresses: Sequence[Address]) -> BlockList:
     return BlockList((Selector(part, (number, number)),))
 
 
+def middle_block(addresses: Sequence[Address]) -> BlockList:
+    """The block in the middle of the depth of a transformer, all kinds of block counted alike."""
+    blocks = distinct_blocks(addresses)
+    part, number = blocks[len(blocks) // 2]
+    return BlockList((Selector(part, (number, number)),))
+
+
 def distinct_blocks(addresses: Iterable[Address]) -> list[tuple[str, int]]:
     """Part and number of each block, in order: a block may have several layers."""
     return list(dict.fromkeys((address.part, address.block) for address in addresses))

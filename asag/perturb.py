@@ -29,8 +29,9 @@ def choose_layers(
     Raises blocks.BlocksError as `blocks.select` does, and for heads that a layer lacks.
     """
     inventory: list[tuple[Address, AttentionLayer]] = [(layer.address, layer) for layer in family.layers(model)]
-    wanted, default = parse_blocks(blocks), family.default_blocks(model)
-    named, kept = select_heads(wanted, [address for address, _ in inventory], default), heads or ChosenHeads()
+    addresses = [address for address, _ in inventory]
+    wanted, default = parse_blocks(blocks), family.default_blocks(addresses)
+    named, kept = select_heads(wanted, addresses, default), heads or ChosenHeads()
     chosen = []
     for layer in select(wanted, inventory, default):
         if layer.address in named:

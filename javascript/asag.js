@@ -265,10 +265,12 @@
         }
 
         whose(answer) {
-            const loaded = `These are the blocks of ${answer.checkpoint}, the checkpoint that is loaded.`;
-            if (!answer.chosen_checkpoint) return element("p", "asag-whose", loaded);
-            const other = `${answer.chosen_checkpoint} is chosen: it loads when you generate, and its blocks may differ.`;
-            return element("p", "asag-told asag-whose", `${loaded} ${other}`);
+            const whose = `These are the blocks of ${answer.checkpoint}, the checkpoint that is `;
+            if (!answer.loaded) return element("p", "asag-whose", `${whose}chosen: it loads when you generate.`);
+            if (!answer.chosen_checkpoint) return element("p", "asag-whose", `${whose}loaded.`);
+            const other = `${answer.chosen_checkpoint} is chosen: it loads when you generate, and its blocks may ` +
+                `differ (${answer.chosen_problem}).`;
+            return element("p", "asag-told asag-whose", `${whose}loaded. ${other}`);
         }
     }
 

@@ -6,7 +6,7 @@ from modules import script_callbacks, scripts
 from modules.paths_internal import data_path
 from modules.ui_components import InputAccordion
 
-from asag.hosts import generation, notes, webui
+from asag.hosts import before_loading, generation, notes, webui
 from asag.presets import Presets
 from asag.webui import api, copies, earlier_labels, gallery_figures, infotext, routes, ui, xyz
 from asag.webui.paste import PasteFields
@@ -32,6 +32,9 @@ class AsagScript(scripts.Script):
         self.infotext_fields = paste_fields.fields(accordion)
         self.paste_field_names = paste_fields.sent()
         return list(accordion.settings.values())
+
+    def before_process(self, p, *args):
+        before_loading.check(host, p, lambda: api.read_args(args, xyz.overrides(p)))
 
     def process_batch(self, p, *args, **kwargs):
         generation.disarm(p)

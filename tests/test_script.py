@@ -129,6 +129,15 @@ def test_bad_settings_end_the_request(host: Host) -> None:
     assert_steps(host, generate(host), [[0.0] * 2])
 
 
+def test_bad_settings_end_the_request_before_a_checkpoint_loads(host: Host) -> None:
+    host.p.override_settings = {}
+    host.asag.before_process(host.p, {"enabled": True, "scale": 999})
+    with pytest.raises(Refused, match="scale: 999"):
+        host.p.override_settings.keys()
+    host.asag.before_process(host.p, {"enabled": True})
+    assert list(host.p.override_settings.keys()) == []
+
+
 def test_a_request_that_was_guided_in_no_step_says_so(host: Host) -> None:
     # The first pass alone is generated.
     assert_steps(host, generate(host, {"enabled": True, "hires": "hires"}), [[0.0] * 2])
@@ -152,9 +161,12 @@ def test_the_routes_have_their_names(host: Host) -> None:
     assert not host.callbacks.swallowed
     assert app.get("/asag/schema")["properties"]["scale"]["default"] == 1.5
     host.sd_model.sd_checkpoint_info = SimpleNamespace(name="one.safetensors")
-    sys.modules["modules.sd_models"].checkpoint_aliases = {"two": SimpleNamespace(name="two.safetensors")}
+    two = SimpleNamespace(name="two.safetensors", filename=str(SCRIPT))
+    sys.modules["modules.sd_models"].checkpoint_aliases = {"two": two}
     sys.modules["modules.shared"].opts.sd_model_checkpoint = "two"
     known = app.get("/asag/blocks", blocks="out.0")
     assert (known["checkpoint"], known["chosen_checkpoint"]) == ("one.safetensors", "two.safetensors")
+    assert (known["loaded"], known["kind"]) == (True, "UNet")
+    assert known["chosen_problem"].startswith("a .py file doesn't say it")
     assert [each["address"] for each in known["blocks"]] == ["in.1", "mid", "out.0", "out.1"]
     assert [each["address"] for each in known["blocks"] if each["chosen"]] == ["out.0"]

@@ -7,6 +7,7 @@ count, then the host combines the rows, and then comes the `cfg_after_cfg` callb
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,6 +153,8 @@ def _noise_level(step: SeenStep) -> Tensor | None:
 class A1111:
     """The host, for the script. Registers the callbacks that the host calls in every step of every generation."""
 
+    families: Sequence[Family] = (FAMILY,)
+
     def __init__(self) -> None:
         self.current: A1111Run | None = None
         script_callbacks.on_cfg_denoiser(self._cfg_denoiser)
@@ -164,8 +167,8 @@ class A1111:
     def model(self) -> tuple[nn.Module, Family]:
         return unet(), FAMILY
 
-    def checkpoints(self) -> tuple[str, str | None]:
-        return checkpoints()
+    def checkpoints(self, wanted: str | None = None) -> tuple[Any, Any]:
+        return checkpoints(wanted)
 
     def _cfg_denoiser(self, params: Any) -> None:
         run = run_of(params.denoiser)

@@ -2,50 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from asag.blocks import BlocksError, parse_blocks, select
-from asag.hosts.checkpoints import unet_addresses
+from asag.blocks import Address, BlocksError, parse_blocks, select
+from asag.hosts.checkpoints import Unreadable, contents
 from asag.hosts.refused import Refused
 from asag.models.base import Family
+from asag.models.tensor_names import Contents
 from asag.perturb import choose_layers
 from asag.settings import AsagSettings
 
 SAME = (None, "", "Use same checkpoint")
 
 
-def check_blocks(model: nn.Module, family: Family, p: Any, settings: AsagSettings) -> None:
+def check_blocks(model: nn.Module, family: Family, p: Any, settings: AsagSettings, families: Sequence[Family]) -> None:
     """Raise Refused when a model of the run lacks the blocks: the one that is loaded, and, as far as the header of its
-    file tells, the one that the hires pass or a refiner brings."""
-    hires = getattr(p, "enable_hr", False)
-    other = hires and getattr(p, "hr_checkpoint_name", None) not in SAME
-    for is_hires in (False, True) if hires and not other else (False,):
+    file tells, the one that the hires pass or a refiner brings. `families` are those that the host can run."""
+    for is_hires in passes(p):
         scale, blocks = settings.in_pass(is_hires)
         try:
             if scale:
                 choose_layers(model, family, blocks)
         except BlocksError as error:
             raise lacking(settings, is_hires, error) from None
-    if other:
-        _check_file(getattr(p, "hr_checkpoint_info", None), settings, True, "hires checkpoint")
-    _check_file(getattr(p, "refiner_checkpoint_info", None), settings, False, "refiner")
+    if _other_in_hires(p):
+        check_file(getattr(p, "hr_checkpoint_info", None), settings, True, "the hires checkpoint", families)
+    check_file(getattr(p, "refiner_checkpoint_info", None), settings, False, "the refiner", families)
 
 
-def _check_file(info: Any, settings: AsagSettings, is_hires: bool, role: str) -> None:
+def passes(p: Any) -> tuple[bool, ...]:
+    """The passes that the first model runs: False, and True for the hires pass if it runs that too."""
+    return (False, True) if getattr(p, "enable_hr", False) and not _other_in_hires(p) else (False,)
+
+
+def _other_in_hires(p: Any) -> bool:
+    return bool(getattr(p, "enable_hr", False)) and getattr(p, "hr_checkpoint_name", None) not in SAME
+
+
+def check_file(info: Any, settings: AsagSettings, is_hires: bool, role: str, families: Sequence[Family]) -> None:
+    """Raise Refused when the model in a checkpoint's file lacks the blocks of a pass. What the file doesn't tell, or
+    isn't guided in this host, passes. `info` is the host's CheckpointInfo, or None: there is none."""
     scale, blocks = settings.in_pass(is_hires)
     wanted = parse_blocks(blocks)
     # auto, late and all mean something in every model.
     if info is None or not scale or wanted.keyword:
         return
-    addresses = unet_addresses(Path(info.filename))
+    addresses = _addresses(info, families)
     try:
         if addresses:
             select(wanted, [(address, None) for address in addresses], wanted)
     except BlocksError as error:
-        raise lacking(settings, is_hires, f"the {role} lacks {error}") from None
+        raise lacking(settings, is_hires, f"{role} lacks {error}") from None
+
+
+def _addresses(info: Any, families: Sequence[Family]) -> Sequence[Address]:
+    try:
+        found = contents(Path(info.filename))
+    except Unreadable:
+        return ()
+    return found.addresses if family_for(found, families) else ()
+
+
+def family_for(found: Contents, families: Sequence[Family]) -> Family | None:
+    """The family that guides what a file holds; None when the host has none."""
+    return next((family for family in families if found.kind in family.kinds), None)
 
 
 def lacking(settings: AsagSettings, is_hires: bool, error: BlocksError | str) -> Refused:

@@ -1,52 +1,91 @@
-"""Which self-attention blocks a checkpoint file has, from its header alone: what comes later in a run isn't loaded yet.
+"""What a checkpoint file holds, from its header alone: what is chosen, or comes later in a run, isn't loaded yet.
 
-A safetensors file begins with eight bytes, the length of its header, and the header, JSON with the name of each tensor
-(https://github.com/huggingface/safetensors, Format).
+A safetensors file begins with eight bytes, the length of its header, and the header, JSON with name, type and shape of
+each tensor (https://github.com/huggingface/safetensors, Format). GGUF files are read by the package gguf, which Forge
+and Neo bring with them: no other WebUI loads such files.
 """
 
 from __future__ import annotations
 
 import json
-import re
+from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from asag.blocks import Address
+from asag.models.tensor_names import Contents, Shapes, recognize
 
 # The format's own limit.
 LONGEST_HEADER = 100_000_000
-PARTS = {"input_blocks": "in", "middle_block": "mid", "output_blocks": "out"}
-# Of the UNets of SD1.x, SD2 and SDXL; a UNet alone has its tensors without a prefix.
-QUERY = re.compile(
-    r"(?:model\.diffusion_model\.)?(?:(input_blocks|output_blocks)\.(\d+)|(middle_block))\.(\d+)"
-    r"\.transformer_blocks\.(\d+)\.attn1\.to_q\.weight"
-)
+SAFETENSORS = (".safetensors", ".sft")
+# Forge's packages_3rdparty, Neo's own.
+GGUF_PACKAGES = ("gguf", "modules_forge.packages.gguf")
 
 
-def unet_addresses(path: Path) -> list[Address]:
-    """The self-attention layers of the UNet in a checkpoint, in the order in which it runs them.
-
-    Empty where the file can't be read so, or holds another kind of model.
-    """
-    found: list[tuple[int, int, int, int]] = []
-    for name in tensor_names(path):
-        match = QUERY.fullmatch(name)
-        if match:
-            part = PARTS[match[1] or match[3]]
-            found.append((list(PARTS.values()).index(part), int(match[2] or 0), int(match[4]), int(match[5])))
-    addresses: list[Address] = []
-    for place, block, _, _ in sorted(found):
-        name = list(PARTS.values())[place]
-        number = sum((name, block) == (each.part, each.block) for each in addresses)
-        addresses.append(Address(name, block, number))
-    return addresses
+class Unreadable(Exception):
+    """What a file holds can't be told without loading it; the message says why."""
 
 
-def tensor_names(path: Path) -> list[str]:
-    """The names of the tensors in a safetensors file; none where it isn't one."""
+def contents(path: Path) -> Contents:
+    """What a checkpoint file holds; raises Unreadable. A file that hasn't changed since is read once."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise Unreadable(f"its file can't be read: {error.strerror}") from error
+    return _contents(path, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=8)
+def _contents(path: Path, changed: int, size: int) -> Contents:
+    found = recognize(shapes(path))
+    if found is None:
+        raise Unreadable("the names in its file are of no model that ASAG knows")
+    return found
+
+
+def shapes(path: Path) -> Shapes:
+    """Name and shape of each tensor in a file, in the order of PyTorch's dimensions; raises Unreadable."""
+    kind = path.suffix.lower()
+    if kind in SAFETENSORS:
+        return _safetensors_shapes(path)
+    if kind == ".gguf":
+        return _gguf_shapes(path)
+    raise Unreadable(f"a {kind or 'nameless'} file doesn't say it before it is loaded; .safetensors and .gguf do")
+
+
+def _safetensors_shapes(path: Path) -> Shapes:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length <= LONGEST_HEADER else {}
-    except (OSError, ValueError, RecursionError):
-        return []
-    return list(header) if isinstance(header, dict) else []
+            header: Any = json.loads(file.read(length)) if length <= LONGEST_HEADER else None
+    except OSError as error:
+        raise Unreadable(f"its file can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise Unreadable("its file is broken: it isn't what .safetensors stands for") from error
+    if not isinstance(header, dict):
+        raise Unreadable("its file is broken: it isn't what .safetensors stands for")
+    found = {name: each.get("shape") for name, each in header.items() if isinstance(each, dict)}
+    return {name: shape if isinstance(shape, list) else [] for name, shape in found.items()}
+
+
+def _gguf_shapes(path: Path) -> Shapes:
+    package = _gguf_package()
+    try:
+        # GGUF has the dimensions the other way round.
+        return {
+            str(tensor.name): [int(size) for size in reversed(tensor.shape)]
+            for tensor in package.GGUFReader(str(path)).tensors
+        }
+    except OSError as error:
+        raise Unreadable(f"its file can't be read: {error.strerror}") from error
+    except Exception as error:  # whatever the reader meets in a broken file
+        raise Unreadable("its file is broken: it isn't what .gguf stands for") from error
+
+
+def _gguf_package() -> Any:
+    for name in GGUF_PACKAGES:
+        try:
+            return import_module(name)
+        except ImportError:
+            continue
+    raise Unreadable("this WebUI has no package that reads .gguf files")

@@ -156,6 +156,8 @@ class ForgeRun(GuidedRun):
 class Forge:
     """The host, for the script. Registers the callback that the host calls in every step of every generation."""
 
+    families = FAMILIES
+
     def __init__(self) -> None:
         script_callbacks.on_cfg_denoiser(self._cfg_denoiser)
 
@@ -173,8 +175,8 @@ class Forge:
         except UnsupportedModel as error:
             raise Refused(f"ASAG settings: {error}", 422) from error
 
-    def checkpoints(self) -> tuple[str, str | None]:
-        return checkpoints()
+    def checkpoints(self, wanted: str | None = None) -> tuple[Any, Any]:
+        return checkpoints(wanted)
 
     def _cfg_denoiser(self, params: Any) -> None:
         run = run_of(params.denoiser)

@@ -21,12 +21,13 @@ from asag.counted import Counted
 from asag.guidance import AdaptiveScale, scheduled_scale
 from asag.hosts.checked import blocks_field, check_blocks
 from asag.hosts.conflicts import conflict
+from asag.hosts.host import Host
 from asag.hosts.notes import note
 from asag.hosts.refused import Refused
 from asag.hosts.reuse import Reuse
 from asag.hosts.run_notes import notes_on
 from asag.kept_delta import KeptDelta
-from asag.models.base import Family, UnsupportedModel
+from asag.models.base import UnsupportedModel
 from asag.settings import AsagSettings, SettingsError
 from asag.trace import Trace
 from asag.watched import Watched
@@ -195,19 +196,6 @@ class GuidedRun:
         self.close()
 
 
-class Host(Protocol):
-    """A WebUI, as the script needs it."""
-
-    def run(self, settings: AsagSettings) -> GuidedRun:
-        """The guidance of a generation that begins."""
-
-    def model(self) -> tuple[nn.Module, Family]:
-        """The denoiser that is loaded now, and its family; raises Refused when it can't be perturbed."""
-
-    def checkpoints(self) -> tuple[str, str | None]:
-        """The names of the checkpoint that it is of, and of another one that the next generation loads, or None."""
-
-
 def arm(host: Host, p: Any, settings: AsagSettings, unguided: Callable[[], None]) -> Trace | None:
     """Guide what the next `p.sample` generates. `unguided` is called if no step of it came to be guided.
 
@@ -219,7 +207,7 @@ def arm(host: Host, p: Any, settings: AsagSettings, unguided: Callable[[], None]
 
     def guarded(sample: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         model, family = host.model()
-        check_blocks(model, family, p, settings)
+        check_blocks(model, family, p, settings, host.families)
         out = sample(*args, **kwargs)
         if run.error is not None:
             raise run.error

@@ -1,4 +1,4 @@
-"""The checkpoint that a WebUI has loaded now, and the one that is chosen in its page."""
+"""The checkpoint that a WebUI has loaded now, and the one that the next generation runs."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ def loaded_model() -> Any:
     return model
 
 
-def checkpoints() -> tuple[str, str | None]:
-    """The file names of the checkpoint that the loaded model is of, and of another one that the host will load for the
-    next generation, or None. Forge and Neo load what is chosen only then (modules_forge/main_entry.py:
-    refresh_model_loading_parameters); the others may have loaded another one for a hires pass.
+def checkpoints(wanted: str | None = None) -> tuple[Any, Any]:
+    """The host's CheckpointInfo of the model that is loaded, and of another one that the next generation runs; each
+    None when there is none. `wanted` is a request's own checkpoint, which holds if the host knows one of that name
+    (modules/processing.py: process_images).
 
-    Raises Refused when no model is loaded.
+    Forge and Neo load what is chosen only when they generate (modules_forge/main_entry.py:
+    refresh_model_loading_parameters); the others may have loaded another one for a hires pass.
     """
     from modules import shared
 
-    loaded = getattr(loaded_model(), "sd_checkpoint_info", None)
-    name = getattr(loaded, "name", "")
+    loaded = getattr(sd_models.model_data.sd_model, "sd_checkpoint_info", None)
     parameters = getattr(sd_models.model_data, "forge_loading_parameters", None)
-    if parameters is None:
+    if wanted is not None and wanted in sd_models.checkpoint_aliases:
+        chosen = sd_models.checkpoint_aliases[wanted]
+    elif parameters is None:
         chosen = sd_models.checkpoint_aliases.get(shared.opts.sd_model_checkpoint)
     else:
         chosen = parameters.get("checkpoint_info")
-    other = getattr(chosen, "name", name)
-    return name, other if other != name else None
+    same = chosen is None or getattr(loaded, "name", None) == chosen.name
+    return loaded, None if same else chosen

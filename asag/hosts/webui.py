@@ -6,7 +6,7 @@ import logging
 from importlib.util import find_spec
 from pathlib import Path
 
-from asag.hosts.generation import Host
+from asag.hosts.host import Host
 
 KNOWN = "AUTOMATIC1111 1.10, Forge, reForge and Forge Neo"
 

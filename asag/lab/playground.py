@@ -111,7 +111,8 @@ class Studio:
     def blocks(self, model: str, blocks: str, toggle: str) -> dict[str, Any]:
         """What the block map asks of a model, as block_map.inventory has it."""
         denoiser = denoiser_of(self.pipeline(model))
-        return block_map.inventory(denoiser, family_of(denoiser, FAMILIES), blocks, toggle)
+        family = family_of(denoiser, FAMILIES)
+        return block_map.inventory(family, [layer.address for layer in family.layers(denoiser)], blocks, toggle)
 
     def _guided(self, settings: AsagSettings, model: str, *asked: Any) -> Image.Image:
         if not settings.active:

@@ -37,16 +37,18 @@ class Family(Protocol):
 
     `reason` says in one line why its default blocks are what they are; `experimental` that guidance in it has been
     checked with random weights alone, so nobody here has seen what it does for a picture. `row_methods` names methods
-    of the model that get lists with an entry for each row.
+    of the model that get lists with an entry for each row. `kinds` are the kinds of model that it covers, as
+    tensor_names.py calls them, in the hosts that load checkpoints by their tensors' names.
     """
 
     name: str
+    kinds: tuple[str, ...]
     reason: str
     experimental: bool
     row_methods: tuple[str, ...]
 
-    def default_blocks(self, model: nn.Module) -> BlockList:
-        """What "auto" means for `model`."""
+    def default_blocks(self, addresses: Sequence[Address]) -> BlockList:
+        """What "auto" means for a model with these layers, in the model's order."""
 
     def matches(self, model: nn.Module) -> bool:
         """Whether `model` is of this family; raises UnsupportedModel for one of it that can't be guided as it runs."""

@@ -11,14 +11,14 @@ a torch function mode belongs to the thread that enters it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from asag.blocks import Address, BlockList, parse_blocks
+from asag.blocks import Address, BlockList, middle_block
 from asag.models.base import AttentionLayer, Forward, HostModel, TokenGrid, UnsupportedModel, has_class, masks_nothing
 from asag.operators import Operator
 
@@ -30,12 +30,13 @@ class Sd3Transformer:
     there joint.N.0 is the joint one and joint.N.1 the other."""
 
     name = "diffusers SD3Transformer2DModel"
+    kinds: tuple[str, ...] = ()
     reason = "the middle of the depth, where the middle block of a UNet is: joint.12 of SD3's 24"
     experimental = True
     row_methods: tuple[str, ...] = ()
 
-    def default_blocks(self, model: HostModel) -> BlockList:
-        return parse_blocks(f"joint.{len(model.transformer_blocks) // 2}")
+    def default_blocks(self, addresses: Sequence[Address]) -> BlockList:
+        return middle_block(addresses)
 
     def matches(self, model: HostModel) -> bool:
         return has_class(model, "SD3Transformer2DModel")
@@ -65,14 +66,13 @@ class FluxTransformer:
     """
 
     name = "diffusers FluxTransformer2DModel"
+    kinds: tuple[str, ...] = ()
     reason = "the middle of the depth, both kinds of block counted: single.9 of Flux's 19 + 38"
     experimental = True
     row_methods: tuple[str, ...] = ()
 
-    def default_blocks(self, model: HostModel) -> BlockList:
-        doubles = len(model.transformer_blocks)
-        middle = (doubles + len(model.single_transformer_blocks)) // 2
-        return parse_blocks(f"double.{middle}" if middle < doubles else f"single.{middle - doubles}")
+    def default_blocks(self, addresses: Sequence[Address]) -> BlockList:
+        return middle_block(addresses)
 
     def matches(self, model: HostModel) -> bool:
         return has_class(model, "FluxTransformer2DModel")

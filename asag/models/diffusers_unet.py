@@ -49,11 +49,12 @@ class DiffusersUnet:
     """
 
     name = "diffusers UNet2DConditionModel (SD1.x, SD2, SDXL)"
+    kinds: tuple[str, ...] = ()
     reason = "the middle block, as PAG and SEG use: the coarsest tokens, where attention decides structure"
     experimental = False
     row_methods: tuple[str, ...] = ()
 
-    def default_blocks(self, model: HostModel) -> BlockList:
+    def default_blocks(self, addresses: Sequence[Address]) -> BlockList:
         return parse_blocks("mid")
 
     def matches(self, model: HostModel) -> bool:

@@ -18,6 +18,7 @@ class ForgeFlux(HostTransformer):
     """double.N is double_blocks[N], single.N is single_blocks[N]."""
 
     name = "Flux and Chroma (Forge, Neo)"
+    kinds: tuple[str, ...] = ("Flux", "Flux.2", "Chroma")
     reason = "the middle of the depth, double and single blocks counted alike"
     homes = (("backend.nn.flux", "attention_function"),)
 

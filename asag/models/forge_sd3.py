@@ -19,6 +19,7 @@ class ForgeSd3(HostTransformer):
     """joint.N is joint_blocks[N]: joint.N.0 its joint attention, joint.N.1 its attn2 where it has one."""
 
     name = "SD3 and SD3.5 (Forge)"
+    kinds: tuple[str, ...] = ("SD3",)
     class_name = "MMDiTX"
     homes = (("backend.nn.mmditx", "attention"),)
 

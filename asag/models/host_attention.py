@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from asag.blocks import Address, BlockList, distinct_blocks, parse_blocks
+from asag.blocks import Address, BlockList, middle_block
 from asag.models.base import (
     AttentionLayer,
     Forward,
@@ -48,6 +48,7 @@ class HostTransformer:
 
     name = ""
     class_name = ""
+    kinds: tuple[str, ...] = ()
     experimental = True
     row_methods: tuple[str, ...] = ()
     reason = "the middle of the depth, where the middle block of a UNet is"
@@ -57,10 +58,8 @@ class HostTransformer:
     def matches(self, model: HostModel) -> bool:
         return has_class(model, self.class_name)
 
-    def default_blocks(self, model: HostModel) -> BlockList:
-        blocks = distinct_blocks(layer.address for layer in self.layers(model))
-        part, number = blocks[len(blocks) // 2]
-        return parse_blocks(f"{part}.{number}")
+    def default_blocks(self, addresses: Sequence[Address]) -> BlockList:
+        return middle_block(addresses)
 
     def layers(self, model: HostModel) -> Sequence[AttentionLayer]:
         raise NotImplementedError

@@ -6,13 +6,14 @@ ldm/modules/attention.py and sgm/modules/attention.py (BasicTransformerBlock.att
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from asag.blocks import Address, BlockList, parse_blocks
 from asag.models.base import AttentionLayer, Forward, HostModel, TokenGrid, join_heads, split_heads
+from asag.models.tensor_names import UNETS
 from asag.operators import Operator
 
 
@@ -24,6 +25,7 @@ class LdmUnet:
     """
 
     name = "SD1.x, SD2 and SDXL UNets"
+    kinds: tuple[str, ...] = UNETS
     reason = "the middle block, as PAG and SEG use: the coarsest tokens, where attention decides structure"
     experimental = False
     row_methods: tuple[str, ...] = ()
@@ -31,7 +33,7 @@ class LdmUnet:
     def __init__(self, key_value_inputs: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None) -> None:
         self.key_value_inputs = key_value_inputs or (lambda context: (context, context))
 
-    def default_blocks(self, model: HostModel) -> BlockList:
+    def default_blocks(self, addresses: Sequence[Address]) -> BlockList:
         return parse_blocks("mid")
 
     def matches(self, model: HostModel) -> bool:

@@ -27,6 +27,7 @@ class NeoAnima(ImageTokensAlone):
     """layer.N is blocks[N]."""
 
     name = "Anima (Neo)"
+    kinds: tuple[str, ...] = ("Anima",)
     class_name = "Anima"
     homes = (("backend.nn.anima", "attention_function"),)
 
@@ -41,6 +42,7 @@ class NeoWan(ImageTokensAlone):
     """layer.N is blocks[N]."""
 
     name = "Wan 2.1's class (Neo)"
+    kinds: tuple[str, ...] = ("Wan",)
     class_name = "WanModel"
     hint = "; RadialAttention Integrated puts its own there: switch it off"
     homes = (("backend.nn.wan", "attention_function"),)

@@ -19,6 +19,7 @@ class NeoLumina(HostTransformer):
     """layer.N is layers[N]."""
 
     name = "Lumina 2 and Z-Image (Neo)"
+    kinds: tuple[str, ...] = ("Lumina 2", "Z-Image")
     class_name = "NextDiT"
     row_methods: tuple[str, ...] = ("unpatchify",)
     homes = (("backend.nn.lumina", "attention_function"), ("backend.nn.svdq", "attention_function"))

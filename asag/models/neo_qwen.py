@@ -19,6 +19,7 @@ class NeoQwen(HostTransformer):
     """joint.N is transformer_blocks[N]."""
 
     name = "Qwen-Image (Neo)"
+    kinds: tuple[str, ...] = ("Qwen-Image",)
     class_name = "QwenImageTransformer2DModel"
     homes = (("backend.nn.qwen", "attention_function"), ("backend.nn.svdq", "attention_function"))
 

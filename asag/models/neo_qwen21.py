@@ -23,6 +23,7 @@ class NeoQwen21(HostTransformer):
     """layer.N is transformer_blocks[N]."""
 
     name = "Qwen-Image 2.1 (Neo)"
+    kinds: tuple[str, ...] = ("Qwen-Image 2.1",)
     class_name = "QwenImage21Transformer2DModel"
     homes = (("backend.nn.qwen21", "attention_function"), ("lib_qwen21.transformer", "attention_function"))
 

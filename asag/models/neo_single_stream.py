@@ -18,6 +18,7 @@ class NeoKrea(HostTransformer):
     """layer.N is blocks[N]."""
 
     name = "Krea 2 (Neo)"
+    kinds: tuple[str, ...] = ("Krea 2",)
     class_name = "SingleStreamDiT"
     homes = (("backend.nn.krea", "attention_function"),)
 
@@ -37,6 +38,7 @@ class NeoErnie(HostTransformer):
     """layer.N is layers[N]."""
 
     name = "Ernie-Image (Neo)"
+    kinds: tuple[str, ...] = ("Ernie-Image",)
     class_name = "ErnieImageModel"
     homes = (("backend.nn.ernie", "attention_function"),)
 

@@ -6,8 +6,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
-
 from asag.blocks import (
     Address,
     BlockList,
@@ -39,20 +37,21 @@ class Reading:
         return "some" if len(named) > 1 else "".join(named) or None
 
 
-def inventory(model: nn.Module, family: Family, blocks: str = "auto", toggle: str = "") -> dict[str, Any]:
-    """The self-attention blocks of a model, and what the list `blocks` selects of them.
+def inventory(family: Family, addresses: Sequence[Address], blocks: str = "auto", toggle: str = "") -> dict[str, Any]:
+    """The self-attention blocks of a model with these layers, and what the list `blocks` selects of them.
 
     Returns a JSON object: `family`, `experimental`; `auto` and `late`, what these words mean here, and `auto_reason`;
     `blocks`, for each its `address`, how many `layers` it has, how many of them are `chosen`, and which `heads` of them
     such as h0-3, aligned or some, null for all; `unknown`, what the list names and the model lacks; `problem`, why the
     list can't be used, or null; `counted`, what its items in the spelling d4, m0, u3.1 are here, by item; `text`, the
     list, in which the block `toggle` has changed sides if one is given; and `note`, why that block has not, or null.
+    A block takes the place of `auto`, which nobody chose.
     """
-    addresses = [layer.address for layer in family.layers(model)]
-    auto = family.default_blocks(model)
+    auto = family.default_blocks(addresses)
     reading, text, note = read(blocks, addresses, auto), blocks, None
     if toggle:
-        changed = toggled(reading.chosen, addresses, toggle, reading.heads)
+        before = [] if blocks.strip().lower() == "auto" else reading.chosen
+        changed = toggled(before, addresses, toggle, reading.heads)
         note = _why_not(changed, addresses, toggle)
         if note is None:
             others = {address: heads for address, heads in reading.heads.items() if block_name(address) != toggle}

@@ -1,4 +1,4 @@
-"""The extension's own routes: what may be asked for, and what the loaded model is made of."""
+"""The extension's own routes: what may be asked for, and what the model that runs next is made of."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from asag.hosts.generation import Host
+from asag.hosts.host import Host
 from asag.hosts.refused import Refused
+from asag.hosts.shown import shown
 from asag.webui import api, block_map
 
 BLOCKS = "asag/blocks"
@@ -29,17 +30,24 @@ def add_routes(app: FastAPI, host: Host, page_route: str = BLOCKS) -> None:
     """GET /asag/schema and GET /asag/blocks, the latter with `blocks` and `toggle` as block_map.inventory has them;
     protected as the host's API is. `page_route` gives the blocks to the page.
 
-    Its answer also has `checkpoint`, whose blocks these are, and `chosen_checkpoint`, another one that the next
-    generation loads, or null.
+    Its answer also has `kind`, the kind of model, such as "SDXL"; `checkpoint`, whose blocks these are, and `loaded`,
+    whether it is, or only chosen, and its file said this; `chosen_checkpoint`, another one that the next generation
+    loads, and `chosen_problem`, why its file didn't say this of that one, or both null.
 
     Where there is no model to tell of, /asag/blocks says why, with the status of an error.
     """
 
     def blocks(blocks: str = "auto", toggle: str = "") -> Any:
         try:
-            found = block_map.inventory(*host.model(), blocks, toggle)
-            checkpoint, chosen = host.checkpoints()
-            return {**found, "checkpoint": checkpoint, "chosen_checkpoint": chosen}
+            found = shown(host)
+            return {
+                **block_map.inventory(found.family, found.addresses, blocks, toggle),
+                "kind": found.kind,
+                "checkpoint": found.checkpoint,
+                "loaded": found.loaded,
+                "chosen_checkpoint": found.chosen,
+                "chosen_problem": found.problem,
+            }
         except Refused as error:
             return JSONResponse({"detail": error.detail}, status_code=error.status_code)
 

@@ -22,6 +22,8 @@ QUERY = "model.diffusion_model.{}.transformer_blocks.0.attn1.to_q.weight"
 class HasMiddle:
     """The double of a family: the loaded model has its middle block and out.1."""
 
+    kinds = ("UNet",)
+
     def layers(self, model: nn.Module) -> list[AttentionLayer]:
         return [AttentionLayer(Address(*place), model) for place in (("mid", 0, 0), ("out", 1, 0))]
 
@@ -42,7 +44,8 @@ def told(p: dict[str, Any], **settings: Any) -> str:
     """What the request is refused with, and its status; nothing where it isn't."""
     try:
         given = AsagSettings(enabled=True, **settings)
-        check_blocks(nn.Identity(), HasMiddle(), SimpleNamespace(**p), given)  # type: ignore[arg-type]
+        family: Any = HasMiddle()
+        check_blocks(nn.Identity(), family, SimpleNamespace(**p), given, [family])
     except Refused as error:
         return f"{error.detail} ({error.status_code})"
     return ""

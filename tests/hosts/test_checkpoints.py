@@ -1,29 +1,106 @@
-"""A checkpoint's blocks, from its header, against the layers of the very UNet."""
+"""What a checkpoint file holds, from its header, against the layers of the very UNet."""
+
+import os
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from safetensors.torch import save_file
 
-from asag.hosts.checkpoints import tensor_names, unet_addresses
+from asag.hosts.checkpoints import Unreadable, contents
 from asag.models.ldm_unet import LdmUnet
 from tests.models.test_ldm_unet import SD15, SDXL, build
+
+NAME = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
 
 
 @pytest.mark.parametrize("prefix", ["model.diffusion_model.", ""])
 @pytest.mark.parametrize(("layout", "depth"), [(SD15, 1), (SDXL, 3), (SDXL, 11)])
 def test_addresses_are_those_of_the_model(tmp_path, layout, depth, prefix):
     unet = build(layout, depth)
-    path = tmp_path / "a.safetensors"
-    save_file({prefix + name: tensor.contiguous() for name, tensor in unet.state_dict().items()}, path)
-    assert unet_addresses(path) == [layer.address for layer in LdmUnet().layers(unet)]
+    path = tmp_path / "a.SafeTensors"
+    tensors = {prefix + name: tensor.contiguous() for name, tensor in unet.state_dict().items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    found = contents(path)
+    assert (found.kind, list(found.addresses)) == ("UNet", [layer.address for layer in LdmUnet().layers(unet)])
+
+
+BROKEN = "its file is broken: it isn't what .safetensors stands for"
+UNKNOWN = "the names in its file are of no model that ASAG knows"
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"\x01", b"\xff" * 16, b"\x02\0\0\0\0\0\0\0[]", b"\x02\0\0\0\0\0\0\0{", b"PK\x03\x04" * 100],
-    ids=["empty", "short", "too long", "list", "cut", "pickle"],
+    ("content", "reason"),
+    [
+        (b"", BROKEN),
+        (b"\x01", BROKEN),
+        (b"\xff" * 16, BROKEN),
+        (b"\x02\0\0\0\0\0\0\0[]", BROKEN),
+        (b"\x02\0\0\0\0\0\0\0{", BROKEN),
+        (b"PK\x03\x04" * 100, BROKEN),
+        (b"\x02\0\0\0\0\0\0\0{}", UNKNOWN),
+        (b"\x12\0\0\0\0\0\0\0" + b'{"a": [1], "b": 2}', UNKNOWN),
+        (b"\x11\0\0\0\0\0\0\0" + b'{"a":{"shape":3}}', UNKNOWN),
+    ],
+    ids=["empty", "short", "too long", "list", "cut", "pickle", "no tensors", "no objects", "no shapes"],
 )
-def test_what_is_no_safetensors_file_has_none(tmp_path, content):
+def test_what_is_no_checkpoint_says_why(tmp_path, content, reason):
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
-    assert tensor_names(path) == unet_addresses(path) == []
-    assert unet_addresses(tmp_path / "missing.safetensors") == []
+    with pytest.raises(Unreadable, match=reason):
+        contents(path)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(Unreadable, match="its file can't be read: No such file"):
+        contents(tmp_path / "missing.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(Unreadable, match="its file can't be read: Is a directory"):
+        contents(tmp_path / "folder.safetensors")
+    for name, kind in (("a.ckpt", "a .ckpt file"), ("a.PT", "a .pt file"), ("a", "a nameless file")):
+        (tmp_path / name).write_bytes(b"PK\x03\x04" * 100)
+        with pytest.raises(Unreadable, match=f"{kind} doesn't say it before it is loaded"):
+            contents(tmp_path / name)
+
+
+@pytest.mark.parametrize("package", ["gguf", "modules_forge.packages.gguf"])
+def test_gguf_is_read_by_the_hosts_package(tmp_path, monkeypatch, package):
+    def read(path):
+        """The double of gguf.GGUFReader: dimensions come the other way round."""
+        if Path(path).read_bytes() == b"broken":
+            raise ValueError("GGUF magic invalid")
+        text = NAME.replace("attn1.to_q", "attn2.to_k")
+        return SimpleNamespace(
+            tensors=[SimpleNamespace(name=NAME, shape=[5, 3]), SimpleNamespace(name=text, shape=[2048, 3])]
+        )
+
+    parts = package.split(".")
+    for count in range(1, len(parts) + 1):
+        monkeypatch.setitem(sys.modules, ".".join(parts[:count]), ModuleType(".".join(parts[:count])))
+    sys.modules[package].GGUFReader = read
+    path = tmp_path / "a.gguf"
+    path.write_bytes(b"GGUF")
+    found = contents(path)
+    assert (found.kind, [str(address) for address in found.addresses]) == ("SDXL", ["mid.0"])
+    path.write_bytes(b"broken")
+    with pytest.raises(Unreadable, match=r"its file is broken: it isn't what \.gguf stands for"):
+        contents(path)
+
+
+def test_without_the_package_gguf_cannot_be_read(tmp_path, monkeypatch):
+    for name in ("gguf", "modules_forge.packages.gguf"):
+        monkeypatch.setitem(sys.modules, name, None)
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    with pytest.raises(Unreadable, match=r"this WebUI has no package that reads \.gguf files"):
+        contents(tmp_path / "a.gguf")
+
+
+def test_a_file_is_read_again_when_it_changed(tmp_path):
+    path = tmp_path / "a.safetensors"
+    tensor = build(SD15).state_dict()["middle_block.1.transformer_blocks.0.attn1.to_q.weight"]
+    for count in (1, 2):
+        save_file({NAME.replace("blocks.0", f"blocks.{number}"): tensor.clone() for number in range(count)}, path)
+        os.utime(path, (count, count))
+        assert len(contents(path).addresses) == count
+        assert contents(path) is contents(path)

@@ -251,7 +251,7 @@ class HasNoLayers:
 def armed(p: Processing, run: GuidedRun) -> list[str]:
     """Arms a host that has a model of no layers, with settings that ask for none; gives what is noted if unguided."""
     noted: list[str] = []
-    host: Any = SimpleNamespace(run=lambda settings: run, model=lambda: (nn.Identity(), HasNoLayers()))
+    host: Any = SimpleNamespace(families=(), run=lambda settings: run, model=lambda: (nn.Identity(), HasNoLayers()))
     trace = arm(host, p, AsagSettings(scale=0.0), lambda: noted.append("unguided"))
     assert trace is run.trace
     return noted

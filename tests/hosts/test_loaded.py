@@ -9,27 +9,25 @@ ONE, TWO = SimpleNamespace(name="one.safetensors"), SimpleNamespace(name="folder
 ALIASES = {"one [0123]": ONE, "two": TWO}
 
 
-def told(monkeypatch, model, chosen="", **model_data):
+def told(monkeypatch, model, chosen="", wanted=None, **model_data):
     modules = ModuleType("modules")
     modules.shared = SimpleNamespace(opts=SimpleNamespace(sd_model_checkpoint=chosen))
     data = SimpleNamespace(sd_model=model, **model_data)
     modules.sd_models = SimpleNamespace(model_data=data, checkpoint_aliases=ALIASES)
     monkeypatch.setitem(sys.modules, "modules", modules)
-    monkeypatch.delitem(sys.modules, "asag.hosts.loaded", raising=False)
+    sys.modules.pop("asag.hosts.loaded", None)
     from asag.hosts.loaded import checkpoints
 
-    monkeypatch.delitem(sys.modules, "asag.hosts.loaded")
-    return checkpoints()
+    del sys.modules["asag.hosts.loaded"]
+    return checkpoints(wanted)
 
 
 LOADED = SimpleNamespace(sd_checkpoint_info=ONE)
 
 
-@pytest.mark.parametrize(
-    ("chosen", "other"), [("one [0123]", None), ("two", "folder/two.safetensors"), ("gone", None), (None, None)]
-)
+@pytest.mark.parametrize(("chosen", "other"), [("one [0123]", None), ("two", TWO), ("gone", None), (None, None)])
 def test_in_a1111_and_reforge_the_setting_says_what_is_chosen(monkeypatch, chosen, other):
-    assert told(monkeypatch, LOADED, chosen) == ("one.safetensors", other)
+    assert told(monkeypatch, LOADED, chosen) == (ONE, other)
 
 
 @pytest.mark.parametrize(
@@ -39,9 +37,17 @@ def test_in_a1111_and_reforge_the_setting_says_what_is_chosen(monkeypatch, chose
 def test_in_forge_and_neo_the_loading_parameters_say_it(monkeypatch, parameters, other):
     # What the setting names doesn't count: a request's own checkpoint is among the parameters alone.
     found = told(monkeypatch, LOADED, "two", forge_loading_parameters=parameters)
-    assert found == ("one.safetensors", other and other.name)
+    assert found == (ONE, other)
 
 
-def test_without_a_model_it_is_refused(monkeypatch):
-    with pytest.raises(Exception, match="no model is loaded yet"):
-        told(monkeypatch, None)
+@pytest.mark.parametrize("model_data", [{}, {"forge_loading_parameters": {"checkpoint_info": ONE}}])
+def test_a_requests_own_checkpoint_comes_first_if_the_host_knows_it(monkeypatch, model_data):
+    assert told(monkeypatch, LOADED, "one [0123]", wanted="two", **model_data) == (ONE, TWO)
+    assert told(monkeypatch, LOADED, "two", wanted="one [0123]", **model_data) == (ONE, None)
+    assert told(monkeypatch, LOADED, "one [0123]", wanted="gone", **model_data) == (ONE, None)
+
+
+@pytest.mark.parametrize("model", [None, SimpleNamespace()], ids=["A1111", "Forge"])
+def test_before_any_is_loaded(monkeypatch, model):
+    assert told(monkeypatch, model, "two") == (None, TWO)
+    assert told(monkeypatch, model, "gone") == (None, None)

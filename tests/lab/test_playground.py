@@ -300,7 +300,11 @@ def test_a_wrong_value_is_told_beside_the_pictures(page: Page) -> None:
 
 def test_map_and_list_are_in_step(page: Page) -> None:
     expect(block(page, "mid")).to_have_attribute("aria-pressed", "true")
+    # A block takes the place of auto, and joins what was chosen.
     block(page, "in.1").click()
+    expect(blocks(page)).to_have_value("in.1")
+    expect(block(page, "mid")).to_have_attribute("aria-pressed", "false")
+    block(page, "mid").click()
     expect(blocks(page)).to_have_value("in.1, mid")
     expect(block(page, "in.1")).to_have_attribute("aria-pressed", "true")
     block(page, "mid").click()
@@ -363,7 +367,7 @@ def test_clicks_that_come_faster_than_answers_all_count(page: Page) -> None:
     held.let_go()
     held.wait_for(1)
     held.let_go()
-    expect(blocks(page)).to_have_value("in.1, in.3, mid")
+    expect(blocks(page)).to_have_value("in.1, in.3")
     expect(block(page, "in.3")).to_have_attribute("aria-pressed", "true")
 
 
@@ -396,10 +400,11 @@ def test_a_button_that_is_pressed_while_an_answer_comes_gets_its_click(page: Pag
 
 
 def test_a_click_on_the_only_chosen_block_says_why_nothing_changes(page: Page) -> None:
+    blocks(page).fill("mid")
     block(page, "mid").click()
     note = page.locator(".asag-note")
     expect(note).to_have_text("mid is the only block that is weakened: choose another one first, or switch ASAG off.")
-    expect(blocks(page)).to_have_value("auto")
+    expect(blocks(page)).to_have_value("mid")
     block(page, "in.1").click()
     expect(blocks(page)).to_have_value("in.1, mid")
     expect(note).to_have_count(0)
@@ -427,7 +432,7 @@ def test_the_map_by_keyboard(page: Page) -> None:
     page.keyboard.press("ArrowRight")
     expect(block(page, "in.3")).to_be_focused()
     page.keyboard.press("Space")
-    expect(blocks(page)).to_have_value("in.3, mid")
+    expect(blocks(page)).to_have_value("in.3")
     expect(block(page, "in.3")).to_be_focused()
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowLeft")
@@ -450,6 +455,11 @@ def flux(chosen: str) -> dict[str, Any]:
         "unknown": [],
         "problem": None,
     }
+
+
+def loaded(checkpoint: str) -> dict[str, Any]:
+    """What a WebUI's answer says beside the blocks."""
+    return {"checkpoint": checkpoint, "loaded": True, "chosen_checkpoint": None, "chosen_problem": None}
 
 
 def look_elsewhere_and_back(page: Page) -> None:
@@ -482,7 +492,7 @@ def test_the_map_asks_only_when_something_changed(open_page: Callable[..., Page]
 
 def test_a_change_that_the_server_takes_up_late_is_seen(open_page: Callable[..., Page]) -> None:
     """The page shows a checkpoint before the host has loaded it: a double of a host's field here."""
-    answers = [{**flux("single.9"), "checkpoint": "one.safetensors", "chosen_checkpoint": None}]
+    answers = [{**flux("single.9"), **loaded("one.safetensors")}]
     page = open_page(lambda: answers[-1], unet=False, hurried=True)
     page.clock.run_for(10_000)
     page.evaluate(
@@ -516,13 +526,21 @@ def test_a_ladder_for_transformers_redrawn_when_the_model_changes(open_page: Cal
 
 def test_whose_blocks_the_map_shows(open_page: Callable[..., Page]) -> None:
     """The route's answers are a double's here, as a WebUI gives them."""
-    answers = [{**flux("single.9"), "checkpoint": "one.safetensors", "chosen_checkpoint": None}]
+    answers = [{**flux("single.9"), **loaded("one.safetensors")}]
     page = open_page(lambda: answers[-1], unet=False)
     whose = page.locator(".asag-whose")
     expect(whose).to_have_text("These are the blocks of one.safetensors, the checkpoint that is loaded.")
-    answers.append({**answers[0], "chosen_checkpoint": "two.safetensors"})
+    answers.append({**answers[0], "chosen_checkpoint": "two.ckpt", "chosen_problem": "a .ckpt file doesn't say it"})
     look_elsewhere_and_back(page)
-    expect(whose).to_contain_text("two.safetensors is chosen: it loads when you generate, and its blocks may differ.")
+    expect(whose).to_have_text(
+        "These are the blocks of one.safetensors, the checkpoint that is loaded. two.ckpt is chosen: it loads when you "
+        "generate, and its blocks may differ (a .ckpt file doesn't say it)."
+    )
+    answers.append({**answers[0], "checkpoint": "three.safetensors", "loaded": False})
+    look_elsewhere_and_back(page)
+    expect(whose).to_have_text(
+        "These are the blocks of three.safetensors, the checkpoint that is chosen: it loads when you generate."
+    )
 
 
 def test_presets_set_everything_and_say_when_something_was_changed(page: Page) -> None:

@@ -74,7 +74,7 @@ def test_addresses() -> None:
 def test_auto_is_the_middle_of_the_depth() -> None:
     def auto(kind: str, **changes: Any) -> str:
         make, family = MODELS[kind]
-        return str(family.default_blocks(make(**changes)))
+        return str(family.default_blocks([layer.address for layer in family.layers(make(**changes))]))
 
     assert auto("sd3") == "joint.2"
     assert auto("sd3", num_layers=24) == "joint.12"

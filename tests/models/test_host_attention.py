@@ -102,7 +102,8 @@ def test_auto_counts_blocks_and_not_layers():
             places = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (3, 0), (4, 0)]
             return [SequenceLayer(Address("joint", *place), model) for place in places]
 
-    assert str(Uneven().default_blocks(nn.Identity())) == "joint.2"
+    addresses = [layer.address for layer in Uneven().layers(nn.Identity())]
+    assert str(Uneven().default_blocks(addresses)) == "joint.2"
 
 
 @torch.no_grad()

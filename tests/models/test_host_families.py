@@ -139,7 +139,7 @@ def test_layers_and_stages_are_the_models(name: str) -> None:
         held = getattr(model, part)
         stages += list(held) if isinstance(held, nn.ModuleList) else [held]
     assert list(family.stages(model)) == stages
-    assert str(family.default_blocks(model)) == auto
+    assert str(family.default_blocks([layer.address for layer in family.layers(model)])) == auto
     assert family.experimental
     assert family.row_methods == (("unpatchify",) if kind is NeoLumina else ())
 

@@ -223,6 +223,8 @@ def test_the_block_map_and_the_list_are_in_step(page: Page) -> None:
     unfold(page)
     expect(block(page, "mid")).to_have_attribute("aria-pressed", "true")
     block(page, "out.3").click()
+    expect(page.locator(BLOCKS)).to_have_value("out.3")  # in place of auto
+    block(page, "mid").click()
     expect(page.locator(BLOCKS)).to_have_value("mid, out.3")
     expect(block(page, "out.3")).to_have_attribute("aria-pressed", "true")
     assert "ASAG: " in generate(page)[0]

@@ -1,0 +1,62 @@
+"""Whose blocks the map shows: those of the model that the next generation runs, loaded or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from asag.blocks import Address
+from asag.hosts.checked import family_for
+from asag.hosts.checkpoints import Unreadable, contents
+from asag.hosts.host import Host
+from asag.hosts.refused import Refused
+from asag.models.base import Family
+from asag.models.tensor_names import recognize
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A model's self-attention layers, in the order in which it runs them, and whose they are.
+
+    `kind` is the kind of model as tensor_names.py calls it ("" : unknown), `checkpoint` the name of its file. When it
+    isn't loaded the file said all this. `chosen` is another checkpoint that the next generation loads and whose blocks
+    aren't known, for the reason `problem`; or both are None.
+    """
+
+    family: Family
+    addresses: Sequence[Address]
+    kind: str
+    checkpoint: str
+    loaded: bool = True
+    chosen: str | None = None
+    problem: str | None = None
+
+
+def shown(host: Host) -> Shown:
+    """What the map shows; raises Refused when there is no model to tell of."""
+    _, chosen = host.checkpoints()
+    if chosen is None:
+        return _of_the_loaded(host)
+    try:
+        found = contents(Path(chosen.filename))
+        family = family_for(found, host.families)
+        if family is None:
+            raise Unreadable(f"it is {found.kind}, which ASAG doesn't guide in this WebUI")
+    except Unreadable as error:
+        return _of_the_loaded(host, chosen.name, str(error))
+    return Shown(family, found.addresses, found.kind, chosen.name, loaded=False)
+
+
+def _of_the_loaded(host: Host, chosen: str | None = None, problem: str | None = None) -> Shown:
+    loaded, _ = host.checkpoints()
+    try:
+        model, family = host.model()
+    except Refused as error:
+        if chosen is None:
+            raise
+        raise Refused(f"{error.detail}; {chosen} is chosen: {problem}", error.status_code) from None
+    found = recognize({name: tensor.shape for name, tensor in model.named_parameters()})
+    addresses = [layer.address for layer in family.layers(model)]
+    kind = found.kind if found else ""
+    return Shown(family, addresses, kind, getattr(loaded, "name", ""), chosen=chosen, problem=problem)
