@@ -9,6 +9,7 @@ FORGE = [
     "tests/hosts/test_forge_arithmetic.py",
     "tests/hosts/test_forge_wrapper.py",
     "tests/hosts/test_forge.py",
+    "tests/hosts/test_forge_second_pass.py",
 ]
 WEBUIS = [*A1111, *FORGE, "tests/hosts/test_counting_hooks.py", "tests/hosts/test_run_notes.py"]
 DIFFUSERS = [
