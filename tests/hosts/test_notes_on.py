@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from asag.hosts.generation import GuidedRun
+from asag.hosts.reuse import Reuse
 from asag.hosts.run_notes import how_it_was_stopped, notes_on
 from asag.settings import AsagSettings
 
@@ -26,7 +27,13 @@ def run_of(**changed: Any) -> GuidedRun:
     return run
 
 
-WHOLE = SimpleNamespace(comment=lambda: "a whole pass")
+def whole_passes() -> Reuse:
+    reuse = Reuse(True)
+    reuse.whole, reuse.first_reason = 3, "a reason"
+    return reuse
+
+
+WHOLE = "ASAG took a whole extra pass in 3 of 3 guided steps: a reason"
 
 
 def state(monkeypatch: pytest.MonkeyPatch, **what: bool) -> None:
@@ -46,7 +53,7 @@ MISSED = (
 NOTES: list[tuple[dict[str, Any], list[str]]] = [
     ({}, []),
     ({"notes": ["one", "two"]}, ["one", "two"]),
-    ({"reuse": WHOLE}, ["a whole pass"]),
+    ({"reuse": whole_passes()}, [WHOLE]),
     (
         {"forecast_calls": 4, "forecaster": "Spectrum"},
         ["ASAG left out 4 steps that Spectrum forecast: the model didn't run in them"],
@@ -75,12 +82,12 @@ def test_what_is_told_of_a_run_that_was_stopped(monkeypatch: pytest.MonkeyPatch,
     assert notes_on(run_of(guided_calls=0), PLAIN) == [stopped.format(0)]  # type: ignore[arg-type]
     assert notes_on(run_of(missed_calls=2), PLAIN) == [MISSED]  # type: ignore[arg-type]
     everything = run_of(
-        notes=["a note"], reuse=WHOLE, forecast_calls=1, forecaster="Spectrum", largest=torch.tensor(0.0)
+        notes=["a note"], reuse=whole_passes(), forecast_calls=1, forecaster="Spectrum", largest=torch.tensor(0.0)
     )
     assert notes_on(everything, NEW) == [  # type: ignore[arg-type]
         "a note",
         "ASAG is experimental in Family: checked with random weights, not on real pictures",
-        "a whole pass",
+        WHOLE,
         "ASAG left out 1 steps that Spectrum forecast: the model didn't run in them",
         stopped.format(3),
         NOTHING,
