@@ -55,10 +55,9 @@ def tile_of(tiles: dict[int, dict[int, Tile]], width: int, itemsize: int) -> Til
     return by_width[min(widest for widest in by_width if width <= widest)]
 
 
-def precision_of(query: Tensor) -> str:
-    """The interpreter has no products of bfloat16. Of half precision there is one kind of product on a device."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1" and query.dtype == torch.bfloat16
-    return "interpret" if interpreted else "ieee"
+def is_widened(query: Tensor) -> bool:
+    """Whether products are computed in float32: the interpreter has none of bfloat16."""
+    return os.environ.get("TRITON_INTERPRET") == "1" and query.dtype == torch.bfloat16
 
 
 def launch(kernel: Any, query: Tensor, given: tuple[Any, ...], tile: tuple[int, int, int], **constants: Any) -> Launch:
@@ -67,7 +66,7 @@ def launch(kernel: Any, query: Tensor, given: tuple[Any, ...], tile: tuple[int, 
     first, rest = split_width(width)
     fixed = {"WIDTH": width, "D1": first, "D2": rest, "BLOCK_N": rows, "BLOCK_M": columns}
     grid = (triton.cdiv(n, rows), batch * heads)
-    return Launch(kernel, grid, given, constants | fixed | {"PRECISION": precision_of(query)}, {"num_warps": warps})
+    return Launch(kernel, grid, given, constants | fixed | {"WIDENED": is_widened(query)}, {"num_warps": warps})
 
 
 def half_sweep_launch(

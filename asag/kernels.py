@@ -10,6 +10,9 @@ For f queries and keys as they are, bias g; for g the two change places, bias f.
 size: maxima are subtracted as they come, sums are float32, products of half precision are exact, and those of float32
 never TF32.
 
+WIDENED computes products of half precision in float32, for the interpreter, which has none of bfloat16. Triton from 2.1
+on, which A1111 brings, is kept to: its tl.dot adds to nothing, and tl.math has the powers of two.
+
 Needs the package triton; asag.kernel_launch starts these, and asag.kernel_choice says where they are used.
 TRITON_INTERPRET=1 runs them on a CPU.
 """
@@ -44,65 +47,67 @@ def _queries(
 @triton.jit  # type: ignore[untyped-decorator]
 def _scores(
     q1, q2, K, key_offsets, stride_kd, key_mask, WIDTH: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
-    PRECISION: tl.constexpr,
+    WIDENED: tl.constexpr,
 ):  # fmt: skip
     """q·k of a tile of keys, float32, not scaled."""
     d1 = tl.arange(0, D1)
     k1 = tl.load(K + key_offsets[None, :] + d1[:, None] * stride_kd, mask=key_mask[None, :], other=0.0)
-    if PRECISION == "interpret":  # the interpreter has no bfloat16 products
+    if WIDENED:
         q1, q2, k1 = q1.to(tl.float32), q2.to(tl.float32), k1.to(tl.float32)
-    scores = tl.dot(q1, k1, input_precision="ieee" if PRECISION == "interpret" else PRECISION)
+    scores = tl.dot(q1, k1, allow_tf32=False)
     if D2 > 0:
         d2 = D1 + tl.arange(0, D2)
         inside = key_mask[None, :] & (d2[:, None] < WIDTH)
         k2 = tl.load(K + key_offsets[None, :] + d2[:, None] * stride_kd, mask=inside, other=0.0)
-        if PRECISION == "interpret":
+        if WIDENED:
             k2 = k2.to(tl.float32)
-        scores = tl.dot(q2, k2, scores, input_precision="ieee" if PRECISION == "interpret" else PRECISION)
+        scores += tl.dot(q2, k2, allow_tf32=False)
     return scores
 
 
 @triton.jit
 def _summed(scores, top, total):
-    """One more tile of a log-sum-exp: its sum is ``total 2^top``."""
-    new_top = tl.maximum(top, tl.max(scores, 1))
-    return new_top, total * tl.exp2(top - new_top) + tl.sum(tl.exp2(scores - new_top[:, None]), 1)
+    """One more tile of a log-sum-exp: its sum is ``total 2^top``. A tile's own maximum first: Triton 2.1 fails at what
+    compares it with that of others before."""
+    highest = tl.max(scores, 1)
+    added = tl.sum(tl.math.exp2(scores - highest[:, None]), 1)
+    new_top = tl.maximum(top, highest)
+    return new_top, total * tl.math.exp2(top - new_top) + added * tl.math.exp2(highest - new_top)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _added(total, weights, values, shrink, PRECISION: tl.constexpr):
-    if PRECISION == "interpret":
-        total = tl.dot(weights.to(values.dtype).to(tl.float32), values.to(tl.float32), total * shrink[:, None])
-    else:
-        total = tl.dot(weights.to(values.dtype), values, total * shrink[:, None], input_precision=PRECISION)
-    return total
+def _added(total, weights, values, shrink, WIDENED: tl.constexpr):
+    weights = weights.to(values.dtype)
+    if WIDENED:
+        weights, values = weights.to(tl.float32), values.to(tl.float32)
+    return total * shrink[:, None] + tl.dot(weights, values, allow_tf32=False)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _nothing(BLOCK_N: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr):
-    """Maxima and sums of attention to no keys."""
-    top = tl.full([BLOCK_N], NOTHING, tl.float32)
+def _nothing(row_mask, BLOCK_N: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr):
+    """Maxima and sums of attention to no keys. Triton 2.1 wants an argument that isn't compiled in: the mask."""
     total = tl.zeros([BLOCK_N], tl.float32)
+    top = tl.where(row_mask, NOTHING, total)
     return top, total, tl.zeros([BLOCK_N, E1], tl.float32), tl.zeros([BLOCK_N, E2 if E2 > 0 else 1], tl.float32)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _attended(
     scores, V, value_offsets, stride_vd, key_mask, top, total, sum1, sum2, WIDTH: tl.constexpr, E1: tl.constexpr,
-    E2: tl.constexpr, PRECISION: tl.constexpr,
+    E2: tl.constexpr, WIDENED: tl.constexpr,
 ):  # fmt: skip
     """One more tile of attention, of which the sums are kept as in `_summed`."""
     new_top = tl.maximum(top, tl.max(scores, 1))
-    weights = tl.exp2(scores - new_top[:, None])
-    shrink = tl.exp2(top - new_top)
+    weights = tl.math.exp2(scores - new_top[:, None])
+    shrink = tl.math.exp2(top - new_top)
     e1 = tl.arange(0, E1)
     v1 = tl.load(V + value_offsets[:, None] + e1[None, :] * stride_vd, mask=key_mask[:, None], other=0.0)
-    sum1 = _added(sum1, weights, v1, shrink, PRECISION)
+    sum1 = _added(sum1, weights, v1, shrink, WIDENED)
     if E2 > 0:
         e2 = E1 + tl.arange(0, E2)
         inside = key_mask[:, None] & (e2[None, :] < WIDTH)
         v2 = tl.load(V + value_offsets[:, None] + e2[None, :] * stride_vd, mask=inside, other=0.0)
-        sum2 = _added(sum2, weights, v2, shrink, PRECISION)
+        sum2 = _added(sum2, weights, v2, shrink, WIDENED)
     return new_top, total * shrink + tl.sum(weights, 1), sum1, sum2
 
 
@@ -125,13 +130,13 @@ def half_sweep_kernel(
     Q, K, BIAS, MOVING, OUT, n, m, heads, scale_log2e, log_n,
     stride_qb, stride_qh, stride_qn, stride_qd, stride_kb, stride_kh, stride_km, stride_kd,
     WIDTH: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MOVING: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, WIDENED: tl.constexpr,
 ):  # fmt: skip
     """OUT[i] = -log n - LSE_j(scale q_i·k_j + BIAS[j]); BIAS (heads, m) and OUT (heads, n) float32, contiguous. Heads
     whose MOVING (heads) is 0 keep what OUT has."""
     head = tl.program_id(1).to(tl.int64)
     if HAS_MOVING:  # noqa: SIM102 (this one is decided when the kernel is compiled, the other when it runs)
-        if tl.load(MOVING + head) == 0:
+        if tl.load(MOVING + head).to(tl.int32) == 0:
             return
     batch, part = head // heads, head % heads
     Q += batch * stride_qb + part * stride_qh
@@ -144,11 +149,11 @@ def half_sweep_kernel(
     for start in range(0, m, BLOCK_M):
         columns = start + tl.arange(0, BLOCK_M)
         mask = columns < m
-        scores = _scores(q1, q2, K, columns * stride_km, stride_kd, mask, WIDTH, D1, D2, PRECISION) * scale_log2e
+        scores = _scores(q1, q2, K, columns * stride_km, stride_kd, mask, WIDTH, D1, D2, WIDENED) * scale_log2e
         if HAS_BIAS:
             scores += tl.load(BIAS + head * m + columns, mask=mask, other=0.0)[None, :] * LOG2E
         top, total = _summed(tl.where(mask[None, :], scores, NOTHING), top, total)
-    tl.store(OUT + head * n + rows, -log_n - (top + tl.log2(total)) * LN2, mask=row_mask)
+    tl.store(OUT + head * n + rows, -log_n - (top + tl.math.log2(total)) * LN2, mask=row_mask)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -157,7 +162,7 @@ def biased_attention_kernel(
     stride_qb, stride_qh, stride_qn, stride_qd, stride_kb, stride_kh, stride_km, stride_kd,
     stride_vb, stride_vh, stride_vm, stride_vd, stride_ob, stride_oh, stride_on, stride_od,
     WIDTH: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, VALUE_WIDTH: tl.constexpr, E1: tl.constexpr,
-    E2: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
+    E2: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, WIDENED: tl.constexpr,
 ):  # fmt: skip
     """OUT = softmax(scale q kᵀ + BIAS) v."""
     head = tl.program_id(1).to(tl.int64)
@@ -168,15 +173,15 @@ def biased_attention_kernel(
     row_mask = rows < n
     Q += batch * stride_qb + part * stride_qh
     q1, q2 = _queries(Q, rows, row_mask, stride_qn, stride_qd, WIDTH, D1, D2)
-    top, total, sum1, sum2 = _nothing(BLOCK_N, E1, E2)
+    top, total, sum1, sum2 = _nothing(row_mask, BLOCK_N, E1, E2)
     for start in range(0, m, BLOCK_M):
         columns = start + tl.arange(0, BLOCK_M)
         mask = columns < m
-        scores = _scores(q1, q2, K, columns * stride_km, stride_kd, mask, WIDTH, D1, D2, PRECISION)
+        scores = _scores(q1, q2, K, columns * stride_km, stride_kd, mask, WIDTH, D1, D2, WIDENED)
         bias = tl.load(BIAS + head * m + columns, mask=mask, other=0.0)
         scores = tl.where(mask[None, :], scores * scale_log2e + bias[None, :] * LOG2E, NOTHING)
         top, total, sum1, sum2 = _attended(
-            scores, V, columns * stride_vm, stride_vd, mask, top, total, sum1, sum2, VALUE_WIDTH, E1, E2, PRECISION
+            scores, V, columns * stride_vm, stride_vd, mask, top, total, sum1, sum2, VALUE_WIDTH, E1, E2, WIDENED
         )
     OUT += batch * stride_ob + part * stride_oh
     _stored(OUT, rows, row_mask, stride_on, stride_od, total, sum1, sum2, VALUE_WIDTH, E1, E2)
@@ -189,7 +194,7 @@ def joint_attention_kernel(
     stride_vb, stride_vh, stride_vm, stride_vd, stride_ob, stride_oh, stride_on, stride_od,
     stride_mb, stride_mh, stride_mn, stride_mt,
     WIDTH: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, VALUE_WIDTH: tl.constexpr, E1: tl.constexpr,
-    E2: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
+    E2: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, WIDENED: tl.constexpr,
 ):  # fmt: skip
     """Image queries Q attend to keys of which those from `before` to `before + m` are the image's, the others `text`.
 
@@ -205,19 +210,19 @@ def joint_attention_kernel(
     row_mask = rows < n
     Q += batch * stride_qb + part * stride_qh
     q1, q2 = _queries(Q, rows, row_mask, stride_qn, stride_qd, WIDTH, D1, D2)
-    top, total, sum1, sum2 = _nothing(BLOCK_N, E1, E2)
+    top, total, sum1, sum2 = _nothing(row_mask, BLOCK_N, E1, E2)
     image_top, image_total = top, total
     for start in range(0, m, BLOCK_M):
         columns = start + tl.arange(0, BLOCK_M)
         mask = columns < m
         keys = before + columns
-        scores = _scores(q1, q2, K, keys * stride_km, stride_kd, mask, WIDTH, D1, D2, PRECISION)
+        scores = _scores(q1, q2, K, keys * stride_km, stride_kd, mask, WIDTH, D1, D2, WIDENED)
         logits = tl.where(mask[None, :], scores * softmax_log2e, NOTHING)
         image_top, image_total = _summed(logits, image_top, image_total)
         bias = tl.load(BIAS + head * m + columns, mask=mask, other=0.0)
         scores = tl.where(mask[None, :], scores * scale_log2e + bias[None, :] * LOG2E, NOTHING)
         top, total, sum1, sum2 = _attended(
-            scores, V, keys * stride_vm, stride_vd, mask, top, total, sum1, sum2, VALUE_WIDTH, E1, E2, PRECISION
+            scores, V, keys * stride_vm, stride_vd, mask, top, total, sum1, sum2, VALUE_WIDTH, E1, E2, WIDENED
         )
     sum1 *= (image_total / total)[:, None]
     sum2 *= (image_total / total)[:, None]
@@ -226,7 +231,7 @@ def joint_attention_kernel(
         columns = start + tl.arange(0, BLOCK_M)
         mask = columns < text
         keys = tl.where(columns < before, columns, columns + m)
-        scores = _scores(q1, q2, K, keys * stride_km, stride_kd, mask, WIDTH, D1, D2, PRECISION) * softmax_log2e
+        scores = _scores(q1, q2, K, keys * stride_km, stride_kd, mask, WIDTH, D1, D2, WIDENED) * softmax_log2e
         if HAS_MASK:
             inside = row_mask[:, None] & mask[None, :]
             hidden = tl.load(MASK + rows[:, None] * stride_mn + columns[None, :] * stride_mt, mask=inside, other=0.0)
@@ -234,7 +239,7 @@ def joint_attention_kernel(
         scores = tl.where(mask[None, :], scores, NOTHING)
         image_top, image_total, sum1, sum2 = _attended(
             scores, V, keys * stride_vm, stride_vd, mask, image_top, image_total, sum1, sum2, VALUE_WIDTH, E1, E2,
-            PRECISION,
+            WIDENED,
         )  # fmt: skip
     OUT += batch * stride_ob + part * stride_oh
     _stored(OUT, rows, row_mask, stride_on, stride_od, image_total, sum1, sum2, VALUE_WIDTH, E1, E2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -56,3 +57,14 @@ def errors() -> dict[str, float]:
 @pytest.mark.parametrize("case", CASES)
 def test_interpreted_kernels_are_the_dense_reference(case: str, errors: dict[str, float]) -> None:
     assert errors[case] < BOUNDS[CASES[case]["dtype"]]
+
+
+def test_the_kernels_keep_to_what_triton_2_1_has() -> None:
+    """A1111 brings Triton 2.1, Forge 2.3. Both can't be had for each Python, so what they lack is looked for."""
+    tree = ast.parse((Path(__file__).parents[1] / "asag" / "kernels.py").read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    dots = [call for call in calls if ast.unparse(call.func) == "tl.dot"]
+    assert {(len(call.args), *(each.arg for each in call.keywords)) for call in dots} == {(2, "allow_tf32")}
+    assert {ast.unparse(call.func) for call in calls} & {"tl.exp2", "tl.log2"} == set()
+    for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+        assert any(each.annotation is None for each in function.args.args), f"{function.name}: all is compiled in"

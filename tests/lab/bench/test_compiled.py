@@ -44,6 +44,9 @@ def test_what_mustn_t_be_is_named(wrong: Compiled, fault: str) -> None:
 def test_what_may_be_is_no_fault() -> None:
     assert not SOUND.faults()
     assert not replace(SOUND, dtype="float32", matrix_instructions=0).faults()
+    assert not replace(SOUND, dtype="float32", spilled=64).faults()
+    assert replace(SOUND, dtype="float32", spilled=64, kernel="half_sweep").faults()
+    assert replace(SOUND, dtype="float32", spilled=65).faults()
     assert not replace(SOUND, target="sm_80", shared=160 << 10).faults()
 
 
