@@ -25,14 +25,19 @@ def in_window(call: int, calls: int, start: float, end: float) -> bool:
 
 
 def scheduled_scale(scale: float, schedule: str, call: int, calls: int, start: float, end: float) -> float:
-    """The guidance scale at model call `call` of `calls`; 0 outside the window.
+    """The guidance scale at model call `call` of `calls`, in a window of fractions of them: see scale_at."""
+    return scale_at(scale, schedule, min(call, calls - 1) / max(calls, 1), calls, start, end)
+
+
+def scale_at(scale: float, schedule: str, moment: float, calls: int, start: float, end: float) -> float:
+    """The guidance scale at a moment of a pass of `calls` model calls, 0 to 1; 0 outside start <= moment < end.
 
     "constant": scale. "linear": from scale down to 0 at the window's end. "cosine": scale (1 + cos πu) / 2.
     "bell": scale sin² πu, highest in the middle. u is the place in the window, 0 to 1.
     """
-    if not in_window(call, calls, start, end):
+    if not start <= moment < end:
         return 0.0
-    place = (min(call, calls - 1) / max(calls, 1) - start) / (end - start)
+    place = (moment - start) / (end - start)
     if schedule == "linear":
         return scale * (1 - place)
     if schedule == "cosine":

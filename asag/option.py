@@ -6,6 +6,7 @@ import math
 from dataclasses import Field, dataclass, field
 from typing import Any
 
+from asag import noise
 from asag.blocks import BlocksError, parse_blocks
 from asag.echo import shown
 
@@ -17,7 +18,8 @@ class Option:
     A setting that doesn't change the picture (`changes_picture`) is in no infotext, plot or preset. `group` is the
     section of the user interface; settings without one come first. A text may be a list of blocks (`block_list`), or
     one of the `keywords`. `slider_maximum` is where the slider ends when the field beside it takes more. `methods` are
-    those with which the setting means something; none named: all.
+    those with which the setting means something; none named: all. A number may have a level or percentage of noise in
+    its place (`noise`, see noise.py).
     """
 
     label: str
@@ -32,6 +34,7 @@ class Option:
     changes_picture: bool = True
     group: str = ""
     methods: tuple[str, ...] = ()
+    noise: bool = False
 
 
 def option(default: Any, label: str, help: str, **details: Any) -> Any:
@@ -50,6 +53,8 @@ def read_value(each: Field[Any], given: Any) -> Any:
         return _read_bool(each.name, given)
     if isinstance(default, str):
         return _read_text(each.name, given, known)
+    if known.noise:
+        return _read_moment(each.name, given, known)
     return _read_number(each.name, given, known, whole=isinstance(default, int))
 
 
@@ -79,10 +84,17 @@ def _read_text(name: str, given: Any, known: Option) -> str:
     return given.strip()
 
 
+def _read_moment(name: str, given: Any, known: Option) -> float | int | str:
+    found = noise.read_noise(given) if isinstance(given, str) else None
+    return _read_number(name, given, known, whole=False) if found is None else found
+
+
 def _read_number(name: str, given: Any, known: Option, whole: bool) -> float | int:
     if known.minimum is None or known.maximum is None:
         raise TypeError(f"{name}: an option that is a number needs a minimum and a maximum")
     allowed = f"{'a whole number' if whole else 'a number'} from {known.minimum:g} to {known.maximum:g}"
+    if known.noise:
+        allowed += f", {noise.ALLOWED}"
     try:
         number = math.nan if isinstance(given, bool) else float(given)
     except (TypeError, ValueError, OverflowError):

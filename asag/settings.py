@@ -12,6 +12,7 @@ from typing import Any
 from asag.blended import Blended
 from asag.echo import shown_names
 from asag.guidance import SCHEDULES
+from asag.noise import Window
 from asag.operators import METHODS, Operator, make_operator
 from asag.option import Option, option, read_value
 
@@ -81,22 +82,25 @@ class AsagSettings:
         choices=METHODS,
         group="Method",
     )
-    start: float = option(
+    start: float | str = option(
         0.0,
         "Start",
-        "When ASAG begins. 0 is the first step, 0.5 is halfway.",
+        "When ASAG begins. 0 is the first step, 0.5 is halfway. Or by noise: sigma 5.4 is a level, 20% is a part of "
+        "the model's noise schedule.",
         minimum=0.0,
         maximum=1.0,
         step=0.01,
+        noise=True,
         group="Steps",
     )
-    end: float = option(
+    end: float | str = option(
         1.0,
         "End",
-        "When ASAG stops. 1 is after the last step. Steps without ASAG take no extra time.",
+        "When ASAG stops. 1 is after the last step. Steps without ASAG take no extra time. Or by noise, as in Start.",
         minimum=0.0,
         maximum=1.0,
         step=0.01,
+        noise=True,
         group="Steps",
     )
     schedule: str = option(
@@ -236,9 +240,14 @@ class AsagSettings:
     @property
     def no_effect(self) -> str:
         """Why no step is guided, for the user: an empty window, or an amount of 0; empty when some may be."""
-        if self.start >= self.end:
-            return f"start, {self.start:g}, isn't before end, {self.end:g}"
+        if self.window.empty:
+            return self.window.empty
         return "" if self.amount else "amount is 0, so that attention stays as it is"
+
+    @property
+    def window(self) -> Window:
+        """When ASAG works."""
+        return Window(self.start, self.end)
 
     def operator(self) -> Operator:
         """What the chosen layers compute in the perturbed pass."""
@@ -272,4 +281,5 @@ def read_settings(mapping: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
             given[name] = read_value(each, mapping[name])
         except ValueError as error:
             problems.append(str(error))
-    return given, problems
+    window = Window(given.get("start", known["start"].default), given.get("end", known["end"].default))
+    return given, [*problems, window.problem] if window.problem else problems

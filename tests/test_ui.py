@@ -50,7 +50,7 @@ def above(component: Component) -> list[str]:
 KINDS = {bool: "Checkbox", str: "Textbox", int: "Slider", float: "Slider"}
 
 
-@pytest.mark.parametrize("start", [{}, {"scale": 2.5, "blocks": "mid", "reuse": False, "method": "seg"}])
+@pytest.mark.parametrize("start", [{}, {"scale": 2.5, "blocks": "mid", "reuse": False, "method": "seg", "end": 0.6}])
 def test_every_setting_has_its_component_in_the_order_of_the_arguments(made: Any, tmp_path: Path, start: Any) -> None:
     from asag.webui import ui
 
@@ -66,8 +66,11 @@ def test_every_setting_has_its_component_in_the_order_of_the_arguments(made: Any
         if name == "enabled":
             continue
         component = accordion.settings[name]
-        assert component.kind == ("Dropdown" if option.choices else KINDS[type(field.default)])
+        kind = "Dropdown" if option.choices else "Textbox" if option.noise else KINDS[type(field.default)]
+        assert component.kind == kind
         expected = {"value": start.get(name, field.default), "label": option.label, "info": option.help}
+        if option.noise:
+            expected["value"] = {"start": "0", "end": "0.6" if start else "1"}[name]
         expected |= {"elem_id": f"id_{name}", "min_width": 250, "visible": True}
         args: tuple[Any, ...] = ()
         if component.kind == "Dropdown":

@@ -22,6 +22,7 @@ from asag.hosts.generation import GuidedRun, run_of
 from asag.hosts.loaded import checkpoints
 from asag.hosts.refused import Refused
 from asag.models.base import Family
+from asag.noise import NoiseSchedule
 from asag.perturb import choose_layers
 from asag.settings import AsagSettings
 
@@ -32,6 +33,7 @@ class A1111Run(GuidedRun):
     def __init__(self, settings: AsagSettings) -> None:
         super().__init__(settings)
         self.rescaling: Rescaling | None = None
+        self.noise_of: tuple[nn.Module, NoiseSchedule] | None = None
 
     def open_step(self, params: Any, scale: float, blocks: str) -> SeenStep:
         rows = rows_of(params.text_cond), rows_of(params.text_uncond)
@@ -46,6 +48,19 @@ class A1111Run(GuidedRun):
     def entrance(self, denoiser: Any) -> nn.Module:
         inner_model: nn.Module = denoiser.inner_model
         return inner_model
+
+    def noise(self, params: Any) -> tuple[NoiseSchedule, float]:
+        inner_model = params.denoiser.inner_model
+        by_timesteps, level = is_timestep_sampler(inner_model), float(params.sigma[0])
+        if self.noise_of is None or self.noise_of[0] is not inner_model:
+            found = (
+                NoiseSchedule.of_alphas(inner_model.inner_model.alphas_cumprod.tolist())
+                if by_timesteps
+                else NoiseSchedule(tuple(inner_model.sigmas.tolist()))
+            )
+            self.noise_of = inner_model, found
+        schedule = self.noise_of[1]
+        return schedule, schedule.share_at(level) if by_timesteps else schedule.share(level)
 
     def on_cfg_denoised(self, params: Any) -> None:
         """After the host's pass: the perturbed pass on the conditional rows, and the row shift, in place."""

@@ -33,6 +33,7 @@ from asag.hosts.diffusers_call import (
 )
 from asag.hosts.diffusers_caller import calling_pipeline
 from asag.hosts.diffusers_models import FAMILIES, denoiser_of, eager
+from asag.hosts.diffusers_noise import PassNoise
 from asag.hosts.diffusers_other_code import OtherCode, nothing_kept, other_code
 from asag.hosts.diffusers_pass import Passes
 from asag.kept_delta import KeptDelta
@@ -110,8 +111,7 @@ class Guidance:
         step, steps = current.next_step()
         if step == 0:
             self.begin_pass(steps)
-        given = self.settings
-        scale = scheduled_scale(given.scale, given.schedule, step, steps, given.start, given.end)
+        scale = self.scale_at(step, steps, args, kwargs)
         sample = argument(args, kwargs, 0, "sample", "hidden_states")
         cond = current.conditional_rows(sample)
         if not scale:
@@ -130,6 +130,17 @@ class Guidance:
             token_grid = TokenGrid(current.latent_size(args, kwargs))
             branch = branching(self.model, self.layers, self.family, self.operator, token_grid, cond, total)
             self.call.branch = self.opened.enter_context(branch)
+
+    def scale_at(self, step: int, steps: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+        """The guidance scale of a step, 0 outside the window."""
+        given, current = self.settings, self.current
+        if not isinstance(given.start, str) and not isinstance(given.end, str):
+            return scheduled_scale(given.scale, given.schedule, step, steps, given.start, given.end)
+        if step == 0 or current.noise is None:
+            is_flow = not isinstance(self.family, DiffusersUnet)
+            current.noise = PassNoise(current.pipe.scheduler, args, kwargs, is_flow, self.timesteps_of_sigma)
+        noise = current.noise
+        return given.window.scale(given.scale, given.schedule, noise.schedule, noise.share(step), steps)
 
     def passes_of(self, pipe: Any) -> Passes:
         """What is counted of a pipeline's calls; raises UnsupportedModel for a kind that can't be guided."""

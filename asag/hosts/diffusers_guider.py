@@ -28,6 +28,7 @@ from asag.kept_delta import KeptDelta
 from asag.models.base import Family, Forward, UnsupportedModel, family_of
 from asag.models.diffusers_mmdit import FluxTransformer
 from asag.models.diffusers_unet import DiffusersUnet
+from asag.noise import NoiseSchedule
 from asag.perturb import choose_layers, forward_replaced, perturbed
 from asag.settings import AsagSettings, SettingsError, options, read_settings
 
@@ -45,6 +46,9 @@ ARGUMENTS = {
     "end": "adversarial_guidance_stop",
     "rescale": "guidance_rescale",
 } | {name: name for name in options() if name not in LEFT_OUT | {"scale", "blocks", "start", "end", "rescale"}}
+
+# Of the noise schedule that a model was trained with, in diffusers.
+TIMESTEPS = 1000
 
 
 def _signature() -> Signature:
@@ -99,6 +103,11 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         given = bound.arguments
         super().__init__(given["start"], given["stop"], given["enabled"])
         read, problems = read_settings({name: given[argument] for name, argument in ARGUMENTS.items()})
+        problems += [
+            f"{name}: {read[name]}; allowed: fractions of the steps or percentages, since a guider isn't told σ"
+            for name in ("start", "end")
+            if str(read.get(name)).startswith("sigma")
+        ]
         if problems:
             names = "|".join(ARGUMENTS)
             raise SettingsError([re.sub(rf"^({names}):", lambda at: ARGUMENTS[at[1]] + ":", each) for each in problems])
@@ -224,10 +233,12 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
 
     def _scale(self) -> float:
         """The scale of this step, 0 outside the window."""
-        given = self.settings
-        return scheduled_scale(
-            given.scale, given.schedule, self._step, self._num_inference_steps, given.start, given.end
-        )
+        given, calls = self.settings, self._num_inference_steps
+        if isinstance(given.start, str) or isinstance(given.end, str):
+            # Percentages alone, for which it doesn't matter what σ a timestep means.
+            share = 1 - float(self._timestep) / TIMESTEPS
+            return given.window.scale(given.scale, given.schedule, NoiseSchedule(), share, calls)
+        return scheduled_scale(given.scale, given.schedule, self._step, calls, given.start, given.end)
 
     @property
     def is_conditional(self) -> bool:

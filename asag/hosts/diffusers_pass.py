@@ -9,6 +9,7 @@ from torch import Tensor
 
 from asag.guidance import AdaptiveScale
 from asag.hosts.diffusers_call import Shift, argument, token_grid_of
+from asag.hosts.diffusers_noise import PassNoise
 from asag.models.base import Family, UnsupportedModel
 from asag.models.diffusers_mmdit import FluxTransformer
 
@@ -26,6 +27,7 @@ class Passes:
         self.sample: Tensor | None = None
         self.timestep: Any = None
         self.shift: Shift | None = None
+        self.noise: PassNoise | None = None
         self.ids: Tensor | None = None
         self.size: tuple[int, int] | None = None
 

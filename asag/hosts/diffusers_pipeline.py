@@ -47,8 +47,8 @@ def asag_guidance(
     iterations: int = 2,
     strength: float = 1.0,
     method: Literal["asag", "pag", "seg", "uniform", "similarity"] = "asag",
-    start: float = 0.0,
-    end: float = 1.0,
+    start: float | str = 0.0,
+    end: float | str = 1.0,
     schedule: Literal["constant", "linear", "cosine", "bell"] = "constant",
     rescale: float = 0.0,
     contrast: float = 1.0,
@@ -75,9 +75,10 @@ def asag_guidance(
         strength: how strongly unlike tokens attract each other. Higher: attention is weakened in favour of what is
             unlike; 0: every token gets the same weight. Usual: 0.25 to 1.
         method: how attention is weakened. Usual: "asag"; the others are there to compare with.
-        start: fraction of the steps before which nothing is guided. Higher: the layout stays as it was. Usual: 0.
+        start: fraction of the steps before which nothing is guided. Higher: the layout stays as it was. Usual: 0. Or by
+            noise: "sigma 5.4" is a noise level, "20%" a part of the model's noise schedule.
         end: fraction of the steps from which on nothing is guided. Lower: details stay as they were, and it is faster.
-            Usual: 0.6 to 1.
+            Usual: 0.6 to 1. Or by noise, as start.
         schedule: how the scale runs between start and end. "linear" and "cosine" fall, so that late steps change the
             details less; "bell" rises and falls. Usual: "constant".
         rescale: how far the picture's contrast is pulled back to that without guidance, CFG's part included. Higher:

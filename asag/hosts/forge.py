@@ -22,7 +22,7 @@ from asag.hosts.kept_state import KeptState
 from asag.hosts.loaded import checkpoints, loaded_model
 from asag.hosts.other_code import is_stateless, name_of, not_the_hosts
 from asag.hosts.refused import Refused
-from asag.models.base import Family, UnsupportedModel, family_of
+from asag.models.base import Family, UnsupportedModel, family_of, has_class
 from asag.models.forge_flux import ForgeFlux
 from asag.models.forge_sd3 import ForgeSd3
 from asag.models.forge_unet import ForgeUnet
@@ -31,6 +31,7 @@ from asag.models.neo_lumina import NeoLumina
 from asag.models.neo_qwen import NeoQwen
 from asag.models.neo_qwen21 import NeoQwen21
 from asag.models.neo_single_stream import NeoErnie, NeoKrea
+from asag.noise import NoiseSchedule
 from asag.perturb import choose_layers
 from asag.settings import AsagSettings
 
@@ -57,6 +58,7 @@ class ForgeRun(GuidedRun):
     def __init__(self, settings: AsagSettings) -> None:
         super().__init__(settings)
         self.patched: list[tuple[Any, Any, Any]] = []
+        self.noise_of: tuple[Any, NoiseSchedule] | None = None
 
         def after_cfg(args: dict[str, Any]) -> Tensor:
             return self.on_after_cfg(args)
@@ -88,6 +90,16 @@ class ForgeRun(GuidedRun):
     def entrance(self, denoiser: Any) -> nn.Module:
         network: nn.Module = _objects(denoiser).unet.model.diffusion_model
         return network
+
+    def noise(self, params: Any) -> tuple[NoiseSchedule, float]:
+        # Forge and Neo: backend/modules/k_prediction.py; reForge: ldm_patched/modules/model_sampling.py.
+        model = _objects(params.denoiser).unet.model
+        source = getattr(model, "predictor", None) or model.model_sampling
+        if self.noise_of is None or self.noise_of[0] is not source:
+            is_flow = getattr(source, "prediction_type", "") == "const" or has_class(source, "CONST")
+            self.noise_of = source, NoiseSchedule() if is_flow else NoiseSchedule(tuple(source.sigmas.tolist()))
+        schedule = self.noise_of[1]
+        return schedule, schedule.share(float(params.sigma[0]))
 
     def _patch(self, objects: Any) -> None:
         """Put the post-CFG function on what samples now; a refiner and the hires pass bring other objects."""

@@ -26,8 +26,10 @@ from asag.hosts.notes import note
 from asag.hosts.refused import Refused
 from asag.hosts.reuse import Reuse
 from asag.hosts.run_notes import notes_on
+from asag.hosts.sample_wrapper import SampleWrapper
 from asag.kept_delta import KeptDelta
 from asag.models.base import UnsupportedModel
+from asag.noise import NoiseSchedule
 from asag.settings import AsagSettings, SettingsError
 from asag.trace import Trace
 from asag.watched import Watched
@@ -77,6 +79,13 @@ class GuidedRun:
         """A module that the host calls in every step: what a hook of it raises, the host doesn't swallow."""
         raise NotImplementedError
 
+    def noise(self, params: Any) -> tuple[NoiseSchedule, float]:
+        """The noise schedule of the model that samples, and the share of it that is over at this step.
+
+        For windows by noise alone: it reads σ, for which the host waits for the device, before the model runs.
+        """
+        raise NotImplementedError
+
     # -- what holds for all ------------------------------------------------------------------------------------------
 
     def on_cfg_denoiser(self, params: Any) -> None:
@@ -104,12 +113,19 @@ class GuidedRun:
         is_hires = getattr(denoiser.p, "is_hr_pass", False)
         base, blocks = chosen.in_pass(is_hires)
         self.blocks_field = blocks_field(chosen, is_hires)
-        scale = scheduled_scale(base, chosen.schedule, denoiser.step, denoiser.total_steps, chosen.start, chosen.end)
+        scale = self._scheduled(base, params)
         if scale:
             with self.errors_kept():
                 self.step = self._step_of(params, scale, blocks) if began else self.open_step(params, scale, blocks)
         else:
             self.kept.forget()
+
+    def _scheduled(self, base: float, params: Any) -> float:
+        """The guidance scale of this step, 0 outside the window."""
+        chosen, call, calls = self.settings, params.denoiser.step, params.denoiser.total_steps
+        if isinstance(chosen.start, str) or isinstance(chosen.end, str):
+            return chosen.window.scale(base, chosen.schedule, *self.noise(params), calls) if base else 0.0
+        return scheduled_scale(base, chosen.schedule, call, calls, chosen.start, chosen.end)
 
     def _step_of(self, params: Any, scale: float, blocks: str) -> GuidedStep | None:
         """A step of a run that has begun: where a refiner or the hires pass brought a model that can't be guided as
@@ -247,38 +263,10 @@ def disarm(p: Any) -> None:
         p.__dict__.update(wrapper.before)
 
 
-class SampleWrapper:
-    """Stands for `p.sample` for one call. Used up, and held on to by another extension, it does nothing."""
-
-    def __init__(self, p: Any, around: Callable[..., Tensor]) -> None:
-        self.p, self.around = p, around
-        self.sample: Callable[..., Tensor] = p.sample
-        self.before = {name: value for name, value in p.__dict__.items() if name == "sample"}
-        self.used = False
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        if self.used:
-            return self.sample(*args, **kwargs)
-        self.used = True
-        try:
-            return self.around(self.sample, *args, **kwargs)
-        except Refused as error:
-            if error.status_code == 422:
-                # The host logs none of its own for a request of the API.
-                logger.warning(error.detail)
-            raise
-        finally:
-            disarm(self.p)
-
-    def __deepcopy__(self, memo: Any) -> SampleWrapper:
-        """Itself, as with a function: extensions copy `p`."""
-        return self
-
-
 def _wrap_sample(p: Any, run: GuidedRun | None, around: Callable[..., Tensor]) -> None:
     """Put a wrapper around `p.sample` for one call."""
     disarm(p)
-    p.sample = SampleWrapper(p, around)
+    p.sample = SampleWrapper(p, around, disarm)
     if run is not None:
         setattr(p, RUN, run)
 

@@ -49,6 +49,8 @@ def _property(default: Any, option: Option) -> dict[str, Any]:
     found = {"type": kinds[type(default)], "title": option.label, "description": option.help, "default": default}
     if option.minimum is not None:
         found |= {"minimum": option.minimum, "maximum": option.maximum}
+    if option.noise:
+        found["type"] = ["number", "string"]
     if option.choices:
         found["enum"] = list(option.choices)
     return found

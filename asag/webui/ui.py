@@ -134,7 +134,8 @@ def component(option: Option, value: Any, elem_id: str, visible: bool = True) ->
         return gr.Dropdown(list(option.choices), **common)
     if isinstance(value, bool):
         return gr.Checkbox(**common, elem_classes=["asag-checkbox"])
-    if isinstance(value, str):
+    if isinstance(value, str) or option.noise:
+        common["value"] = value if isinstance(value, str) else f"{value:g}"
         return gr.Textbox(max_lines=1, **common)
     # The slider itself ends earlier where the page's script is: the field takes all that is allowed.
     return gr.Slider(option.minimum, option.maximum, step=option.step, **common)

@@ -31,6 +31,9 @@ def add_axes(xyz_grid: Any) -> None:
         label = PREFIX + option.label
         if name != "enabled" and option.changes_picture and label not in present:
             xyz_grid.axis_options.append(_axis(xyz_grid, name, type(field.default), label, option))
+            if option.noise:
+                # The host reads ranges such as 0-0.5 [3] for numbers alone.
+                xyz_grid.axis_options.append(_axis(xyz_grid, name, str, f"{label} (noise)", option))
 
 
 def _axis(xyz_grid: Any, name: str, kind: type, label: str, option: Option) -> Any:

@@ -99,6 +99,7 @@ class KModel(nn.Module):
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
         self.diffusion_model = copy.deepcopy(unet)
+        self.predictor = SimpleNamespace(prediction_type="eps", sigmas=SIGMAS)
         for module in self.diffusion_model.modules():
             module.__class__ = FORGES.get(type(module), type(module))
 

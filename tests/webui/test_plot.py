@@ -40,12 +40,20 @@ def test_every_setting_that_changes_the_picture_has_an_axis(webui: WebUI) -> Non
     script = next(each for each in known if each["name"] == "x/y/z plot" and not each["is_img2img"])
     axes = next(arg["choices"] for arg in script["args"] if arg["label"] == "X type")
     settings = webui.get("/asag/schema")["properties"]
-    expected = [
-        f"[ASAG] {each['title']}"
-        for name, each in settings.items()
-        if name != "enabled" and options()[name][1].changes_picture
-    ]
+    expected = []
+    for name, each in settings.items():
+        if name != "enabled" and options()[name][1].changes_picture:
+            expected.append(f"[ASAG] {each['title']}")
+            expected += [f"[ASAG] {each['title']} (noise)"] if options()[name][1].noise else []
     assert [axis for axis in axes if axis.startswith("[ASAG]")] == expected
+
+
+def test_a_window_by_noise_has_axes_of_text(plot: Callable[..., Answer], plain: Image, guided: Image) -> None:
+    answer = plot(("Start (noise)", "30%, sigma 2, 0"), alwayson_scripts=asag())
+    _, *cells = answer.images
+    for cell, start in zip(cells, ("30%", "sigma 2", 0), strict=True):
+        assert_same(cell, guided({"start": start}))
+    assert_differ(cells[0], plain())
 
 
 def test_cells_are_the_single_images(plot: Callable[..., Answer], plain: Image, guided: Image) -> None:
