@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +17,13 @@ import pytest
 import torch
 
 from asag.lab.bench import cli
-from asag.lab.bench.device import accuracy, branch, card, counters, doubles, kernels, layer, part, steps, times, watch
+from asag.lab.bench.device import accuracy, branch, counters, doubles, kernels, layer, part, steps, times, watch
 from asag.lab.bench.device.cli import CARD_SECONDS, PARTS, part_names, slug
 from asag.lab.bench.device.lines import NothingToMeasure
 from asag.lab.bench.device.page import page
 from asag.lab.bench.device.run import Outcome, Part, run_part
+from asag.lab.bench.fake_cuda import FakeCuda
+from asag.lab.bench.fake_step import subclasses_of_fake_tensors
 from asag.lab.bench.measure import Meter, Variant
 from asag.lab.bench.shapes import QUICK_OPERATORS
 from asag.operators import QueryBlur, Sinkhorn
@@ -193,7 +197,59 @@ def test_times_and_kernels_have_a_line_for_each_variant() -> None:
     names = {line["variant"] for line in times.lines(CPU, True)}
     assert names == {"sdpa", "dense", "streaming", "streaming in small tiles", "pag", "seg", "uniform"}
     assert all(line["kernels"] > 0 and line["longest"] for line in kernels.lines(CPU, True))
-    assert len(list(layer.lines(CPU, True))) == len(list(card.lines(CPU, True))) == 1
+    assert len(list(layer.lines(CPU, True))) == 1
+
+
+class Event:
+    """A double of torch.cuda.Event: each record is a millisecond later."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        Event.now += 1.0
+        self.at = Event.now
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: Event) -> float:
+        return end.at - self.at
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """Made-up CUDA tensors, with which everything runs and nothing is computed; and a double of torch.cuda."""
+
+    def empty(made: accuracy.Heads, largest: float, device: torch.device, dtype: torch.dtype) -> accuracy.Heads:
+        query, key, value = (torch.empty(each.shape, device=device, dtype=dtype).transpose(1, 2) for each in made)
+        return query, key, value
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 34, 1 << 34))
+    for name in ("memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: 1)
+    for name in ("synchronize", "set_sync_debug_mode", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *given: None)
+    for module in (accuracy, times):
+        monkeypatch.setattr(module, "scaled", empty)
+    monkeypatch.setattr(accuracy, "lines_of_methods", lambda *given: [])  # computes on the CPU, too
+    monkeypatch.setattr("asag.lab.bench.measure.SHORTEST_SECONDS", 1e-4)
+    with FakeCuda(90, triton=True) as fake, fake.recording(), subclasses_of_fake_tensors():
+        yield torch.device("cuda")
+
+
+def test_the_parts_run_with_cuda_tensors(card: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = list(accuracy.lines(card, True))
+    assert {line["dtype"] for line in checks} == {"float16", "bfloat16", "float32"}
+    assert [line for line in checks if line.keys() & {"problem", "skipped"}] == []
+    assert {line["variant"] for line in times.lines(card, True)} >= {"sdpa", "triton", "streaming", "dense", "seg"}
+    monkeypatch.setattr(branch, "OF_PREDICTION", {torch.float16: 1e-2})
+    found = list(branch.lines(card, True))
+    assert [line["dtype"] for line in found] == ["float16"]
+    assert not any("problem" in line for line in found)
 
 
 NCU = """==PROF== Connected
@@ -246,30 +302,9 @@ def test_tests_make_their_tensors_on_the_device() -> None:
 
 def test_warnings_of_the_log_are_kept() -> None:
     with watch.told("asag") as log:
-        import logging
-
         logging.getLogger("asag.kernel_choice").warning("off: %s", "no")
         logging.getLogger("asag.kernel_choice").info("on")
     assert log == ["off: no"]
-
-
-class Event:
-    """A double of torch.cuda.Event: each record is a millisecond later."""
-
-    now = 0.0
-
-    def __init__(self, enable_timing: bool) -> None:
-        assert enable_timing
-
-    def record(self) -> None:
-        Event.now += 1.0
-        self.at = Event.now
-
-    def synchronize(self) -> None:
-        pass
-
-    def elapsed_time(self, end: Event) -> float:
-        return end.at - self.at
 
 
 def test_the_clock_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
