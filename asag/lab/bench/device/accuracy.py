@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from unittest import mock
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from asag import device_scores
-from asag.attention_arguments import IMPLEMENTATIONS
+from asag.attention_kernels import ATTENTION_KERNELS
 from asag.kernel_choice import KERNELS
 from asag.lab.bench.device.lines import Line
 from asag.lab.bench.device.watch import told, waits_of
@@ -37,17 +38,36 @@ OTHER_METHODS = ("pag", "seg", "uniform")
 
 @dataclass(frozen=True)
 class Way:
-    """A way to compute: an operator, and what has to be open meanwhile. `may_wait`: it is for reading, not for use."""
+    """A way to compute: an operator, what has to be open meanwhile, and for which query, key and value it is.
+    `may_wait`: it is for reading, not for use."""
 
     name: str
     operator: Operator
     opened: Callable[[], AbstractContextManager[object]] = nullcontext
+    suits: Callable[[Tensor, Tensor, Tensor], bool] = lambda query, key, value: True
     may_wait: bool = False
 
 
-def small_tiles() -> AbstractContextManager[object]:
-    """Tiles so small that the final product is SDPA with a bias per key, as in large pictures."""
-    return mock.patch.object(device_scores, "DEVICE_TILE_BYTES", SMALL_TILE_BYTES)
+TORCH_KERNELS = ("flash", "efficient")
+
+
+@contextmanager
+def only(kernel: str, tile_bytes: int = device_scores.DEVICE_TILE_BYTES) -> Iterator[None]:
+    """Without Triton, of torch's attention kernels this one alone, or none, and tiles of so many bytes."""
+    off = set(TORCH_KERNELS) - {kernel}
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.multiple(ATTENTION_KERNELS, off=off, tried=set()))
+        stack.enter_context(mock.patch.object(device_scores, "DEVICE_TILE_BYTES", tile_bytes))
+        yield
+
+
+def can_use(kernel: str, query: Tensor, key: Tensor, value: Tensor) -> bool:
+    kernels, scale = ATTENTION_KERNELS, 1 / math.sqrt(query.shape[3])
+    return kernels.suits(query, value, scale) and kernels.can_use(kernel, query, value)
+
+
+def is_on_cuda(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    return query.device.type == "cuda"
 
 
 @dataclass(frozen=True)
@@ -70,10 +90,21 @@ PLAIN = Options()
 
 
 def ways(options: Options = PLAIN) -> list[Way]:
-    """Each implementation, and "streaming" in small tiles."""
-    named = [name for name in IMPLEMENTATIONS if name != "auto"]
-    found = [Way(name, options.operator(name), may_wait=name == "dense") for name in named]
-    return [*found, Way("streaming in small tiles", options.operator("streaming"), small_tiles)]
+    """Each implementation, and on CUDA what streaming may do: by either of torch's kernels, and by tiles, which hold
+    whole heads or not."""
+    streaming = options.operator("streaming")
+    by_torch = [
+        Way(f"streaming by {kernel}", streaming, partial(only, kernel), partial(can_use, kernel))
+        for kernel in (TORCH_KERNELS if not options.stops else ())
+    ]
+    return [
+        Way("triton", options.operator("triton"), suits=KERNELS.suits),
+        Way("streaming", streaming),
+        *by_torch,
+        Way("streaming by tiles", streaming, partial(only, ""), is_on_cuda),
+        Way("streaming by small tiles", streaming, partial(only, "", SMALL_TILE_BYTES), is_on_cuda),
+        Way("dense", options.operator("dense"), may_wait=True),
+    ]
 
 
 def tensors_of(case: OperatorCase) -> Heads:
@@ -130,9 +161,8 @@ def attended(operator: Operator, given: Heads, case: OperatorCase) -> Tensor:
 
 def checked(way: Way, given: Heads, case: OperatorCase, expected: Tensor, bound: float) -> Line:
     """One line: the relative error, its bound, how often the host waited, and what was logged."""
-    absent = way.name == "triton" and not KERNELS.suits(*given)
-    if absent:
-        return {"skipped": "no Triton, or its kernels aren't for these tensors"}
+    if not way.suits(*given):
+        return {"skipped": "not for these tensors, this card or this torch"}
     try:
         with told("asag") as log, way.opened(), torch.no_grad():
             attended(way.operator, given, case)  # the first result of a kind is compared, for which it waits
@@ -147,6 +177,16 @@ def checked(way: Way, given: Heads, case: OperatorCase, expected: Tensor, bound:
     return line | ({"problem": log[0]} if log else {})
 
 
+@contextmanager
+def forgotten() -> Iterator[None]:
+    """What one check finds amiss is no reason to leave the others out."""
+    with (
+        mock.patch.multiple(KERNELS, off=KERNELS.off, reason=KERNELS.reason, compared=set()),
+        mock.patch.multiple(ATTENTION_KERNELS, off=set(ATTENTION_KERNELS.off), tried=set()),
+    ):
+        yield
+
+
 def lines_of(case: OperatorCase, largest: float, options: Options, device: torch.device) -> Iterator[Line]:
     made = tensors_of(case)
     for dtype, bound in BOUNDS.items():
@@ -155,8 +195,7 @@ def lines_of(case: OperatorCase, largest: float, options: Options, device: torch
         limit = max(bound, ROUNDING * largest)
         facts = {"case": case.name, "dtype": str(dtype).removeprefix("torch."), "logits": largest}
         for way in ways(options):
-            # What one check finds amiss is no reason to leave the others out.
-            with mock.patch.multiple(KERNELS, off=KERNELS.off, reason=KERNELS.reason, compared=set()):
+            with forgotten():
                 yield facts | {"way": f"{way.name}, {options.name}"} | checked(way, given, case, expected, limit)
 
 

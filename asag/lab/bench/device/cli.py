@@ -24,11 +24,11 @@ RESULTS = ROOT / "bench" / "results"
 CARD_SECONDS = 60
 # Names of modules of this package; seconds at most. With the card's they are 25 minutes.
 PARTS = (
-    ("accuracy", "The operator against float64", 270),
+    ("accuracy", "The operator against float64", 330),
     ("steps", "A guided step against one with CFG alone", 330),
-    ("branch", "Shared work against a whole extra pass", 180),
+    ("branch", "Shared work against a whole extra pass", 150),
     ("times", "The operator against attention", 210),
-    ("doubles", "Tests of adapters and models on the device", 270),
+    ("doubles", "Tests of adapters and models on the device", 240),
     ("kernels", "Kernels by torch.profiler", 90),
     ("counters", "Counters of NVIDIA's profilers", 90),
 )

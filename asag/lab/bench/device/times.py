@@ -8,7 +8,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from asag.kernel_choice import KERNELS
 from asag.lab.bench.device.accuracy import OTHER_METHODS, attended, scaled, tensors_of, ways
 from asag.lab.bench.device.lines import Line
 from asag.lab.bench.device.steps import meter_of
@@ -30,9 +29,7 @@ def variants_of(case: OperatorCase, device: torch.device, dtype: torch.dtype) ->
     dense_bytes = DENSE_TENSORS * 4 * case.heads * (case.tokens + case.text) ** 2
     found = {"sdpa": Variant(partial(F.scaled_dot_product_attention, *given))}
     for way in ways():
-        if way.name == "triton" and not KERNELS.suits(*given):
-            continue
-        if way.name == "dense" and dense_bytes > free_bytes(device) / 2:
+        if not way.suits(*given) or (way.name == "dense" and dense_bytes > free_bytes(device) / 2):
             continue
         found[way.name] = Variant(partial(attended, way.operator, given, case), way.opened)
     for method in OTHER_METHODS:
