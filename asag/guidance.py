@@ -69,6 +69,18 @@ def mean_rows(rows: Tensor, weights: Sequence[Sequence[float]]) -> Tensor:
     return torch.stack(result)
 
 
+def cfg_push(guided: Tensor, unconditional: Tensor, deviation: Tensor) -> Tensor:
+    """CFG's own push, (images, …), in at least float32: how much further the host's guided prediction is from the
+    unconditional one than the conditional one is.
+
+    All are (images, …) in one space. `deviation` is the conditional prediction less the unconditional one; with AND the
+    `mean_rows` of those of the parts, as for δ. With a single prompt and CFG scale w it is ε_cfg - ε(x, c), that is
+    (w - 1) (ε(x, c) - ε(x)). Taken from the unconditional prediction it is the same in all spaces, also where the
+    weights of the parts don't sum to 1.
+    """
+    return at_least_float32(guided) - at_least_float32(unconditional) - at_least_float32(deviation)
+
+
 def keep_contrast(delta: Tensor, picture: Tensor, kept: float, channels: int = 1) -> Tensor:
     """δ with only `kept` (0 to 1) of what in it is contrast.
 
@@ -124,6 +136,11 @@ def rescale_factor(reference: Tensor, guided: Tensor, amount: float) -> Tensor:
     return (amount * reference_std / guided_std + (1 - amount)).to(guided.dtype)
 
 
+def rms(tensor: Tensor) -> Tensor:
+    """The root of the mean square of each image, (images, 1, …), in at least float32."""
+    return at_least_float32(tensor).square().mean(dim=tuple(range(1, tensor.ndim)), keepdim=True).sqrt()
+
+
 class AdaptiveScale:
     """s₀ / (EMA‖δ‖ + ε) per image over the steps of one pass, ‖·‖ the RMS ("When guidance breaks", adaptive λ).
 
@@ -138,8 +155,7 @@ class AdaptiveScale:
 
     def __call__(self, scale: float, delta: Tensor) -> Tensor:
         """The scale of each image, (images, 1, …), after taking in this step's δ (images, …)."""
-        dimensions = tuple(range(1, delta.ndim))
-        size = at_least_float32(delta).square().mean(dim=dimensions, keepdim=True).sqrt()
+        size = rms(delta)
         before = self.average
         if before is not None and before.shape[0] == size.shape[0]:
             size = self.momentum * before + (1 - self.momentum) * size

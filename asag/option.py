@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from asag import noise
 from asag.blocks import BlocksError, parse_blocks
 from asag.echo import shown
+
+
+class InUnit(NamedTuple):
+    """A scale in one of its units: where its slider ends, by which steps it goes, and its help."""
+
+    slider_maximum: float
+    step: float
+    help: str
 
 
 @dataclass(frozen=True)
@@ -19,7 +28,9 @@ class Option:
     section of the user interface; settings without one come first. A text may be a list of blocks (`block_list`), or
     one of the `keywords`. `slider_maximum` is where the slider ends when the field beside it takes more. `methods` are
     those with which the setting means something; none named: all. A number may have a level or percentage of noise in
-    its place (`noise`, see noise.py).
+    its place (`noise`, see noise.py). `units` says for each unit of the scale how the page shows it. `earlier_names`
+    are those that the setting had before, and `earlier_values` gives today's value for what was written then, in lower
+    case: both are still read.
     """
 
     label: str
@@ -35,6 +46,9 @@ class Option:
     group: str = ""
     methods: tuple[str, ...] = ()
     noise: bool = False
+    units: Mapping[str, InUnit] = field(default_factory=dict)
+    earlier_names: tuple[str, ...] = ()
+    earlier_values: Mapping[str, str] = field(default_factory=dict)
 
 
 def option(default: Any, label: str, help: str, **details: Any) -> Any:
@@ -68,7 +82,9 @@ def _read_bool(name: str, given: Any) -> bool:
 
 def _read_text(name: str, given: Any, known: Option) -> str:
     if known.choices:
-        text = given.strip().lower() if isinstance(given, str) else given
+        text = str(given).strip().lower() if isinstance(given, (str, bool)) else given
+        if isinstance(text, str):
+            text = known.earlier_values.get(text, text)
         if text not in known.choices:
             raise ValueError(f"{name}: {shown(given)}; allowed: {', '.join(known.choices)}")
         return text

@@ -14,10 +14,18 @@ from asag.echo import shown_names
 from asag.guidance import SCHEDULES
 from asag.noise import Window
 from asag.operators import METHODS, Operator, make_operator
-from asag.option import Option, option, read_value
+from asag.option import InUnit, Option, option, read_value
+from asag.units import UNITS
 
 # The methods that iterate.
 SINKHORN = ("asag", "similarity")
+
+# How the page shows a scale in each unit.
+SCALES = {
+    "paper": InUnit(10.0, 0.1, "How strongly ASAG changes the picture. Try 0.5 to 4; the paper uses 1.5."),
+    "push": InUnit(0.5, 0.005, "How far ASAG changes the picture in each step. Try 0.02 to 0.2."),
+    "cfg": InUnit(2.0, 0.05, "How strong ASAG is beside CFG: 0.3 is about a third as strong as CFG. Try 0.2 to 1."),
+}
 
 
 class SettingsError(ValueError):
@@ -44,6 +52,7 @@ class AsagSettings:
         maximum=100.0,
         slider_maximum=10.0,
         step=0.1,
+        units=SCALES,
     )
     blocks: str = option(
         "auto",
@@ -129,12 +138,14 @@ class AsagSettings:
         step=0.01,
         group="Against burnt colours",
     )
-    adaptive: bool = option(
-        False,
-        "Adaptive",
-        "Changes every picture and every step by about the same amount, which the scale then sets. Try scales of 0.02 "
-        "to 0.2 with it.",
-        group="Against burnt colours",
+    unit: str = option(
+        "paper",
+        "Unit",
+        "What the scale means. paper: what it is in the paper. push: how far ASAG changes each step. cfg: how far "
+        "beside CFG, which means much the same in all blocks and models.",
+        choices=UNITS,
+        earlier_names=("adaptive",),
+        earlier_values={"true": "push", "false": "paper"},
     )
     blur: float = option(
         10000.0,
@@ -161,6 +172,10 @@ class AsagSettings:
         maximum=100.0,
         slider_maximum=10.0,
         step=0.1,
+        units={
+            unit: shown._replace(help="The scale in the hires pass. 0 takes the scale of the first pass.")
+            for unit, shown in SCALES.items()
+        },
         group="Hires fix",
     )
     hires_blocks: str = option(
@@ -268,8 +283,18 @@ def options() -> dict[str, tuple[Field[Any], Option]]:
     return {each.name: (each, each.metadata["option"]) for each in fields(AsagSettings)}
 
 
+def current_names(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping with today's names in place of settings' earlier ones; those beside today's stay."""
+    today = {old: name for name, (_, option) in options().items() for old in option.earlier_names}
+    return {name if today.get(name) in mapping else today.get(name, name): value for name, value in mapping.items()}
+
+
 def read_settings(mapping: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The settings in `mapping` that can be read, by name, and a line for each name and value that can't be."""
+    """The settings in `mapping` that can be read, by name, and a line for each name and value that can't be.
+
+    Earlier names of settings are read as today's; beside today's they are a problem.
+    """
+    mapping = current_names(mapping)
     known = {each.name: each for each in fields(AsagSettings)}
     unknown = [name for name in mapping if name not in known]
     problems = [f"{shown_names(unknown)}: unknown; allowed: {', '.join(known)}"] if unknown else []

@@ -12,18 +12,25 @@ import torch
 from torch import Tensor
 
 from asag.blocks import Address
+from asag.guidance import rms
 from asag.precision import at_least_float32
 
 
 @dataclass(frozen=True)
 class TracedStep:
-    """One guided model call: its number, from 0 over all passes, and of each image the scale and the RMS of δ; and
-    whether δ is one of an earlier call, used again."""
+    """One guided model call: its number, from 0 over all passes; of each image what δ was multiplied by and the RMS of
+    δ; whether δ is one of an earlier call, used again; and the RMS of CFG's own push, none in a step without CFG."""
 
     number: int
     scales: tuple[float, ...]
     sizes: tuple[float, ...]
     reused: bool = False
+    cfg_sizes: tuple[float, ...] = ()
+
+    @property
+    def pushes(self) -> tuple[float, ...]:
+        """Of each image the RMS of the push, s δ."""
+        return tuple(scale * size for scale, size in zip(self.scales, self.sizes, strict=True))
 
 
 @dataclass
@@ -67,6 +74,7 @@ class Trace:
         delta: Tensor,
         size: tuple[int, int] | None = None,
         reused: bool = False,
+        cfg: Tensor | None = None,
     ) -> None:
         """Model call `call` of the pass, from 0, was guided.
 
@@ -76,13 +84,14 @@ class Trace:
                 channels), any floating dtype.
             size: (height, width) of the image that packed tokens begin with, row by row; tokens after it are others.
             reused: whether δ is one of an earlier call.
+            cfg: CFG's own push in that step, shaped as delta; None without CFG.
         """
         traced = self.passes[-1]
         delta = at_least_float32(delta.detach())
         shift = delta * scale
         scales = torch.as_tensor(scale, dtype=delta.dtype).flatten().expand(delta.shape[0])
-        sizes = delta.square().mean(dim=tuple(range(1, delta.ndim))).sqrt()
-        traced.steps.append(TracedStep(traced.begins + call, tuple(scales.tolist()), tuple(sizes.tolist()), reused))
+        sizes, cfg_sizes = (() if each is None else tuple(rms(each).flatten().tolist()) for each in (delta, cfg))
+        traced.steps.append(TracedStep(traced.begins + call, tuple(scales.tolist()), sizes, reused, cfg_sizes))
         power = _power(shift, size)
         if power is not None:
             before = traced.power

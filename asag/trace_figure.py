@@ -1,4 +1,5 @@
-"""A trace drawn: scale and size of the push over the steps, where in the picture it acted, what it did to attention.
+"""A trace drawn: the scale, and the push beside CFG's own, over the steps; where in the picture ASAG acted; and what it
+did to attention.
 
 Needs matplotlib and Pillow, imported where something is drawn. No pyplot, which keeps figures in a global list and
 isn't for threads; and no style of the user's: every colour is given.
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 INK, FAINT, PAPER = "#1f1f1f", "#dcdcdc", "white"
 # Three colours of viridis and magma, distinct to colour-blind eyes and in grey; marks and dashes differ as well.
 SCALE = {"color": "#440154", "linestyle": "-", "marker": "o"}
-SIZE = {"color": "#1f8a86", "linestyle": "--", "marker": "s"}
+PUSH = {"color": "#1f8a86", "linestyle": "--", "marker": "s"}
+CFG = {"color": "#b5367a", "linestyle": ":", "marker": "^"}
 ORDINARY = {"color": "#1f8a86", "marker": "o", "markerfacecolor": "white", "markeredgewidth": 1.8}
 WEAKENED = {"color": "#b5367a", "marker": "D"}
 HEAT = "magma"
@@ -68,14 +70,20 @@ def draw(trace: Trace, image: int, picture: Image | None, title: str) -> Image:
 
 
 def _draw_steps(above: Any, below: Any, trace: Trace, image: int) -> None:
-    """The scale, and below it the size of δ, by model call. Each pass is a line of its own."""
-    for axes, style in ((above, SCALE), (below, SIZE)):
+    """The scale, and below it the sizes of the push and of CFG's own, by model call. Each pass is a line of its own."""
+    named = {"pushes": "ASAG", "cfg_sizes": "CFG"}
+    for axes, lines in ((above, [("scales", SCALE)]), (below, [("pushes", PUSH), ("cfg_sizes", CFG)])):
         for traced in trace.passes:
-            numbers = [step.number + 1 for step in traced.steps]
-            values = [(step.scales if axes is above else step.sizes)[image] for step in traced.steps]
-            computed = [place for place, step in enumerate(traced.steps) if not step.reused]
-            # A mark for each δ that was computed; where the last one was used again the line goes on alone.
-            axes.plot(numbers, values, **style, markersize=4, linewidth=1.6, markevery=computed)
+            for name, style in lines:
+                steps = [step for step in traced.steps if getattr(step, name)]
+                if steps:
+                    numbers = [step.number + 1 for step in steps]
+                    values = [getattr(step, name)[image] for step in steps]
+                    # A mark for each δ that was computed; where the last one was used again the line goes on alone.
+                    marked = [place for place, step in enumerate(steps) if not step.reused or name == "cfg_sizes"]
+                    # The first line of a kind alone is in the legend.
+                    label = named.pop(name, "_")
+                    axes.plot(numbers, values, **style, markersize=4, linewidth=1.6, markevery=marked, label=label)
             if traced.begins:
                 axes.axvline(traced.begins + 0.5, color=INK, linestyle=":", linewidth=1)
         _plain(axes)
@@ -85,10 +93,12 @@ def _draw_steps(above: Any, below: Any, trace: Trace, image: int) -> None:
     above.set_xlim(0.4, end + 0.6)
     above.xaxis.get_major_locator().set_params(integer=True)
     above.tick_params(labelbottom=False)
-    _name(above, "Scale s and size of δ over the steps", "", "scale s")
+    _name(above, "Scale s and size of the push s·δ over the steps", "", "scale s")
     several = ", passes divided by dots" if len(trace.passes) > 1 else ""
     again = ", unmarked: last δ" if any(step.reused for step in trace.steps) else ""
-    _name(below, "", "model call" + several + again, "RMS of δ")
+    _name(below, "", "model call" + several + again, "RMS of the push")
+    if "cfg_sizes" not in named:
+        below.legend(loc="best", facecolor=PAPER, edgecolor=FAINT, labelcolor=INK, fontsize=9)
 
 
 def _draw_heat(figure: Any, axes: Any, heat: torch.Tensor, picture: Image | None) -> None:

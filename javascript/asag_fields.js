@@ -14,7 +14,10 @@
         for (const [id, rule] of Object.entries(rules)) {
             const component = root().querySelector(`#${id}`);
             if (!component) continue;
-            if (rule.slider_maximum) shorten(component.querySelector("input[type=range]"), rule.slider_maximum);
+            const unit = rule.units && root().querySelector(`#${rule.unit} input`);
+            const inUnit = unit && rule.units[unit.value];
+            if (inUnit) showUnit(component, inUnit);
+            else if (rule.slider_maximum) shorten(component.querySelector("input[type=range]"), rule.slider_maximum);
             if (rule.methods) {
                 const method = root().querySelector(`#${rule.of} input`);
                 component.toggleAttribute("hidden", Boolean(method) && !rule.methods.includes(method.value));
@@ -25,7 +28,25 @@
     // The slider alone: the field beside it takes what gradio was told, which is more. One that was made shorter in
     // ui-config.json stays so.
     function shorten(slider, maximum) {
-        if (slider && Number(slider.max) > maximum) slider.max = maximum;
+        if (!slider) return;
+        if (!slider.dataset.asagMost) slider.dataset.asagMost = slider.max;
+        const wanted = String(Math.min(maximum, Number(slider.dataset.asagMost)));
+        if (slider.max !== wanted) slider.max = wanted;
+    }
+
+    // A scale in another unit has another range, smaller steps and another help.
+    function showUnit(component, unit) {
+        const slider = component.querySelector("input[type=range]");
+        const number = component.querySelector("input[type=number]");
+        const before = `${slider.max} ${slider.step}`;
+        for (const field of [slider, number]) {
+            if (field.step !== String(unit.step)) field.step = unit.step;
+        }
+        shorten(slider, unit.slider_maximum);
+        // The browser had moved the slider to what was allowed before.
+        if (`${slider.max} ${slider.step}` !== before) slider.value = number.value;
+        const help = component.querySelector('[data-testid="block-info"] + div');
+        if (help && help.textContent.trim() !== unit.help) help.textContent = unit.help;
     }
 
     // gradio 3 gives a slider's two fields no name that a screen reader could say.

@@ -98,7 +98,7 @@ def test_lines_are_scale_and_size_of_the_image_by_model_call(figures):
     above, below, *_ = figures[0].axes
     for axes in (above, below, figures[0].axes[-1]):
         assert [side for side, spine in axes.spines.items() if spine.get_visible()] == ["left", "bottom"]
-    for axes, name in ((above, "scales"), (below, "sizes")):
+    for axes, name in ((above, "scales"), (below, "pushes")):
         first, divider, second = axes.lines[0], axes.lines[2], axes.lines[1]
         for line, traced in ((first, trace.passes[0]), (second, trace.passes[1])):
             assert line.get_xdata().tolist() == [step.number + 1 for step in traced.steps]
@@ -123,7 +123,28 @@ def test_calls_beyond_those_announced_are_in_the_figure(figures):
     draw(trace, 0, None, "")
     assert figures[0].axes[0].get_xlim() == pytest.approx((0.4, 5.6))
     assert figures[0].axes[0].get_ylim() == (0, 1)
-    assert figures[0].axes[1].get_ylim() == pytest.approx((0, 0.0112))
+    assert figures[0].axes[1].get_ylim() == (0, 1)
+
+
+def test_the_push_is_drawn_beside_cfgs_own_where_there_is_cfg(figures):
+    trace, delta = Trace(), torch.ones(1, 4, 2, 2)
+    trace.begin_pass(3)
+    trace.add_step(0, 0.5, 0.4 * delta, cfg=0.3 * delta)
+    trace.add_step(1, 0.5, 0.8 * delta, cfg=0.1 * delta)
+    trace.add_step(2, 0.5, 0.6 * delta)
+    draw(trace, 0, None, "")
+    below = figures[0].axes[1]
+    push, cfg = below.lines
+    assert push.get_xydata().tolist() == [[1, pytest.approx(0.2)], [2, pytest.approx(0.4)], [3, pytest.approx(0.3)]]
+    assert cfg.get_xydata().tolist() == [[1, pytest.approx(0.3)], [2, pytest.approx(0.1)]]
+    assert push.get_color() != cfg.get_color()
+    named = zip(below.get_legend().get_texts(), below.get_legend().get_lines(), strict=True)
+    assert {text.get_text(): line.get_color() for text, line in named} == {
+        "ASAG": push.get_color(),
+        "CFG": cfg.get_color(),
+    }
+    draw(trace_of(), 0, None, "")
+    assert figures[1].axes[1].get_legend() is None
 
 
 @pytest.mark.parametrize("picture", [None, Image.new("RGB", (96, 64), (250, 250, 250))])

@@ -25,7 +25,7 @@ def presets(tmp_path):
     return Presets(tmp_path / "data" / "presets.json")
 
 
-MINE = AsagSettings(scale=2.25, blocks="mid, out.3", iterations=3, adaptive=True)
+MINE = AsagSettings(scale=2.25, blocks="mid, out.3", iterations=3, unit="push")
 
 
 def test_the_built_in_ones_can_be_read_and_told_apart(presets):
@@ -301,7 +301,7 @@ settings = st.builds(
     method=st.sampled_from(["asag", "seg"]),
     rescale=st.floats(0, 1),
     contrast=st.floats(0, 1),
-    adaptive=st.booleans(),
+    unit=st.sampled_from(["paper", "push", "cfg"]),
 )
 
 

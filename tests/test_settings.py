@@ -1,6 +1,7 @@
 """Settings from outside: what is accepted, and errors that list every problem."""
 
 import copy
+import json
 import math
 import pickle
 from dataclasses import asdict, dataclass, fields
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from asag import option as option_module
 from asag.hosts.generation import Refused
-from asag.presets import Presets
+from asag.presets import Presets, read_shared
 from asag.settings import AsagSettings, SettingsError, options
 from asag.webui import api, infotext, xyz
 
@@ -48,7 +49,7 @@ OTHERS = {
     "blocks": ("auto", ()),
     "method": ("asag", ("asag", "pag", "seg", "uniform", "similarity")),
     "schedule": ("constant", ("constant", "linear", "cosine", "bell")),
-    "adaptive": (False, ()),
+    "unit": ("paper", ("paper", "push", "cfg")),
     "hires": ("both", ("both", "first", "hires")),
     "hires_blocks": ("same", ()),
     "reuse": (True, ()),
@@ -83,13 +84,66 @@ def test_every_option_has_a_label_and_a_help_text_of_its_own():
     assert all(len(option.help) > 20 for option in known)
 
 
+# What stood for the unit before it had that name.
+BEFORE = [(True, "push"), (False, "paper"), ("True", "push"), ("false", "paper"), (" TRUE ", "push")]
+
+
+@pytest.mark.parametrize(("written", "unit"), BEFORE)
+def test_the_earlier_spelling_of_the_unit_is_read_everywhere(written, unit, tmp_path):
+    expected = AsagSettings(enabled=True, unit=unit)
+    assert AsagSettings.from_mapping({"enabled": True, "adaptive": written}) == expected
+    assert AsagSettings.from_mapping({"enabled": True, "unit": written}) == expected
+    # The API, by name and by position: the unit has the place of what it comes after.
+    assert list(options())[11] == "unit"
+    values = [getattr(AsagSettings(enabled=True), name) for name in options()]
+    assert api.read_args([{"enabled": True, "adaptive": written}]) == expected
+    assert api.read_args([*values[:11], written, *values[12:]]) == expected
+    # A plot over the unit, in a request that has the earlier name.
+    assert api.read_args([{"enabled": True, "adaptive": written}], {"unit": "cfg"}).unit == "cfg"
+    # Plots by the axis's earlier label.
+    plot, p = PlotDouble(), SimpleNamespace()
+    xyz.add_axes(plot)
+    (axis,) = [axis for axis in plot.axis_options if axis.label == "[ASAG] Adaptive"]
+    axis.confirm(p, [written])
+    axis.apply(p, written, [written])
+    assert api.read_args([], xyz.overrides(p)) == expected
+    # Infotexts, in the API and in the page.
+    text = {infotext.KEY: f"scale 1.5; adaptive {str(written).strip()}"}
+    assert infotext.read(text) == expected
+    assert infotext.pasted_value(text, "unit") == unit
+    # The file of presets, and a preset as text.
+    file = tmp_path / "presets.json"
+    file.write_text(json.dumps({"Mine": {"scale": 1.5, "adaptive": written}}))
+    assert Presets(file).get("Mine") == AsagSettings(unit=unit)
+    assert Presets(file).notice == ""
+    assert read_shared(f"Mine: scale 1.5; adaptive {str(written).strip()}") == ("Mine", AsagSettings(unit=unit))
+
+
+def test_the_unit_and_its_earlier_name_together_are_an_error():
+    with pytest.raises(SettingsError, match=r"adaptive: unknown; allowed: .*unit"):
+        AsagSettings.from_mapping({"adaptive": True, "unit": "cfg"})
+    with pytest.raises(SettingsError, match=r"unit: 'on'; allowed: paper, push, cfg"):
+        AsagSettings.from_mapping({"adaptive": "on"})
+
+
+def test_a_scale_is_shown_in_its_unit():
+    for name in ("scale", "hires_scale"):
+        option = options()[name][1]
+        assert tuple(option.units) == options()["unit"][1].choices
+        assert {unit: shown[:2] for unit, shown in option.units.items()} == {
+            "paper": (option.slider_maximum, option.step),
+            "push": (0.5, 0.005),
+            "cfg": (2.0, 0.05),
+        }
+
+
 def test_text_is_read_as_plots_and_infotexts_write_it():
     settings = AsagSettings.from_mapping(
         {"enabled": "True", "scale": "3", "iterations": "4", "method": " PAG ", "blocks": " mid "}
     )
     assert settings == AsagSettings(enabled=True, scale=3.0, iterations=4, method="pag", blocks="mid")
     for text, value in ((" TRUE", True), ("false ", False), ("False", False)):
-        assert AsagSettings.from_mapping({"reuse": text, "adaptive": text}) == AsagSettings(reuse=value, adaptive=value)
+        assert AsagSettings.from_mapping({"reuse": text}) == AsagSettings(reuse=value)
 
 
 BAD = {
@@ -104,7 +158,7 @@ BAD = {
     "schedule": ["up"],
     "rescale": [1.01],
     "contrast": [-0.1, 1.5],
-    "adaptive": ["on"],
+    "unit": ["on", 1, None, "adaptive"],
     "blur": [0],
     "hires": ["second"],
     "hires_scale": [-1],
@@ -188,7 +242,13 @@ def test_hires_pass_has_its_own_scale_and_blocks():
 
 def test_schema_describes_every_setting_and_its_default():
     properties = api.schema()["properties"]
-    assert list(properties) == list(options())
+    assert list(properties) == [*options(), "adaptive"]
+    assert properties["adaptive"] == {
+        "type": "boolean",
+        "title": "Unit",
+        "description": "The earlier name of unit: true is push, false is paper. Give one of the two.",
+        "deprecated": True,
+    }
     assert properties["scale"] == properties["scale"] | {"type": "number", "default": 1.5, "maximum": 100.0}
     assert properties["iterations"]["type"] == "integer"
     assert properties["method"]["enum"] == ["asag", "pag", "seg", "uniform", "similarity"]
@@ -201,7 +261,7 @@ def test_the_schema_says_of_each_setting_what_it_is_and_what_is_allowed():
     for name, kind, rest in (
         ("scale", "number", {"default": 1.5, "minimum": 0.0, "maximum": 100.0}),
         ("iterations", "integer", {"default": 2, "minimum": 1, "maximum": 50}),
-        ("adaptive", "boolean", {"default": False}),
+        ("unit", "string", {"default": "paper", "enum": ["paper", "push", "cfg"]}),
         ("blocks", "string", {"default": "auto"}),
         ("hires", "string", {"default": "both", "enum": ["both", "first", "hires"]}),
     ):
@@ -242,9 +302,11 @@ def test_axes_write_into_the_cells_own_copy_and_are_added_once():
     assert len(axes) == len(plot.axis_options)
     assert {"[ASAG] Scale", "[ASAG] Hires blocks"} <= set(axes)
     assert not {"[ASAG] Enable ASAG", "[ASAG] Share work"} & set(axes)
-    kinds = {"Scale": float, "Iterations": int, "Blocks": str, "Adaptive": str, "Method": str}
+    kinds = {"Scale": float, "Iterations": int, "Blocks": str, "Unit": str, "Adaptive": str, "Method": str}
     assert {label: axes[f"[ASAG] {label}"].type for label in kinds} == kinds
+    assert axes["[ASAG] Unit"].choices() == ["paper", "push", "cfg"]
     assert axes["[ASAG] Adaptive"].choices() == ["True", "False"]
+    assert plot.axis_options[-1].label == "[ASAG] Adaptive"  # so that the places of the others are the settings'
     assert axes["[ASAG] Scale"].choices is axes["[ASAG] Blocks"].choices is None
     axes["[ASAG] Iterations"].confirm(p, [2, 3])
     cell = copy.copy(p)
@@ -295,7 +357,7 @@ choices = {name: st.sampled_from(option.choices) for name, (_, option) in option
         numbers
         | choices
         | {"blocks": st.sampled_from(["auto", "all", "mid, in.4-8, out.3.0"])}
-        | {"hires_blocks": st.sampled_from(["same", "mid"]), "adaptive": st.booleans()}
+        | {"hires_blocks": st.sampled_from(["same", "mid"])}
     )
 )
 def test_infotext_reads_back_what_it_wrote(values):

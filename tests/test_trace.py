@@ -33,9 +33,18 @@ def test_steps_hold_scale_and_size_of_each_image():
     assert first.sizes == pytest.approx(rms)
     assert (second.number, second.scales) == (4, (2.0, 4.0))
     assert second.sizes == pytest.approx([2 * size for size in rms])
+    assert second.pushes == pytest.approx([2.0 * 2 * rms[0], 4.0 * 2 * rms[1]])
+    assert (first.cfg_sizes, second.cfg_sizes) == ((), ())
     assert trace.images == 2
     expected = ((1.5 * delta[1]) ** 2 + (4.0 * 2 * delta[1]) ** 2).mean(dim=0).sqrt()
     torch.testing.assert_close(trace.heat(1), expected)
+
+
+def test_steps_hold_the_size_of_cfgs_own_push_of_each_image():
+    trace, delta, cfg = Trace(), torch.ones(2, 4, 6, 5), torch.randn(2, 4, 6, 5, dtype=torch.float64)
+    trace.begin_pass(1)
+    trace.add_step(0, 1.5, delta, cfg=cfg)
+    assert trace.steps[0].cfg_sizes == pytest.approx(cfg.square().mean(dim=(1, 2, 3)).sqrt().tolist())
 
 
 def test_numbers_go_on_from_pass_to_pass_and_the_map_is_the_last_ones():

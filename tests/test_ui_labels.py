@@ -1,6 +1,7 @@
 """The start values of the accordion: those that users set under the labels of earlier versions; and its first line."""
 
 import json
+import re
 
 import pytest
 
@@ -27,6 +28,20 @@ def test_start_values_under_earlier_labels_are_taken(tmp_path):
     assert earlier_labels.start_values(file, is_img2img=False) == {"scale": 2.5, "hires_blocks": "mid"}
     assert earlier_labels.start_values(file, is_img2img=True) == {"reuse": False}
     assert json.loads(file.read_text()) == kept
+
+
+@pytest.mark.parametrize(("label", "kept", "unit"), [("Adaptive", True, "push"), ("ASAG adaptive", False, "paper")])
+def test_the_start_value_of_a_setting_that_had_another_name_is_taken(tmp_path, label, kept, unit):
+    file = tmp_path / "ui-config.json"
+    file.write_text(json.dumps({f"customscript/asag.py/txt2img/{label}/value": kept}))
+    assert earlier_labels.start_values(file, is_img2img=False) == {"unit": unit}
+
+
+def test_the_latest_of_the_earlier_labels_holds(tmp_path):
+    file = tmp_path / "ui-config.json"
+    kept = {"ASAG adaptive": True, "ASAG unit": "cfg", "Adaptive": False}
+    file.write_text(json.dumps({f"customscript/asag.py/img2img/{label}/value": each for label, each in kept.items()}))
+    assert earlier_labels.start_values(file, is_img2img=True) == {"unit": "paper"}
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "3"])
@@ -68,8 +83,12 @@ STRANGE = ("lambda", "potential", "ldm", "sgm", "push", "perturb", "logit", "tok
 def test_help_is_in_a_users_words(name):
     option = options()[name][1]
     assert "ASAG" not in option.label or name == "enabled"
-    assert [word for word in STRANGE if word in option.help.lower()] == []
-    assert len(option.help) <= 180
+    helps = [option.help, *(each.help for each in option.units.values())]
+    for text in helps:
+        # The names of choices are what they are.
+        words = re.sub("|".join(f"{choice}:" for choice in option.choices) or "$", "", text.lower())
+        assert [word for word in STRANGE if word in words] == []
+        assert len(text) <= 180
 
 
 def test_the_first_line_links_to_the_paper_and_to_the_docs_where_they_are_known(tmp_path, monkeypatch):

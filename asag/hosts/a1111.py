@@ -7,6 +7,7 @@ count, then the host combines the rows, and then comes the `cfg_after_cfg` callb
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from modules import script_callbacks
 from torch import Tensor, nn
 
-from asag.guidance import keep_contrast, mean_rows, picked_rows, rescale_factor, shift_rows
+from asag.guidance import cfg_push, keep_contrast, mean_rows, picked_rows, rescale_factor, shift_rows
 from asag.hosts.a1111_control import fixes_rows, references_spared, remembers
 from asag.hosts.a1111_model import FAMILY, is_timestep_sampler, rows_of, unet
 from asag.hosts.a1111_step import A1111Step, SeenStep
@@ -98,7 +99,7 @@ class A1111Run(GuidedRun):
         pictures = cond if level is None else step.x[: step.cond_rows] - level * cond
         if self.settings.contrast < 1:
             delta = keep_contrast(delta, mean_rows(pictures, weights), self.settings.contrast)
-        shift = delta * self.scale_of(step.scale, delta, sigma)
+        shift = delta * self.scale_of(step.scale, delta, sigma, self._cfg_push(rows, weights, step))
         # Conditional rows image by image, then a block of one row per image: uncond, or two with InstructPix2Pix.
         images = [image for image, parts in enumerate(weights) for _ in parts]
         images += list(range(step.images)) * ((rows.shape[0] - step.cond_rows) // step.images)
@@ -122,12 +123,18 @@ class A1111Run(GuidedRun):
             perturbed_rows = step.predict(whole_calls=fixes_rows(denoiser.p))
         return self.kept.keep(mean_rows(cond - perturbed_rows, weights), sigma)
 
+    def _cfg_push(self, rows: Tensor, weights: list[list[float]], step: SeenStep) -> Tensor | None:
+        """CFG's own push, (images, …); None without CFG in this step, or if it isn't needed."""
+        if not self.scaling.needs_cfg or math.isclose(_cfg_scale(step), 1.0):
+            return None
+        unconditional = rows[-step.images :]
+        images = [image for image, parts in enumerate(weights) for _ in parts]
+        deviation = mean_rows(rows[: step.cond_rows] - picked_rows(unconditional, images), weights)
+        return cfg_push(self._combined(rows, weights, step), unconditional, deviation)
+
     def _combined(self, rows: Tensor, weights: list[list[float]], step: SeenStep) -> Tensor:
         """What the host will make of the rows, (images, …): rows scaled by a factor give it scaled by the factor."""
-        denoiser = step.denoiser
-        scale = denoiser.sampler.sampler_extra_args["cond_scale"] * denoiser.cond_scale_miltiplier
-        if step.recorded_rows == step.cond_rows:
-            scale = 1.0
+        denoiser, scale = step.denoiser, _cfg_scale(step)
         if rows.shape[0] - step.cond_rows > step.images:
             edited: Tensor = denoiser.combine_denoised_for_edit_model(rows, scale)
             return edited
@@ -155,6 +162,15 @@ class Rescaling:
         """The noise whose picture is that of `noise`, rescaled."""
         picture = self.x - self.level * noise
         return (self.x - rescale_factor(self.reference, picture, self.amount) * picture) / self.level
+
+
+def _cfg_scale(step: SeenStep) -> float:
+    """CFG's scale in the host's combination; 1 where it left the unconditional rows out."""
+    if step.recorded_rows == step.cond_rows:
+        return 1.0
+    denoiser = step.denoiser
+    scale: float = denoiser.sampler.sampler_extra_args["cond_scale"] * denoiser.cond_scale_miltiplier
+    return scale
 
 
 def _noise_level(step: SeenStep) -> Tensor | None:

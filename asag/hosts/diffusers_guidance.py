@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from asag.chosen_heads import ChosenHeads
-from asag.guidance import keep_contrast, rescale_factor, scheduled_scale
+from asag.guidance import cfg_push, keep_contrast, rescale_factor, scheduled_scale
 from asag.hosts.diffusers_call import (
     DenoiserCall,
     Rescaling,
@@ -44,9 +44,15 @@ from asag.perturb import branching, choose_layers, perturbed, slice_rows
 from asag.random_state import RandomState
 from asag.settings import AsagSettings
 from asag.trace import Trace
+from asag.units import WITHOUT_CFG
 from asag.watched import Watched
 
 logger = logging.getLogger(__name__)
+
+NO_CFG = (
+    "ASAG takes unit push at %g times the scale: unit cfg goes by CFG, and there is none in the calls (CFG scale 1, a "
+    "distilled model, or the negative prompt in a call of its own, as in Flux)"
+)
 
 
 class Guidance:
@@ -67,7 +73,7 @@ class Guidance:
         self.operator = Watched(settings.operator(), self.trace) if self.trace else settings.operator()
         self.timesteps_of_sigma = 1 if isinstance(self.family, FluxTransformer) else 1000
         self.kept = KeptDelta(settings.every)
-        self.passes = [Passes(pipe, self.family)]
+        self.passes = [Passes(pipe, self.family, settings.unit)]
         self.current = self.passes[0]
         self.other_code: list[OtherCode] = []
         self.warned = ""
@@ -148,7 +154,7 @@ class Guidance:
             if passes.pipe is pipe:
                 return passes
         denoiser_of(pipe)
-        self.passes.append(Passes(pipe, self.family))
+        self.passes.append(Passes(pipe, self.family, self.settings.unit))
         return self.passes[-1]
 
     def begin_pass(self, steps: int) -> None:
@@ -215,18 +221,11 @@ class Guidance:
         cond = rows[call.cond]
         if self.settings.contrast < 1:
             delta = self.less_contrast(delta, cond, call)
-        scale = self.current.adaptive(call.scale, delta) if self.settings.adaptive else call.scale
-        if self.trace:
-            self.trace.heads = self.heads.told()
-            size = self.current.latent_size(call.args, call.kwargs)
-            self.trace.add_step(self.current.steps - 1, scale, delta, size, reused=call.reuses)
-        added = delta * scale
+        uncond = rows[: call.cond.start] if call.cond.start else None
+        guided = cond if uncond is None else uncond + self.current.pipe.guidance_scale * (cond - uncond)
+        added = delta * self.scale_of(call, delta, None if uncond is None else cfg_push(guided, uncond, cond - uncond))
         if not self.settings.rescale:
             return Shift(added)
-        guided = cond
-        if call.cond.start:
-            uncond = rows[: call.cond.start]
-            guided = uncond + self.current.pipe.guidance_scale * (cond - uncond)
         guided = guided + added
         # The weights that the pipeline combines rows with have the sum 1, so what is done to every row is done to the
         # guided result. It is done to the picture, as in the WebUIs: noise and velocities are noise for the most part.
@@ -235,6 +234,21 @@ class Guidance:
         else:
             zero = velocity_of_grey(call.args, call.kwargs, cond, self.timesteps_of_sigma)
         return Shift(added, Rescaling(rescale_factor(zero - cond, zero - guided, self.settings.rescale), zero))
+
+    def scale_of(self, call: DenoiserCall, delta: Tensor, cfg: Tensor | None) -> float | Tensor:
+        """What δ is multiplied by, a number or (images, 1, …); `cfg` is CFG's own push, None without CFG."""
+        if self.settings.unit == "paper" and not self.trace:
+            return call.scale
+        current = self.current
+        before = current.unit.without_cfg
+        scale = current.unit(call.scale, delta, cfg)
+        if current.unit.without_cfg and not before:
+            logger.warning(NO_CFG, WITHOUT_CFG)
+        if self.trace:
+            self.trace.heads = self.heads.told()
+            size = current.latent_size(call.args, call.kwargs)
+            self.trace.add_step(current.steps - 1, scale, delta, size, reused=call.reuses, cfg=cfg)
+        return scale
 
     def less_contrast(self, delta: Tensor, cond: Tensor, call: DenoiserCall) -> Tensor:
         """δ, of a noise, a velocity or a picture, without the share of contrast that isn't wanted."""

@@ -8,6 +8,7 @@ prepare_inputs, and for each batch prepare_models, the denoiser and cleanup_mode
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput, rescale_n
 from torch import Tensor, nn
 
 from asag.chosen_heads import ChosenHeads
-from asag.guidance import AdaptiveScale, in_window, keep_contrast, scheduled_scale
+from asag.guidance import in_window, keep_contrast, scheduled_scale
 from asag.hosts.diffusers_call import token_grid_of, velocity_of_grey
 from asag.hosts.diffusers_models import FAMILIES, eager
 from asag.hosts.diffusers_other_code import other_code
@@ -31,6 +32,9 @@ from asag.models.diffusers_unet import DiffusersUnet
 from asag.noise import NoiseSchedule
 from asag.perturb import choose_layers, forward_replaced, perturbed
 from asag.settings import AsagSettings, SettingsError, options, read_settings
+from asag.units import WITHOUT_CFG, UnitScale
+
+logger = logging.getLogger(__name__)
 
 # What a call of the denoiser is made in, by its arguments.
 Around = Callable[[Any, dict[str, Any]], AbstractContextManager[None]]
@@ -53,7 +57,8 @@ TIMESTEPS = 1000
 
 def _signature() -> Signature:
     """The constructor's: guidance_scale and the scale by position, the rest by name; defaults are the settings'."""
-    own = {"guidance_scale": 7.5, "use_original_formulation": False, "start": 0.0, "stop": 1.0, "enabled": True}
+    own: dict[str, Any] = {"guidance_scale": 7.5, "use_original_formulation": False, "start": 0.0, "stop": 1.0}
+    own |= {"enabled": True, "adaptive": None}
     settings = {ARGUMENTS[name]: each.default for name, (each, _) in options().items() if name in ARGUMENTS}
     defaults = own | settings
     by_position = ["guidance_scale", ARGUMENTS["scale"]]
@@ -82,9 +87,10 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         guidance_rescale: 0 to 1; pulls the prediction's spread back to the conditional one's (arXiv 2305.08891,
             section 3.4). It acts on the prediction, as in diffusers' other guiders; the setting rescale acts on the
             picture elsewhere, so that one value isn't equally strong.
-        iterations, strength, method, schedule, contrast, adaptive, blur, tolerance, amount, every: the settings of
-            these names (see asag.settings). A contrast below 1 works in models that predict a velocity, SD3 and Flux.
-            `every` takes a UNet for one that predicts noise.
+        iterations, strength, method, schedule, contrast, unit, blur, tolerance, amount, every: the settings of these
+            names (see asag.settings). A contrast below 1 works in models that predict a velocity, SD3 and Flux.
+            `every` takes a UNet for one that predicts noise. In unit push the push is one of what the model predicts.
+        adaptive: the earlier spelling of unit: True is "push", False "paper".
         use_original_formulation: classifier-free guidance starts from pred_cond, as its paper has it.
         start, stop: fractions of the steps between which classifier-free guidance runs.
         enabled: False leaves both out.
@@ -102,7 +108,11 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         bound.apply_defaults()
         given = bound.arguments
         super().__init__(given["start"], given["stop"], given["enabled"])
-        read, problems = read_settings({name: given[argument] for name, argument in ARGUMENTS.items()})
+        values = {name: given[argument] for name, argument in ARGUMENTS.items()}
+        if given["adaptive"] is not None:
+            # An earlier spelling, also in what was saved; beside another unit read_settings names it.
+            values["unit" if values["unit"] == AsagSettings.unit else "adaptive"] = given["adaptive"]
+        read, problems = read_settings(values)
         problems += [
             f"{name}: {read[name]}; allowed: fractions of the steps or percentages, since a guider isn't told σ"
             for name in ("start", "end")
@@ -116,7 +126,7 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         self.guidance_rescale = self.settings.rescale
         self.use_original_formulation = given["use_original_formulation"]
         self._placed = ExitStack()
-        self._adaptive = AdaptiveScale()
+        self._unit = UnitScale(self.settings.unit)
         self._heads = ChosenHeads()
         self._kept = KeptDelta(self.settings.every)
         self._call: tuple[Any, dict[str, Any]] = (), {}
@@ -133,7 +143,8 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         repeated = step == self._step and step > 0
         super().set_state(step, num_inference_steps, timestep)
         if step == 0:
-            self._adaptive, self._kept = AdaptiveScale(), KeptDelta(self.settings.every)
+            self._unit.begin_pass()
+            self._kept = KeptDelta(self.settings.every)
             self._heads.forget()
         elif repeated:
             # A loop over tiles: the last δ would be another tile's.
@@ -212,14 +223,15 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
             start = pred_cond if self.use_original_formulation else pred_uncond
             pred = start + self.guidance_scale * (pred_cond - pred_uncond)
         if pred_cond_adversarial is not None or self._kept.reused:
-            pred = pred + self._push(pred_cond, pred_cond_adversarial)
+            cfg = None if pred_uncond is None else pred - pred_cond
+            pred = pred + self._push(pred_cond, pred_cond_adversarial, cfg)
         if self.guidance_rescale > 0.0:
             pred = rescale_noise_cfg(pred, pred_cond, self.guidance_rescale)
         return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
 
-    def _push(self, pred_cond: Tensor, perturbed_prediction: Tensor | None) -> Tensor:
-        """s δ of this step; without a perturbed prediction δ is the last one, as predicted: which of them are a
-        picture's, a guider isn't told."""
+    def _push(self, pred_cond: Tensor, perturbed_prediction: Tensor | None, cfg: Tensor | None) -> Tensor:
+        """s δ of this step; `cfg` is CFG's own push, None without CFG. Without a perturbed prediction δ is the last
+        one, as predicted: which of them are a picture's, a guider isn't told."""
         given, scale = self.settings, self._scale()
         if perturbed_prediction is None:
             delta = self._kept.again(1.0)
@@ -229,7 +241,11 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
             picture = velocity_of_grey(*self._call, pred_cond, self._flow_timesteps) - pred_cond
             delta = keep_contrast(delta, picture, given.contrast, channels=1 if pred_cond.ndim == 4 else -1)
         self._call = (), {}
-        return (self._adaptive(scale, delta) if given.adaptive else scale) * delta
+        before = self._unit.without_cfg
+        factor = self._unit(scale, delta, cfg)
+        if self._unit.without_cfg and not before:
+            logger.warning("ASAG takes unit push at %g times the scale: there is no CFG for unit cfg", WITHOUT_CFG)
+        return factor * delta
 
     def _scale(self) -> float:
         """The scale of this step, 0 outside the window."""

@@ -7,20 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asag.guidance import AdaptiveScale
 from asag.hosts.diffusers_call import Shift, argument, token_grid_of
 from asag.hosts.diffusers_noise import PassNoise
 from asag.models.base import Family, UnsupportedModel
 from asag.models.diffusers_mmdit import FluxTransformer
+from asag.units import UnitScale
 
 
 class Passes:
     """The calls that one pipeline makes of its denoiser, counted anew for each picture."""
 
-    def __init__(self, pipe: Any, family: Family) -> None:
+    def __init__(self, pipe: Any, family: Family, unit: str) -> None:
         self.pipe = pipe
         self.is_flux = isinstance(family, FluxTransformer)
-        self.adaptive = AdaptiveScale()
+        self.unit = UnitScale(unit)
         self.steps = 0
         self.rows = 0
         self.timesteps: Tensor | None = None
@@ -67,7 +67,7 @@ class Passes:
         total = getattr(self.pipe, "num_timesteps", None) or len(timesteps)
         if timesteps is not self.timesteps or self.steps >= total:
             self.timesteps, self.steps, self.rows = timesteps, 0, 0
-            self.adaptive = AdaptiveScale()
+            self.unit.begin_pass()
         self.shift = None
         self.steps += 1
         return self.steps - 1, total

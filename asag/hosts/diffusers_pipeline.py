@@ -20,7 +20,7 @@ from asag.echo import shown
 from asag.hosts.diffusers_guidance import Guidance
 from asag.hosts.diffusers_models import denoiser_of
 from asag.models.base import UnsupportedModel
-from asag.settings import AsagSettings, SettingsError
+from asag.settings import AsagSettings, SettingsError, current_names
 from asag.trace import Trace
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def asag_guidance(
     schedule: Literal["constant", "linear", "cosine", "bell"] = "constant",
     rescale: float = 0.0,
     contrast: float = 1.0,
-    adaptive: bool = False,
+    unit: Literal["paper", "push", "cfg"] = "paper",
     blur: float = 10000.0,
     reuse: bool = True,
     figures: bool = False,
@@ -85,8 +85,10 @@ def asag_guidance(
             flatter colours. Usual: 0; up to 1 against burnt colours.
         contrast: how much of what is mere contrast in the push stays. Lower: shapes change and colours don't burn.
             Usual: 1 with a UNet, 0 with a transformer.
-        adaptive: divide the scale by the running size of the push, per image, so that a scale means the same for
-            every picture and step. Usual: False; with True scales of 0.02 to 0.2.
+        unit: what the scale means. "paper": it multiplies the push, whose size differs from block to block. "push": it
+            is the size of the push, as an RMS of noise (of velocity in a transformer), in every picture and step.
+            "cfg": it is that size beside CFG's own push. Usual: "paper"; with "push" scales of 0.02 to 0.2, with "cfg"
+            of 0.2 to 1. Its earlier spelling, `adaptive` True or False, is read as "push" and "paper".
         blur: for the method "seg" alone, how far queries are blurred, in tokens. Higher: weaker attention. Usual:
             10000, from 9999 on their mean.
         reuse: share the work before the weakened attention with the normal pass. The picture is the same; False is
@@ -129,7 +131,7 @@ def asag_guidance(
         "schedule": schedule,
         "rescale": rescale,
         "contrast": contrast,
-        "adaptive": adaptive,
+        "unit": unit,
         "blur": blur,
         "reuse": reuse,
         "figures": figures,
@@ -137,7 +139,9 @@ def asag_guidance(
         "amount": amount,
         "every": every,
     }
-    with _guided(pipe, _read({**known, **unknown})) as trace:
+    # The earlier spelling of unit; beside another unit it is an error.
+    more = current_names(unknown) if unit == AsagSettings.unit else unknown
+    with _guided(pipe, _read({**known, **more})) as trace:
         yield trace
 
 

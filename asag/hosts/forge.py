@@ -15,7 +15,7 @@ from typing import Any
 from modules import script_callbacks
 from torch import Tensor, nn
 
-from asag.guidance import keep_contrast, rescale_factor
+from asag.guidance import cfg_push, keep_contrast, rescale_factor
 from asag.hosts.forge_step import ForgeStep, Predict, SeenStep
 from asag.hosts.generation import GuidedRun, run_of
 from asag.hosts.kept_state import KeptState
@@ -66,6 +66,8 @@ class ForgeRun(GuidedRun):
         def after_own_pass(args: dict[str, Any]) -> Tensor:
             if self._is_of_step(args):
                 self.step.remove()
+                # Now, before others change the host's result.
+                self.step.cfg = self._cfg_push(args, self.step)
             denoised: Tensor = args["denoised"]
             return denoised
 
@@ -76,16 +78,16 @@ class ForgeRun(GuidedRun):
     def open_step(self, params: Any, scale: float, blocks: str) -> SeenStep:
         objects = _objects(params.denoiser)
         refuse_compiled(objects.unet.model)
-        network = objects.unet.model.diffusion_model
+        network, cfg_scale = objects.unet.model.diffusion_model, _cfg_scale(params.denoiser.p)
         if self.kept.reuses(network, params.x.shape):
             self._patch(objects)
-            return SeenStep(params.x, scale)
+            return SeenStep(network, params.x, scale, cfg_scale)
         family = family_of(network, FAMILIES)
         layers = choose_layers(network, family, blocks, self.heads)
         self._patch(objects)
         if objects.unet.model_options.get("conditioning_modifiers"):
             self.reuse.give_up("a unit makes the model remember what it sees (reference)")
-        return ForgeStep(network, params.x, scale, layers, family, self.operator, self.reuse)
+        return ForgeStep(network, params.x, scale, layers, family, self.operator, self.reuse, cfg_scale)
 
     def entrance(self, denoiser: Any) -> nn.Module:
         network: nn.Module = _objects(denoiser).unet.model.diffusion_model
@@ -145,7 +147,9 @@ class ForgeRun(GuidedRun):
         sigma = args["sigma"].reshape(-1, *[1] * (args["cond_denoised"].ndim - 1))
         delta = self._delta(args, step, sigma)
         delta = keep_contrast(delta, args["cond_denoised"], self.settings.contrast)
-        shift = delta * self.scale_of(step.scale, delta, sigma)
+        # The function that comes first may have been taken out.
+        cfg = self._cfg_push(args, step) if step.cfg is None else step.cfg
+        shift = delta * self.scale_of(step.scale, delta, sigma, cfg)
         guided: Tensor = args["denoised"] + shift
         unconditional = args.get("uncond_denoised")
         # CFG++ samplers renoise with the unconditional prediction, and what guides both rows shifts it as well. It is
@@ -163,6 +167,14 @@ class ForgeRun(GuidedRun):
             return self.kept.again(sigma)
         perturbed = step.predict(_pass_for(args, step), args["cond"])
         return self.kept.keep((args["cond_denoised"] - perturbed) * _weight(args["cond"]), sigma)
+
+    def _cfg_push(self, args: dict[str, Any], step: SeenStep) -> Tensor | None:
+        """CFG's own push, (images, channels, …); None without CFG in this step, or if it isn't needed."""
+        if not self.scaling.needs_cfg or not step.has_cfg:
+            return None
+        unconditional: Tensor = args["uncond_denoised"]
+        deviation = (args["cond_denoised"] - unconditional) * _weight(args["cond"])
+        return cfg_push(args["denoised"], unconditional, deviation)
 
 
 class Forge:
@@ -201,6 +213,13 @@ def refuse_compiled(model: Any) -> None:
     compiled doesn't see that attention is replaced."""
     if getattr(model, "_torch_compile_config", None) is not None or hasattr(model.diffusion_model, "_orig_mod"):
         raise Refused("ASAG can't guide a compiled model: set Torch Compile to Disable", 422)
+
+
+def _cfg_scale(p: Any) -> float:
+    """CFG's scale in the pass that runs (modules/sd_samplers_cfg_denoiser.py: forward)."""
+    in_hires = getattr(p, "is_hr_pass", False) and hasattr(p, "hr_cfg")
+    scale: float = p.hr_cfg if in_hires else p.cfg_scale
+    return scale
 
 
 def _objects(denoiser: Any) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from asag.guidance import picked_rows
 
-COND = 0
+COND, UNCOND = 0, 1
 PER_CONDITIONING = ("cond_or_uncond", "uuids")
 
 
@@ -47,3 +47,8 @@ def cond_rows(x: Tensor, others: dict[str, Any]) -> slice | None:
     if kinds[first : first + count] != [COND] * count:
         return None
     return slice(first * size, (first + count) * size)
+
+
+def has_uncond(others: dict[str, Any]) -> bool:
+    """Whether a call has unconditional rows."""
+    return UNCOND in ((others.get("transformer_options") or {}).get("cond_or_uncond") or [])

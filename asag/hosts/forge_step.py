@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from asag.branch import RowBranch
-from asag.hosts.forge_rows import RowLists, cond_rows
+from asag.hosts.forge_rows import RowLists, cond_rows, has_uncond
 from asag.hosts.kept_state import KeptState
 from asag.hosts.other_code import functions_in, not_the_hosts
 from asag.hosts.reuse import Reuse
@@ -55,10 +56,23 @@ class ForgeCall:
 
 class SeenStep:
     """One denoiser step that is guided, which the sampler gave `x`; without a pass of its own, by the last δ. `ran`:
-    whether the model did what the guidance needs."""
+    whether the model did what the guidance needs. `cfg` is for CFG's own push, (images, channels, …)."""
 
-    def __init__(self, x: Tensor, scale: float) -> None:
+    def __init__(self, network: nn.Module, x: Tensor, scale: float, cfg_scale: float) -> None:
         self.x, self.scale, self.ran = x, scale, True
+        self.cfg_scale, self.uncond_ran = cfg_scale, False
+        self.cfg: Tensor | None = None
+        self._undo = ExitStack()
+        self._undo.callback(network.register_forward_pre_hook(self._see, with_kwargs=True).remove)
+
+    def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.uncond_ran = self.uncond_ran or has_uncond(_arguments(args, kwargs)[2])
+
+    @property
+    def has_cfg(self) -> bool:
+        """Whether classifier-free guidance changes this step: the host may leave its rows out, or run them at scale 1,
+        which samplers of CFG++ want."""
+        return self.uncond_ran and not math.isclose(self.cfg_scale, 1.0)
 
     def is_of(self, x: Tensor, model_options: dict[str, Any]) -> bool:
         """Whether a pass on x is the step's own. A conditioning modifier may make one of its own before: reference
@@ -68,7 +82,8 @@ class SeenStep:
         return x is self.x or (x.shape == self.x.shape and torch.equal(x, self.x))
 
     def remove(self) -> None:
-        """Take everything out of the model: there is nothing in it."""
+        """Take everything out of the model."""
+        self._undo.close()
 
 
 class ForgeStep(SeenStep):
@@ -90,16 +105,17 @@ class ForgeStep(SeenStep):
         family: Family,
         operator: Operator,
         reuse: Reuse,
+        cfg_scale: float,
     ) -> None:
-        super().__init__(x, scale)
+        # Looked for before there is a hook of our own.
+        self.has_other_code = reuse.look_at(network)
+        super().__init__(network, x, scale, cfg_scale)
         self.network = network
         self.layers, self.family, self.operator = layers, family, operator
         self.reuse = reuse
-        self.has_other_code = reuse.look_at(network)
         self.calls: list[ForgeCall] = []
         self.entered: ForgeCall | None = None
         self.ran = False
-        self._undo = ExitStack()
         self._undo.callback(network.register_forward_pre_hook(self._record, with_kwargs=True).remove)
         self._undo.callback(network.register_forward_hook(self._record_output, with_kwargs=True).remove)
         if reuse.on:
@@ -147,10 +163,6 @@ class ForgeStep(SeenStep):
         token_grid.enter(call.x, call.others.get("context"))
         tell = RowLists(options, total).tell
         return branching(self.network, self.layers, self.family, self.operator, token_grid, call.cond_rows, total, tell)
-
-    def remove(self) -> None:
-        """Take everything out of the model."""
-        self._undo.close()
 
     def predict(self, predict: Predict, conds: list[dict[str, Any]]) -> Tensor:
         """The perturbed prediction, (images, channels, …), combined over `conds` as the host combines them.

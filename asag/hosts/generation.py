@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from asag.blocks import BlocksError
 from asag.chosen_heads import ChosenHeads
 from asag.counted import Counted
-from asag.guidance import AdaptiveScale, scheduled_scale
+from asag.guidance import scheduled_scale
 from asag.hosts.checked import blocks_field, check_blocks
 from asag.hosts.conflicts import conflict
 from asag.hosts.host import Host
@@ -27,6 +26,7 @@ from asag.hosts.refused import Refused
 from asag.hosts.reuse import Reuse
 from asag.hosts.run_notes import notes_on
 from asag.hosts.sample_wrapper import SampleWrapper
+from asag.hosts.scaling import Scaling
 from asag.kept_delta import KeptDelta
 from asag.models.base import UnsupportedModel
 from asag.noise import NoiseSchedule
@@ -54,7 +54,7 @@ class GuidedRun:
         self.trace = Trace() if settings.figures else None
         self.operator = Counted(Watched(settings.operator(), self.trace) if self.trace else settings.operator())
         self.heads = ChosenHeads()
-        self.adaptive, self.kept = AdaptiveScale(), KeptDelta(settings.every)
+        self.scaling, self.kept = Scaling(settings, self.trace), KeptDelta(settings.every)
         self.call = self.announced = 0
         self.guided_calls = self.reused_calls = self.missed_calls = 0
         self.forecast_calls, self.forecaster = 0, ""
@@ -63,7 +63,6 @@ class GuidedRun:
         self.conflict: str | None = None
         self.notes: list[str] = []
         self.began = False
-        self.largest: Tensor | None = None
         self.error: Exception | None = None
         self.step: Any = None
         self.barrier: Any = None
@@ -102,7 +101,7 @@ class GuidedRun:
         began, self.began = self.began, True
         if denoiser.step == 0:
             self.announced += denoiser.total_steps
-            self.adaptive = AdaptiveScale()
+            self.scaling.unit.begin_pass()
             self.kept.forget()
             self.reuse.begin_pass()
             if self.trace:
@@ -149,21 +148,9 @@ class GuidedRun:
             logger.warning(message)
             self.notes.append(message)
 
-    def scale_of(self, scale: float, delta: Tensor, sigma: float | Tensor) -> float | Tensor:
-        """What this step's δ, (images, …), is multiplied by; per image, (images, 1, …), where it is adaptive.
-
-        delta / sigma is δ of the noise or velocity: a denoised picture's is σ times that.
-        """
-        # Kept on the device: to read it in every step would wait for it.
-        largest = delta.detach().abs().amax()
-        self.largest = largest if self.largest is None else torch.maximum(self.largest, largest.to(self.largest))
-        if not self.settings.adaptive and not self.trace:
-            return scale
-        free = delta / sigma
-        used: float | Tensor = self.adaptive(scale, free) if self.settings.adaptive else scale
-        if self.trace:
-            self.trace.add_step(self.call, used, free, reused=self.kept.reused)
-        return used
+    def scale_of(self, scale: float, delta: Tensor, sigma: float | Tensor, cfg: Tensor | None) -> float | Tensor:
+        """What this step's δ, (images, …), is multiplied by: asag.hosts.scaling.Scaling.factor."""
+        return self.scaling.factor(self.call, scale, delta, sigma, cfg, self.kept.reused)
 
     def leave_out(self, forecaster: str) -> None:
         """This step isn't guided: an extension of that name forecast it, and the model didn't run."""

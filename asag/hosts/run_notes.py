@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING
 from asag.blocks import Address
 from asag.heads import Heads
 from asag.models.base import Family
+from asag.units import WITHOUT_CFG
+
+# Of noise: float16's rounding, times a high CFG scale, stays below.
+FAINT_CFG = 0.02
 
 if TYPE_CHECKING:
     from asag.hosts.generation import GuidedRun
@@ -41,13 +45,23 @@ def notes_on(run: GuidedRun, family: Family) -> list[str]:
         messages.append(f"ASAG guided {run.guided_calls} of {run.announced} steps: the image was {stopped}")
     elif not run.guided_calls and not run.conflict:
         messages.append("ASAG guided no step of this image: none lies in its window, or hires fix was off")
+    without_cfg = run.scaling.unit.without_cfg
+    if without_cfg:
+        messages.append(
+            f"ASAG took unit push at {WITHOUT_CFG:g} times the scale in {without_cfg} of {run.guided_calls} guided "
+            "steps: unit cfg goes by CFG, and there was none (CFG scale 1, a distilled model, or CFG left out)"
+        )
     if run.operator.changes_nothing:
         messages.append(
             "ASAG changed nothing: in an image this small the weakened blocks have a single token, whose attention is "
             "what it is; choose others, such as all"
         )
-    elif run.largest is not None and not bool(run.largest):
+    elif run.scaling.largest is not None and not bool(run.scaling.largest):
         messages.append("ASAG changed nothing: the weakened attention gave exactly what the ordinary one gives")
+    elif run.settings.unit == "cfg" and run.scaling.largest_cfg is not None and run.scaling.largest_cfg < FAINT_CFG:
+        messages.append(
+            "ASAG changed next to nothing: unit cfg goes by CFG, which did so, too (are both prompts the same?)"
+        )
     return messages
 
 

@@ -27,7 +27,19 @@ LEAST_PICTURES = 8
 METRICS = ("fid", "kid", "is", "clip")
 MODEL = Path(__file__).parent / "embedded" / "model"
 MODELS = ("unet", "mmdit")
-ROWS = ("scale", "blocks", "method", "iterations", "strength", "window", "schedule", "rescale", "contrast", "adaptive")
+ROWS = (
+    "scale",
+    "blocks",
+    "method",
+    "iterations",
+    "strength",
+    "window",
+    "schedule",
+    "rescale",
+    "contrast",
+    "push",
+    "cfg",
+)
 PAPER_METHODS = ",".join(["cfg", *(f"{name}:{papers.SCALES[name]:g}" for name in ("pag", "seg", "asag"))])
 
 

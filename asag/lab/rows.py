@@ -58,9 +58,13 @@ ROWS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
         "Contrast, in block in.1 at scale 1.5",
         {f"{value:g}": {"contrast": value, "scale": 1.5} for value in (1, 0.7, 0.3, 0)},
     ),
-    "adaptive": (
-        "Adaptive, in block in.1: the scale is the size of the push",
-        {f"{value:g}": {"adaptive": True, "scale": value} for value in (0.02, 0.05, 0.1, 0.2, 0.5)},
+    "push": (
+        "Unit push, in block in.1: the scale is the size of the push",
+        {f"{value:g}": {"unit": "push", "scale": value} for value in (0.02, 0.05, 0.1, 0.2, 0.5)},
+    ),
+    "cfg": (
+        "Unit cfg at scale 4: four times CFG's own push",
+        {name: {"unit": "cfg", "scale": 4.0, "blocks": name} for name in ("in.1", "in.3", "mid", "out.0", "all")},
     ),
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from asag.kernel_choice import KERNELS
 from asag.option import Option
-from asag.settings import AsagSettings, SettingsError, options
+from asag.settings import AsagSettings, SettingsError, current_names, options
 
 
 def read_args(args: Sequence[Any], overrides: Mapping[str, Any] | None = None) -> AsagSettings:
@@ -25,7 +25,7 @@ def read_args(args: Sequence[Any], overrides: Mapping[str, Any] | None = None) -
         raise SettingsError([f"args: {len(objects)} objects; allowed: one object, or values in this order: {names}"])
     if objects:
         switch = {"enabled": args[0]} if isinstance(args[0], bool) else {}
-        return AsagSettings.from_mapping({**switch, **objects[0], **(overrides or {})})
+        return AsagSettings.from_mapping({**switch, **current_names(objects[0]), **(overrides or {})})
     if len(args) > len(names):
         raise SettingsError([f"args: {len(args)} values; allowed: at most {len(names)}, in this order: {names}"])
     return AsagSettings.from_mapping({**dict(zip(names, args, strict=False)), **(overrides or {})})
@@ -34,6 +34,8 @@ def read_args(args: Sequence[Any], overrides: Mapping[str, Any] | None = None) -
 def schema() -> dict[str, Any]:
     """The settings as a JSON schema (draft 2020-12), with a comment on what computes them on a GPU."""
     properties = {name: _property(field.default, option) for name, (field, option) in options().items()}
+    for name, (_, option) in options().items():
+        properties |= {earlier: _earlier(name, option) for earlier in option.earlier_names}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$comment": f"Attention on a GPU is computed by: {KERNELS.in_use()}",
@@ -54,3 +56,10 @@ def _property(default: Any, option: Option) -> dict[str, Any]:
     if option.choices:
         found["enum"] = list(option.choices)
     return found
+
+
+def _earlier(name: str, option: Option) -> dict[str, Any]:
+    """The property for an earlier name, which is still read."""
+    values = ", ".join(f"{old} is {new}" for old, new in option.earlier_values.items())
+    described = f"The earlier name of {name}: {values}. Give one of the two."
+    return {"type": "boolean", "title": option.label, "description": described, "deprecated": True}

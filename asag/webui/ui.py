@@ -61,13 +61,16 @@ class _Fields:
         self.built[name] = component(option, value, self.elem_id(name), name not in self.left_out)
 
     def rules(self) -> dict[str, dict[str, Any]]:
-        """What the page's script has to know, by elem_id: where a slider ends that has a field for more, and with which
-        methods a field is shown."""
+        """What the page's script has to know, by elem_id: where a slider ends that has a field for more, what it is in
+        each unit of the scale, and with which methods a field is shown."""
         found: dict[str, dict[str, Any]] = {}
         for name, (_, option) in options().items():
             rule: dict[str, Any] = {}
             if option.slider_maximum is not None:
                 rule["slider_maximum"] = option.slider_maximum
+            if option.units:
+                units = {unit: each._asdict() for unit, each in option.units.items()}
+                rule |= {"unit": self.elem_id("unit"), "units": units}
             if option.methods:
                 rule |= {"of": self.elem_id("method"), "methods": option.methods}
             if rule:

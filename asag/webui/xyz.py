@@ -1,4 +1,5 @@
-"""Axes of the X/Y/Z plot, derived from the settings: one for each that changes the picture, but for the switch.
+"""Axes of the X/Y/Z plot, derived from the settings: one for each that changes the picture, but for the switch; and at
+the end one for each earlier label, which plots of before name.
 
 An axis writes into a dict on the cell's own `p`; a setting on an axis also switches ASAG on.
 """
@@ -10,8 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from asag.hosts.refused import Refused
-from asag.option import Option
 from asag.settings import AsagSettings, SettingsError, options
+from asag.webui import earlier_labels
 
 PREFIX = "[ASAG] "
 ATTRIBUTE = "_asag_axes"
@@ -30,14 +31,17 @@ def add_axes(xyz_grid: Any) -> None:
     for name, (field, option) in options().items():
         label = PREFIX + option.label
         if name != "enabled" and option.changes_picture and label not in present:
-            xyz_grid.axis_options.append(_axis(xyz_grid, name, type(field.default), label, option))
+            xyz_grid.axis_options.append(_axis(xyz_grid, name, type(field.default), label, option.choices))
             if option.noise:
                 # The host reads ranges such as 0-0.5 [3] for numbers alone.
-                xyz_grid.axis_options.append(_axis(xyz_grid, name, str, f"{label} (noise)", option))
+                xyz_grid.axis_options.append(_axis(xyz_grid, name, str, f"{label} (noise)", option.choices))
+    for name, label, choices in earlier_labels.axes():
+        if PREFIX + label not in present:
+            xyz_grid.axis_options.append(_axis(xyz_grid, name, str, PREFIX + label, choices))
 
 
-def _axis(xyz_grid: Any, name: str, kind: type, label: str, option: Option) -> Any:
-    choices = ("True", "False") if kind is bool else option.choices
+def _axis(xyz_grid: Any, name: str, kind: type, label: str, choices: Sequence[str]) -> Any:
+    choices = ("True", "False") if kind is bool else choices
     return xyz_grid.AxisOption(
         label,
         str if kind is bool else kind,

@@ -56,7 +56,8 @@ class Run:
         """
         steps = steps or MODELS[model].SOLVER_STEPS
         parsed = AsagSettings.from_mapping(settings or {})
-        pairs = tuple((name, getattr(parsed, name)) for name in sorted(settings or {}))
+        # A setting's earlier name stays, with what was given: so it stands in lines that were measured before.
+        pairs = tuple((name, getattr(parsed, name, given)) for name, given in sorted((settings or {}).items()))
         return cls(model, conditional, steps, guidance_scale, pairs)
 
     @property

@@ -98,12 +98,14 @@ class KModel(nn.Module):
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
-        self.diffusion_model = copy.deepcopy(unet)
+        self.diffusion_model, self.flow = copy.deepcopy(unet), False
         self.predictor = SimpleNamespace(prediction_type="eps", sigmas=SIGMAS)
         for module in self.diffusion_model.modules():
             module.__class__ = FORGES.get(type(module), type(module))
 
     def apply_model(self, x: Tensor, t: Tensor, c_crossattn: Any = None, transformer_options: Any = None) -> Tensor:
+        if self.flow:
+            x, t = x / (1 - t[:, None, None, None]), t / (1 - t)
         sigma = t[:, None, None, None]
         timestep = (SIGMAS[None] - t[:, None]).abs().argmin(dim=1).float()
         scaled = x / (sigma**2 + 1).sqrt()
@@ -145,8 +147,15 @@ def calc_cond_uncond_batch(
 class Options:
     """What a request is made of beside ASAG."""
 
-    def __init__(self, cfg: float = 7.0, batched: bool = True, passes: Any = (), timesteps: Any = (801, 401)) -> None:
+    def __init__(
+        self, cfg: float = 7.0, batched: bool = True, passes: Any = (), timesteps: Any = (801, 401), flow: bool = False,
+        always_uncond: bool = False,
+    ) -> None:  # fmt: skip
         self.cfg, self.batched, self.passes, self.timesteps = cfg, batched, list(passes), timesteps
+        # The same model as one of flow matching, whose x is (1 - σ) x₀ + σ ε.
+        self.flow = flow
+        # disable_cfg1_optimization, which samplers of CFG++ and other extensions set.
+        self.always_uncond = always_uncond
 
 
 class Host:
@@ -181,6 +190,7 @@ class Host:
         """The result of every step of every pass, (images, channels, height, width), as noise."""
         results: list[Tensor] = []
         self.unconditional.clear()
+        self.p.cfg_scale, self.model.flow = self.options.cfg, self.options.flow
         for number, latents in enumerate(self.options.passes):
             self.p.is_hr_pass = number > 0
             inner = SimpleNamespace(inner_model=self.sd_model)
@@ -188,7 +198,8 @@ class Host:
             for x, timestep in zip(latents, self.options.timesteps, strict=True):
                 alpha, sigma = ALPHAS[timestep], SIGMAS[timestep]
                 scaled = x / alpha.sqrt()
-                picture, uncond = self._sampling_function(denoiser, scaled, sigma * torch.ones(len(x), dtype=x.dtype))
+                given, level = (scaled / (1 + sigma), sigma / (1 + sigma)) if self.options.flow else (scaled, sigma)
+                picture, uncond = self._sampling_function(denoiser, given, level * torch.ones(len(x), dtype=x.dtype))
                 results.append((scaled - picture) / sigma)
                 self.unconditional.append((scaled - uncond) / sigma)
                 denoiser.step += 1
@@ -204,7 +215,7 @@ class Host:
         ]
         uncond: Any = [{"text": torch.stack([each.negative for each in self.prompts])}]
         scale, edit_strength = self.options.cfg, sum(weights)
-        run = None if math.isclose(scale, 1.0) else uncond
+        run = None if math.isclose(scale, 1.0) and not self.options.always_uncond else uncond
         cond_pred, uncond_pred = calc_cond_uncond_batch(self.model, cond, run, x, sigma, options)
         result = uncond_pred + (cond_pred - uncond_pred) * scale * edit_strength
         for function in options.get("sampler_post_cfg_function", [])[self.dropped :]:

@@ -136,14 +136,15 @@ class Definition:
 
     def __init__(
         self, unet: nn.Module, prompts: Prompts, cfg: float, blocks: str = "mid", contrast: float = 1.0,
-        rescale: float = 0.0, adaptive: bool = False, predicts: str = "noise", attention_map=sinkhorn_map,
+        rescale: float = 0.0, unit: str = "paper", predicts: str = "noise", attention_map=sinkhorn_map,
         every: int = 1,
     ) -> None:  # fmt: skip
         self.unet, self.prompts, self.cfg, self.blocks = unet, prompts, cfg, blocks
-        self.contrast, self.rescale, self.adaptive, self.predicts = contrast, rescale, adaptive, predicts
+        self.contrast, self.rescale, self.unit, self.predicts = contrast, rescale, unit, predicts
         self.attention_map = attention_map
         self.size: float | None = None
         self.every, self.guided, self.delta = every, 0, None
+        self.ratio: float | None = None
 
     def noise(self, x: Tensor, timestep: int, texts: list[Tensor]) -> Tensor:
         rows = len(texts)
@@ -176,9 +177,16 @@ class Definition:
         pattern = pattern - pattern.mean(dim=(1, 2), keepdim=True)
         share = (delta * pattern).sum(dim=(1, 2), keepdim=True) / (pattern**2).sum(dim=(1, 2), keepdim=True)
         delta = delta - (1 - self.contrast) * share * pattern
-        if self.adaptive:
-            now = float(delta.square().mean().sqrt())
-            self.size = now if self.size is None else 0.9 * self.size + 0.1 * now
+        size = float(delta.square().mean().sqrt())
+        if self.unit == "cfg":
+            # How much further CFG goes than the conditional prediction; it isn't there at a CFG scale of 1.
+            further = sum((self.cfg - 1 / total) * w * (cond - uncond) for w, cond in zip(weights, conds, strict=True))
+            if self.cfg != 1:
+                now = max(size / float(further.square().mean().sqrt()), 0.002)
+                self.ratio = now if self.ratio is None else 0.5 * self.ratio + 0.5 * now
+            scale = 0.1 * scale if self.ratio is None else scale / self.ratio
+        if self.unit == "push" or (self.unit == "cfg" and self.ratio is None):
+            self.size = size if self.size is None else 0.9 * self.size + 0.1 * size
             scale = scale / (self.size + 1e-3)
         guided = picture(plain + scale * delta)
         factor = self.rescale * picture(conds[0]).std() / guided.std() + 1 - self.rescale

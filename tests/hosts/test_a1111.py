@@ -61,7 +61,7 @@ def test_steps_are_those_of_the_definition(
     assert_steps(host, guided(host, Options(denoiser, cfg, batched=batched), reuse=reuse), CONSTANT)
 
 
-@pytest.mark.parametrize("settings", [{"contrast": 0.0}, {"contrast": 0.4}, {"rescale": 0.7}, {"adaptive": True}])
+@pytest.mark.parametrize("settings", [{"contrast": 0.0}, {"contrast": 0.4}, {"rescale": 0.7}, {"unit": "push"}])
 @pytest.mark.parametrize("denoiser", DENOISER_NAMES)
 def test_what_is_done_to_the_push(host: Host, denoiser: str, settings: dict[str, Any]) -> None:
     assert_steps(host, guided(host, Options(denoiser), **settings), CONSTANT, **settings)
@@ -92,9 +92,78 @@ def test_one_pass_alone(host: Host, hires: str, scales: list[list[float]]) -> No
     assert_steps(host, guided(host, Options(passes=[FIRST, HIRES]), hires=hires), scales)
 
 
-def test_the_hires_pass_begins_its_adaptive_scale_anew(host: Host) -> None:
-    found = guided(host, Options(passes=[FIRST, HIRES]), adaptive=True)
-    assert_steps(host, found, CONSTANT * 2, adaptive=True)
+@pytest.mark.parametrize("unit", ["push", "cfg"])
+def test_the_hires_pass_begins_its_averages_anew(host: Host, unit: str) -> None:
+    found = guided(host, Options(passes=[FIRST, HIRES]), unit=unit)
+    assert_steps(host, found, CONSTANT * 2, unit=unit)
+
+
+@pytest.mark.parametrize("batched", [True, False], ids=["one call", "calls"])
+@pytest.mark.parametrize("denoiser", DENOISER_NAMES)
+@pytest.mark.parametrize("prompts", [PLAIN, MIXED], ids=["plain", "AND"])
+def test_unit_cfg_goes_by_the_size_of_cfgs_own_push(
+    host: Host, prompts: list[Prompts], denoiser: str, batched: bool
+) -> None:
+    """In pictures, in noise and in velocities, of each image, with the parts of a prompt and their weights."""
+    host.prompts = prompts
+    found = guided(host, Options(denoiser, 4.0, batched=batched), unit="cfg")
+    assert_steps(host, found, CONSTANT, unit="cfg")
+    assert host.comments == []
+
+
+def test_unit_cfg_is_the_same_for_pictures_and_for_noise(host: Host) -> None:
+    pictures, noise = (guided(host, Options(denoiser), unit="cfg") for denoiser in ("sigmas", "noise"))
+    for one, other in zip(pictures, noise, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def test_unit_cfg_beside_contrast_and_rescale(host: Host) -> None:
+    more = {"unit": "cfg", "contrast": 0.4, "rescale": 0.7}
+    assert_steps(host, guided(host, Options(), **more), CONSTANT, **more)
+
+
+def test_unit_cfg_in_a_sampler_of_cfg_plus_plus(host: Host) -> None:
+    """Its scale is below 1, so that its own push goes the other way; the size is what counts."""
+    found = guided(host, Options("noise", cfg_plus_plus=True), unit="cfg")
+    assert_steps(host, found, CONSTANT, unit="cfg")
+    _, unconditional, _ = expected(host, CONSTANT, unit="cfg")
+    for result, wanted in zip(host.unconditional, unconditional, strict=True):
+        torch.testing.assert_close(result, wanted, rtol=0, atol=1e-9)
+
+
+def test_unit_cfg_in_a_sampler_of_two_calls_a_step_averages_over_calls(host: Host) -> None:
+    options = Options(passes=[FIRST + FIRST], timesteps=(801, 601, 601, 401))
+    assert_steps(host, guided(host, options, unit="cfg"), [[2.0] * 4], unit="cfg")
+
+
+def test_a_step_that_leaves_cfg_out_goes_by_those_before_it(host: Host) -> None:
+    found = guided(host, Options(without_uncond=(1,)), unit="cfg")
+    assert_steps(host, found, CONSTANT, unit="cfg")
+    assert host.comments == []
+
+
+NO_CFG = (
+    "ASAG took unit push at 0.1 times the scale in {} of 2 guided steps: unit cfg goes by CFG, and there was none (CFG "
+    "scale 1, a distilled model, or CFG left out)"
+)
+
+
+@pytest.mark.parametrize(("cfg", "without", "count"), [(1.0, (), 2), (7.0, (0,), 1)])
+def test_without_cfg_unit_cfg_is_a_stated_push_and_says_so(
+    host: Host, cfg: float, without: tuple[int, ...], count: int
+) -> None:
+    found = guided(host, Options(cfg=cfg, without_uncond=without), unit="cfg")
+    assert_steps(host, found, CONSTANT, unit="cfg")
+    assert host.comments == [NO_CFG.format(count)]
+    assert host.p.extra_generation_params["ASAG note"] == NO_CFG.format(count)
+
+
+def test_cfg_that_changes_nothing_is_told(host: Host) -> None:
+    host.prompts = [Prompts([each.negative], [1.0], each.negative) for each in PLAIN]
+    guided(host, Options(batched=False), unit="cfg")
+    assert host.comments == [
+        "ASAG changed next to nothing: unit cfg goes by CFG, which did so, too (are both prompts the same?)"
+    ]
 
 
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
@@ -245,7 +314,7 @@ FOUR = {"passes": [LATER], "timesteps": (801, 601, 401, 201)}
 
 @pytest.mark.parametrize("every", [2, 3])
 @pytest.mark.parametrize(
-    "settings", [{}, {"contrast": 0.4}, {"rescale": 0.7}, {"adaptive": True}, {"reuse": False}], ids=str
+    "settings", [{}, {"contrast": 0.4}, {"rescale": 0.7}, {"unit": "push"}, {"unit": "cfg"}, {"reuse": False}], ids=str
 )
 @pytest.mark.parametrize("denoiser", DENOISER_NAMES)
 def test_steps_between_use_the_last_push(host: Host, denoiser: str, settings: dict[str, Any], every: int) -> None:

@@ -384,14 +384,14 @@ def test_a_schedule_scales_each_step() -> None:
     assert [late / early for early, late in zip(constant, linear, strict=True)] == pytest.approx([1, 0.75, 0.5, 0.25])
 
 
-def test_the_adaptive_scale_gives_the_push_its_size_and_starts_anew_with_each_image() -> None:
+def test_unit_push_gives_the_push_its_size_and_starts_anew_with_each_image() -> None:
     pipe, given = sd3_pipe(), inputs("sd3", images=2, steps=1)
     with recorded_rows(pipe.transformer) as rows:
         plain = latents(pipe, given)
-        first = latents(pipe, given, scale=0.1, adaptive=True)
+        first = latents(pipe, given, scale=0.1, unit="push")
     size = (rows[1] - rows[0]).square().mean(dim=(1, 2, 3)).sqrt()
     torch.testing.assert_close(size, torch.full((4,), 0.1), rtol=1e-2, atol=1e-3)
-    with asag_guidance(pipe, scale=0.1, adaptive=True):
+    with asag_guidance(pipe, scale=0.1, unit="push"):
         other = pipe(**inputs("sd3", images=2, steps=1, seed=4)).images
         assert torch.equal(pipe(**given).images, first)
     assert not torch.equal(first, plain)

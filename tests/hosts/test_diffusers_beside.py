@@ -312,7 +312,7 @@ def test_each_pipeline_on_a_shared_unet_is_guided_by_its_own_steps_and_cfg() -> 
 def test_a_pipeline_inside_anothers_step_is_guided_by_its_own_steps() -> None:
     unet = sd15_unet()
     first, second = sd15_pipe(unet=unet), sd15_pipe(unet=unet, scheduler=EulerDiscreteScheduler())
-    settings = {"scale": 2.0, "schedule": "linear", "adaptive": True}
+    settings = {"scale": 2.0, "schedule": "linear", "unit": "push"}
     given, other = inputs("sd15", steps=4), inputs("sd15", steps=2, seed=5)
     alone = latents(first, given, **settings), latents(second, other, **settings)
     inside: list[Tensor] = []

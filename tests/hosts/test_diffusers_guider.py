@@ -217,12 +217,12 @@ def test_a_schedule_scales_each_step(schedule: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.usefixtures("double")
-def test_the_adaptive_scale_divides_by_the_running_size_and_starts_anew_with_each_picture() -> None:
+def test_unit_push_divides_by_the_running_size_and_starts_anew_with_each_picture() -> None:
     model = sd3_transformer()
     cond, _, weakened = predictions(model, "auto", Sinkhorn())
     delta = cond - weakened
     size = delta.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-    guider = AdversarialSinkhornAttentionGuidance(1.0, 0.1, adaptive=True)
+    guider = AdversarialSinkhornAttentionGuidance(1.0, 0.1, unit="push")
     for step in (0, 1, 0):
         pred, _ = drive(guider, model, step)
         torch.testing.assert_close(pred, cond + 0.1 / (size + 1e-3) * delta, rtol=1e-6, atol=1e-8)
@@ -391,7 +391,7 @@ def test_its_configuration_survives_saving(tmp_path: Path) -> None:
         "method": "similarity",
         "schedule": "bell",
         "contrast": 0.5,
-        "adaptive": True,
+        "unit": "cfg",
         "blur": 2.0,
         "tolerance": 0.1,
         "amount": 0.7,

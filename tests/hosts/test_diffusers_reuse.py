@@ -46,7 +46,7 @@ def test_the_picture_is_that_of_a_whole_extra_pass(kind: str, guided: bool) -> N
     assert snapshot(denoiser) == before
 
 
-@pytest.mark.parametrize("settings", [{"adaptive": True, "scale": 0.1}, {"rescale": 0.7}, {"blocks": "out.3-5"}])
+@pytest.mark.parametrize("settings", [{"unit": "push", "scale": 0.1}, {"rescale": 0.7}, {"blocks": "out.3-5"}])
 def test_settings_mean_the_same(settings: dict[str, Any]) -> None:
     pipe, given = sd15_pipe(), inputs("sd15", images=2)
     whole = latents(pipe, given, **{"scale": 1.5, **settings}, reuse=False)

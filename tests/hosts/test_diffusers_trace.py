@@ -44,9 +44,9 @@ def test_only_the_chosen_layers_and_the_window_are_traced() -> None:
     assert list(trace.entropies()) == [Address("in", 4, 0), Address("out", 3, 0)]
 
 
-def test_the_adaptive_scale_is_that_of_each_image() -> None:
+def test_the_factor_in_unit_push_is_that_of_each_image() -> None:
     pipe, given = sd15_pipe(), inputs("sd15", images=2)
-    with asag_guidance(pipe, figures=True, adaptive=True, scale=0.1) as trace:
+    with asag_guidance(pipe, figures=True, unit="push", scale=0.1) as trace:
         pipe(**given)
     first = trace.steps[0]
     assert first.scales == pytest.approx([0.1 / (size + 1e-3) for size in first.sizes], rel=1e-4)

@@ -85,6 +85,7 @@ class Host:
         self.sd_models = SimpleNamespace(model_data=SimpleNamespace(sd_model=sd_model))
         self.comments: list[str] = []
         self.p = SimpleNamespace(scripts=None, comment=self.comments.append, is_hr_pass=False, sample=self.sample)
+        self.p.cfg_scale = 7.0
         self.p.extra_generation_params = {}
         wrapped = SimpleNamespace(inner_model=sd_model)
         self.denoiser = SimpleNamespace(step=0, total_steps=4, p=self.p, inner_model=wrapped)
@@ -224,8 +225,8 @@ def test_an_input_that_is_changed_after_the_model_is_not_perturbed(host, monkeyp
     torch.testing.assert_close(guided(host, scale=1.0) - unguided, shift)
 
 
-def test_adaptive_scale_is_the_size_of_the_push(host):
-    shift = guided(host, scale=0.5, adaptive=True) - plain(host)
+def test_in_unit_push_the_scale_is_the_size_of_the_push(host):
+    shift = guided(host, scale=0.5, unit="push") - plain(host)
     # σ is 2: the push of a denoised picture is twice that of the noise, in whose space s₀ is its size.
     size = shift[0].square().mean(dim=(1, 2, 3)).sqrt()
     torch.testing.assert_close(size, torch.full((2,), 1.0), rtol=0.05, atol=0)

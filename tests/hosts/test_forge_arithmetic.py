@@ -17,7 +17,7 @@ from asag.hosts.generation import RUN, arm
 from asag.settings import AsagSettings
 from tests.hosts.forge_double import Host, KModel, Options, Patcher, calc_cond_uncond_batch
 from tests.hosts.guided import AND, FIRST, HIRES, LATER, PLAIN, ConvolvedRows, assert_steps, expected, guided
-from tests.hosts.reference import Prompts, blurred_map, identity_map, real_unet
+from tests.hosts.reference import ALPHAS, Prompts, blurred_map, identity_map, real_unet
 from tests.support import snapshot
 
 OWN = ("asag.hosts.forge", "asag.hosts.loaded")
@@ -90,9 +90,68 @@ def test_the_hires_pass_has_a_scale_and_blocks_of_its_own(host: Host) -> None:
     assert_steps(host, found, [[2.0] * 2, [3.0] * 2], blocks=("mid", "out.0,in.1"))
 
 
-def test_the_hires_pass_begins_its_adaptive_scale_anew(host: Host) -> None:
-    found = guided(host, Options(passes=[FIRST, HIRES]), adaptive=True)
-    assert_steps(host, found, CONSTANT * 2, adaptive=True)
+@pytest.mark.parametrize("unit", ["push", "cfg"])
+def test_the_hires_pass_begins_its_averages_anew(host: Host, unit: str) -> None:
+    found = guided(host, Options(passes=[FIRST, HIRES]), unit=unit)
+    assert_steps(host, found, CONSTANT * 2, unit=unit)
+
+
+@pytest.mark.parametrize("batched", [True, False], ids=["one call", "calls"])
+@pytest.mark.parametrize("flow", [False, True], ids=["noise", "flow"])
+@pytest.mark.parametrize("prompts", [PLAIN, AND], ids=["plain", "AND"])
+def test_unit_cfg_goes_by_the_size_of_cfgs_own_push(
+    host: Host, prompts: list[Prompts], flow: bool, batched: bool
+) -> None:
+    """The same in a model of noise and in the same model as one of flow matching."""
+    host.prompts = prompts
+    assert_steps(host, guided(host, Options(4.0, batched, flow=flow), unit="cfg"), CONSTANT, unit="cfg")
+    assert host.comments == []
+
+
+def test_unit_cfg_is_the_same_for_noise_and_for_flow(host: Host) -> None:
+    noise, flow = (guided(host, Options(flow=flow), unit="cfg") for flow in (False, True))
+    for one, other in zip(noise, flow, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def test_unit_cfg_beside_contrast_and_rescale(host: Host) -> None:
+    more = {"unit": "cfg", "contrast": 0.4, "rescale": 0.7}
+    assert_steps(host, guided(host, Options(), **more), CONSTANT, **more)
+
+
+@pytest.mark.parametrize("always_uncond", [False, True])
+def test_without_cfg_unit_cfg_is_a_stated_push_and_says_so(host: Host, always_uncond: bool) -> None:
+    found = guided(host, Options(1.0, always_uncond=always_uncond), unit="cfg")
+    assert_steps(host, found, CONSTANT, unit="cfg")
+    (told,) = host.comments
+    assert told.startswith("ASAG took unit push at 0.1 times the scale in 2 of 2 guided steps: unit cfg goes by CFG")
+
+
+@pytest.mark.parametrize("settings", [{"unit": "cfg"}, {"figures": True}])
+def test_cfgs_own_push_is_what_the_host_made_before_other_extensions(host: Host, settings: dict[str, Any]) -> None:
+    def another(args: dict[str, Any]) -> Tensor:
+        return args["denoised"] + 3.0
+
+    host.objects.unet.model_options["sampler_post_cfg_function"] = [another]
+    found = guided(host, Options(), **settings)
+    for result, timestep in zip(found, (801, 401), strict=True):
+        sigma = ((1 - ALPHAS[timestep]) / ALPHAS[timestep]).sqrt()
+        result += 3.0 / sigma
+    settings.pop("figures", None)
+    assert_steps(host, found, CONSTANT, **settings)
+    del host.objects.unet.model_options["sampler_post_cfg_function"]
+
+
+@torch.no_grad()
+def test_the_trace_has_the_push_beside_cfgs_own(host: Host) -> None:
+    host.options = Options(passes=[FIRST])
+    trace = arm(host.adapter, host.p, AsagSettings(enabled=True, scale=0.5, unit="cfg", figures=True), unguided=list)
+    host.p.sample()
+    first, _ = trace.steps
+    assert first.pushes == pytest.approx([0.5 * size for size in first.cfg_sizes], rel=1e-10)
+    _, unconditional, plain = expected(host, [[0.0] * 2])
+    own = (plain[0] - unconditional[0]) * 6 / 7  # (w - 1) (ε(x, c) - ε(x)) for w = 7
+    assert first.cfg_sizes == pytest.approx(own.square().mean(dim=(1, 2, 3)).sqrt().tolist(), rel=1e-10)
 
 
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
@@ -218,7 +277,7 @@ FOUR = {"passes": [LATER], "timesteps": (801, 601, 401, 201)}
 
 @pytest.mark.parametrize("every", [2, 3])
 @pytest.mark.parametrize(
-    "settings", [{}, {"contrast": 0.4}, {"rescale": 0.7}, {"adaptive": True}, {"reuse": False}], ids=str
+    "settings", [{}, {"contrast": 0.4}, {"rescale": 0.7}, {"unit": "push"}, {"unit": "cfg"}, {"reuse": False}], ids=str
 )
 def test_steps_between_use_the_last_push(host: Host, settings: dict[str, Any], every: int) -> None:
     host.prompts = PLAIN if "rescale" in settings else AND

@@ -1,0 +1,65 @@
+"""The unit of the scale: what a scale of 1 means, and so what each step's δ is multiplied by. Knows tensors only."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from asag.guidance import AdaptiveScale, rms
+
+# paper: the scale multiplies δ. push: the scale is the size of the push. cfg: it is that size beside CFG's own push.
+UNITS = ("paper", "push", "cfg")
+# Of the average in unit cfg. δ grows tenfold within a few steps: with the 0.9 of adaptive guidance the average lags, and
+# pushes were up to 5.7 times as large as asked.
+MOMENTUM = 0.5
+# ‖δ‖ beside CFG's push: a smaller δ may be what float16 leaves of a difference, and isn't blown up to CFG's size.
+FLOOR = 2e-3
+# The push that a scale of 1 stands for in unit cfg where there is no CFG. CFG's own push is about that large (0.04 to 0.5
+# at CFG scales 2 to 4), and usual scales, 0.2 to 2, give pushes that are usual in unit push.
+WITHOUT_CFG = 0.1
+
+
+class UnitScale:
+    """What δ is multiplied by, of each image, over the steps of one pass of the sampler; ‖·‖ is the RMS.
+
+    "paper": s. "push": s / (EMA‖δ‖ + 0.001) as in adaptive guidance ("When guidance breaks"): the push has about the
+    size s in every step. "cfg": s / EMA(‖δ‖ / ‖CFG's push‖): the push is about s times as large as CFG's own. The
+    quotient counts as 0.002 at least. It is the same whatever the model predicts: noise, a velocity or a picture.
+
+    In unit cfg a step without CFG has nothing to be relative to. It goes by the steps with CFG before it in the pass;
+    where there is none, the scale is 0.1 s in unit push. `without_cfg` counts those steps, over all passes.
+    """
+
+    def __init__(self, unit: str) -> None:
+        self.unit = unit
+        self.without_cfg = 0
+        self.begin_pass()
+
+    def begin_pass(self) -> None:
+        """A pass of the sampler begins, whose averages are its own."""
+        self._push = AdaptiveScale()
+        self._ratio: Tensor | None = None
+
+    def __call__(self, scale: float, delta: Tensor, cfg: Tensor | None) -> float | Tensor:
+        """The factor of this step: a number, or of each image, (images, 1, …), in delta's dtype.
+
+        Args:
+            scale: s, as the schedule has it in this step.
+            delta: δ, (images, …), any floating dtype, a difference of noise or velocity predictions.
+            cfg: CFG's own push (asag.guidance.cfg_push), shaped as delta and in the same space; None in a step without
+                CFG. It counts in unit cfg alone.
+        """
+        if self.unit == "paper":
+            return scale
+        if self.unit == "push":
+            return self._push(scale, delta)
+        before = self._ratio
+        if before is not None and before.shape[0] != delta.shape[0]:
+            before = None
+        if cfg is not None:
+            now = (rms(delta) / rms(cfg).clamp_min(1e-12)).clamp_min(FLOOR)
+            before = now if before is None else MOMENTUM * before + (1 - MOMENTUM) * now
+        self._ratio = before
+        if before is None:
+            self.without_cfg += 1
+            return self._push(WITHOUT_CFG * scale, delta)
+        return (scale / before).to(delta.dtype)
