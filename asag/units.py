@@ -8,13 +8,13 @@ from asag.guidance import AdaptiveScale, rms
 
 # paper: the scale multiplies δ. push: the scale is the size of the push. cfg: it is that size beside CFG's own push.
 UNITS = ("paper", "push", "cfg")
-# Of the average in unit cfg. δ grows tenfold within a few steps: with the 0.9 of adaptive guidance the average lags, and
+# Of the average in unit cfg. δ grows tenfold within a few steps: the average of adaptive guidance, 0.9, lags, so that
 # pushes were up to 5.7 times as large as asked.
 MOMENTUM = 0.5
 # ‖δ‖ beside CFG's push: a smaller δ may be what float16 leaves of a difference, and isn't blown up to CFG's size.
 FLOOR = 2e-3
-# The push that a scale of 1 stands for in unit cfg where there is no CFG. CFG's own push is about that large (0.04 to 0.5
-# at CFG scales 2 to 4), and usual scales, 0.2 to 2, give pushes that are usual in unit push.
+# The push that a scale of 1 stands for in unit cfg where there is no CFG. CFG's own is about that large (0.04 to 0.5 at
+# CFG scales 2 to 4), and usual scales, 0.2 to 2, give pushes that are usual in unit push.
 WITHOUT_CFG = 0.1
 
 

@@ -192,7 +192,7 @@ def test_hosts_say_which_rows_they_mean_without_a_wait() -> None:
 
 
 def test_position_ids_of_flux_are_read_once() -> None:
-    passes = Passes(None, FluxTransformer())
+    passes = Passes(None, FluxTransformer(), "paper")
     with FakeCuda() as fake:
         given = {"hidden_states": torch.empty(1, 16, 8, device="cuda"), "img_ids": torch.empty(16, 3, device="cuda")}
         with fake.recording() as first:

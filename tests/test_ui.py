@@ -134,14 +134,22 @@ def test_the_page_is_told_where_sliders_end_and_which_methods_a_field_is_for(mad
     about = next(each for each in made if each.given.get("elem_id") == "id_about")
     rules = json.loads(html.unescape(re.search('data-fields="([^"]*)"', about.args[0])[1]))
     sinkhorn = {"of": "id_method", "methods": ["asag", "similarity"]}
+    units = {
+        "paper": {"slider_maximum": 10.0, "step": 0.1},
+        "push": {"slider_maximum": 0.5, "step": 0.005},
+        "cfg": {"slider_maximum": 2.0, "step": 0.05},
+    }
+    for name in ("scale", "hires_scale"):
+        shown = rules[f"id_{name}"]["units"]
+        assert all(shown[unit].pop("help") == each.help for unit, each in options()[name][1].units.items())
     known = {name for name, (_, option) in options().items() if option.slider_maximum is not None or option.methods}
     assert set(rules) == {f"id_{name}" for name in known}
     expected = {
-        "id_scale": {"slider_maximum": 10.0},
+        "id_scale": {"slider_maximum": 10.0, "unit": "id_unit", "units": units},
         "id_iterations": {"slider_maximum": 10, **sinkhorn},
         "id_strength": {"slider_maximum": 3.0, **sinkhorn},
         "id_blur": {"of": "id_method", "methods": ["seg"]},
-        "id_hires_scale": {"slider_maximum": 10.0},
+        "id_hires_scale": {"slider_maximum": 10.0, "unit": "id_unit", "units": units},
         "id_tolerance": {"slider_maximum": 0.5, **sinkhorn},
     }
     assert {name: rules[name] for name in expected} == expected

@@ -86,7 +86,7 @@ def asag_guidance(
         contrast: how much of what is mere contrast in the push stays. Lower: shapes change and colours don't burn.
             Usual: 1 with a UNet, 0 with a transformer.
         unit: what the scale means. "paper": it multiplies the push, whose size differs from block to block. "push": it
-            is the size of the push, as an RMS of noise (of velocity in a transformer), in every picture and step.
+            is the size of the push, as an RMS of what the model predicts, in every picture and step.
             "cfg": it is that size beside CFG's own push. Usual: "paper"; with "push" scales of 0.02 to 0.2, with "cfg"
             of 0.2 to 1. Its earlier spelling, `adaptive` True or False, is read as "push" and "paper".
         blur: for the method "seg" alone, how far queries are blurred, in tokens. Higher: weaker attention. Usual:

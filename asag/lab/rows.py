@@ -63,8 +63,8 @@ ROWS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
         {f"{value:g}": {"unit": "push", "scale": value} for value in (0.02, 0.05, 0.1, 0.2, 0.5)},
     ),
     "cfg": (
-        "Unit cfg at scale 4: four times CFG's own push",
-        {name: {"unit": "cfg", "scale": 4.0, "blocks": name} for name in ("in.1", "in.3", "mid", "out.0", "all")},
+        "Unit cfg at scale 1: the push is as large as CFG's own",
+        {name: {"unit": "cfg", "scale": 1.0, "blocks": name} for name in ("in.1", "in.3", "mid", "out.0", "all")},
     ),
 }
 

@@ -398,6 +398,73 @@ def test_unit_push_gives_the_push_its_size_and_starts_anew_with_each_image() -> 
     assert not torch.equal(first, other)
 
 
+@pytest.mark.parametrize("kind", [each for each in PREDICTED if each != "flux"])
+@pytest.mark.usefixtures("double")
+def test_unit_cfg_gives_the_push_its_size_beside_cfgs_own_and_starts_anew_with_each_image(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe, given = predicting(kind), inputs(kind[:4], images=2, steps=2)
+    denoiser = pipe.unet if kind.startswith("sd15") else pipe.transformer
+    with recorded_rows(denoiser) as rows:
+        latents(pipe, given)
+        first = latents(pipe, given, scale=0.3, unit="cfg")
+    uncond, cond = rows[0].chunk(2)
+    shift = rows[2] - rows[0]
+
+    def size(each: Tensor) -> Tensor:
+        return each.square().mean(dim=(1, 2, 3)).sqrt()
+
+    own = (given["guidance_scale"] - 1) * size(cond - uncond)
+    torch.testing.assert_close(size(shift), 0.3 * own.repeat(2), rtol=1e-10, atol=1e-10)
+    with asag_guidance(pipe, scale=0.3, unit="cfg"):
+        pipe(**inputs(kind[:4], images=2, steps=2, seed=4))
+        assert torch.equal(pipe(**given).images, first)
+    assert not caplog.messages
+
+
+@pytest.mark.usefixtures("double")
+def test_pictures_in_unit_cfg_are_the_same_whatever_the_unet_predicts() -> None:
+    """The same network as one of noise, of velocities and of pictures: α and σ are the scheduler's, of float32."""
+    found = {}
+    for kind in ("epsilon", "v_prediction", "sample"):
+        pipe = sd15_pipe(unet=sd15_unet())
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type=kind)
+        alphas, original = pipe.scheduler.alphas_cumprod, pipe.unet.forward
+
+        def forward(x: Tensor, t: Any, *args: Any, kind=kind, alphas=alphas, original=original, **more: Any) -> Any:
+            (noise,) = original(x, t, *args, **more)
+            alpha, sigma = alphas[int(t)].sqrt(), (1 - alphas[int(t)]).sqrt()
+            if kind == "v_prediction":
+                return ((noise - sigma * x) / alpha,)
+            return (noise if kind == "epsilon" else (x - sigma * noise) / alpha,)
+
+        pipe.unet.forward = forward
+        given = inputs("sd15", images=2, steps=3)
+        found[kind] = (latents(pipe, given), latents(pipe, given, scale=0.5, unit="cfg", reuse=False))
+    push = difference(*found["epsilon"])
+    for kind in ("v_prediction", "sample"):
+        assert difference(found[kind][1], found["epsilon"][1]) < 1e-5 * push
+
+
+@pytest.mark.parametrize(("kind", "guided"), [("sd15", False), ("flux", True)])
+def test_without_cfg_unit_cfg_is_a_stated_push_and_the_log_says_so(
+    kind: str, guided: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe, given = PIPES[kind](), inputs(kind, guided=guided)
+    stated = latents(pipe, given, scale=0.05, unit="push")
+    assert torch.equal(latents(pipe, given, scale=0.5, unit="cfg"), stated)
+    (told,) = caplog.messages
+    assert told.startswith("ASAG takes unit push at 0.1 times the scale: unit cfg goes by CFG, and there is none")
+
+
+@pytest.mark.parametrize(("before", "unit"), [(True, "push"), (False, "paper")])
+def test_the_earlier_spelling_of_the_unit_is_read(before: bool, unit: str) -> None:
+    pipe, given = sd15_pipe(), inputs("sd15", steps=2)
+    assert torch.equal(latents(pipe, given, scale=0.1, adaptive=before), latents(pipe, given, scale=0.1, unit=unit))
+    with pytest.raises(SettingsError, match="adaptive: unknown"):
+        latents(pipe, given, adaptive=before, unit="cfg")
+
+
 def test_heun_makes_more_model_calls_than_steps() -> None:
     pipe = sd15_pipe(scheduler=HeunDiscreteScheduler())
     with counted_calls(pipe.unet) as rows:

@@ -175,17 +175,18 @@ def pipe_of(timesteps: Any = None, **more: Any) -> Any:
 
 def test_steps_are_counted_anew_with_new_timesteps_or_after_the_last() -> None:
     pipe = pipe_of(torch.arange(3))
-    passes = Passes(pipe, DiffusersUnet())
-    adaptive = passes.adaptive
+    passes = Passes(pipe, DiffusersUnet(), "paper")
+    begun: list[None] = []
+    passes.unit.begin_pass = lambda: begun.append(None)
     assert [passes.next_step() for _ in range(3)] == [(0, 3), (1, 3), (2, 3)]
-    assert passes.adaptive is not adaptive
-    passes.rows, passes.shift, adaptive = 4, Shift(normal(1)), passes.adaptive
+    assert len(begun) == 1
+    passes.rows, passes.shift = 4, Shift(normal(1))
     assert passes.next_step() == (0, 3)  # another picture, with the timesteps kept
-    assert (passes.rows, passes.shift, passes.adaptive is adaptive) == (0, None, False)
+    assert (passes.rows, passes.shift, len(begun)) == (0, None, 2)
     passes.next_step()
-    adaptive, pipe.scheduler.timesteps = passes.adaptive, torch.arange(2)
+    pipe.scheduler.timesteps = torch.arange(2)
     assert passes.next_step() == (0, 2)  # one that was broken off before
-    assert passes.adaptive is not adaptive
+    assert len(begun) == 3
     pipe.num_timesteps = 5  # more calls than timesteps
     assert [passes.next_step() for _ in range(5)] == [(1, 5), (2, 5), (3, 5), (4, 5), (0, 5)]
 
@@ -193,9 +194,15 @@ def test_steps_are_counted_anew_with_new_timesteps_or_after_the_last() -> None:
 def test_the_conditional_rows_are_the_second_half_of_the_same_latents() -> None:
     half = normal(3, 4, 2, 2)
     both = torch.cat([half, half])
-    assert Passes(pipe_of(do_classifier_free_guidance=True), DiffusersUnet()).conditional_rows(both) == slice(3, 6)
-    assert Passes(pipe_of(do_classifier_free_guidance=False), DiffusersUnet()).conditional_rows(half) == slice(0, 3)
-    assert Passes(pipe_of(do_classifier_free_guidance=True), FluxTransformer()).conditional_rows(half) == slice(0, 3)
+    assert Passes(pipe_of(do_classifier_free_guidance=True), DiffusersUnet(), "paper").conditional_rows(both) == slice(
+        3, 6
+    )
+    assert Passes(pipe_of(do_classifier_free_guidance=False), DiffusersUnet(), "paper").conditional_rows(half) == slice(
+        0, 3
+    )
+    assert Passes(pipe_of(do_classifier_free_guidance=True), FluxTransformer(), "paper").conditional_rows(
+        half
+    ) == slice(0, 3)
 
 
 @pytest.mark.parametrize("guided", [True, None])
@@ -203,11 +210,11 @@ def test_the_conditional_rows_are_the_second_half_of_the_same_latents() -> None:
 def test_other_rows_are_refused(guided: bool | None, rows: int) -> None:
     pipe = pipe_of() if guided is None else pipe_of(do_classifier_free_guidance=True)
     with pytest.raises(UnsupportedModel, match=rf"SimpleNamespace calls its denoiser on {rows} rows that aren't"):
-        Passes(pipe, DiffusersUnet()).conditional_rows(normal(rows, 4, 2, 2))
+        Passes(pipe, DiffusersUnet(), "paper").conditional_rows(normal(rows, 4, 2, 2))
 
 
 def test_rows_are_compared_once_for_each_picture_and_may_not_become_more() -> None:
-    passes = Passes(pipe_of(do_classifier_free_guidance=True), DiffusersUnet())
+    passes = Passes(pipe_of(do_classifier_free_guidance=True), DiffusersUnet(), "paper")
     half = normal(1, 4, 2, 2)
     passes.conditional_rows(torch.cat([half, half]))
     assert passes.conditional_rows(normal(2, 4, 2, 2)) == slice(1, 2)
@@ -216,7 +223,7 @@ def test_rows_are_compared_once_for_each_picture_and_may_not_become_more() -> No
 
 
 def test_flux_predicts_the_same_latents_again_for_its_negative_prompt() -> None:
-    passes = Passes(pipe_of(), FluxTransformer())
+    passes = Passes(pipe_of(), FluxTransformer(), "paper")
     sample, time = normal(1, 24, 16), torch.tensor([0.5])
 
     def repeats(sample: Tensor, time: Tensor, rescale: float = 0.0) -> bool:
@@ -232,19 +239,19 @@ def test_flux_predicts_the_same_latents_again_for_its_negative_prompt() -> None:
         repeats(sample, time, 0.5)
     passes.shift = None  # a step outside the window
     assert repeats(sample, time, 0.5)
-    unet = Passes(pipe_of(), DiffusersUnet())
+    unet = Passes(pipe_of(), DiffusersUnet(), "paper")
     assert not any(unet.repeats_step((sample, time), {}, 0.0) for _ in range(2))
     assert unet.repeats_step((sample, time), {"skip_layers": [7]}, 0.0)
     assert not unet.repeats_step((sample, time), {"skip_layers": None}, 0.0)
 
 
 def test_position_ids_are_read_once() -> None:
-    passes = Passes(pipe_of(), FluxTransformer())
+    passes = Passes(pipe_of(), FluxTransformer(), "paper")
     sample, ids = normal(1, 24, 16), packed_ids(4, 6)
     assert passes.latent_size((sample,), {"img_ids": ids}) == (4, 6)
     ids[:] = packed_ids(2, 12)
     assert passes.latent_size((sample,), {"img_ids": ids}) == (4, 6)
     assert passes.latent_size((sample,), {"img_ids": ids.clone()}) == (2, 12)
     assert passes.latent_size((sample,), {}) is None
-    unet = Passes(pipe_of(), DiffusersUnet())
+    unet = Passes(pipe_of(), DiffusersUnet(), "paper")
     assert unet.latent_size((normal(1, 4, 3, 5),), {"img_ids": ids}) == (3, 5)

@@ -235,6 +235,48 @@ def test_unit_push_divides_by_the_running_size_and_starts_anew_with_each_picture
     torch.testing.assert_close(pred, 3 * cond + 0.1 / (average + 1e-3) * 3 * delta, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("original", [False, True])
+@torch.no_grad()
+@pytest.mark.usefixtures("double")
+def test_unit_cfg_gives_the_push_its_size_beside_cfgs_own(original: bool, caplog: pytest.LogCaptureFixture) -> None:
+    model = sd3_transformer()
+    cond, uncond, weakened = predictions(model, "auto", Sinkhorn())
+    cfg, delta = (5.0 if original else 4.0) * (cond - uncond), cond - weakened
+
+    def size(each: Tensor) -> Tensor:
+        return each.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+
+    def told() -> list[str]:
+        return [each.getMessage() for each in caplog.records if each.name.startswith("asag")]
+
+    guider = AdversarialSinkhornAttentionGuidance(5.0, 0.3, unit="cfg", stop=0.75, use_original_formulation=original)
+    for step in (0, 1, 3, 0):  # the last but one has no CFG, and goes by those before
+        pred, _ = drive(guider, model, step)
+        push = 0.3 * size(cfg) / size(delta) * delta
+        torch.testing.assert_close(pred, cond + push if step == 3 else cond + cfg + push, rtol=1e-10, atol=1e-10)
+    assert not told()
+    alone = AdversarialSinkhornAttentionGuidance(
+        0.0 if original else 1.0, 0.3, unit="cfg", use_original_formulation=original
+    )
+    pred, _ = drive(alone, model)
+    torch.testing.assert_close(pred, cond + 0.03 / (size(delta) + 1e-3) * delta, rtol=1e-10, atol=1e-10)
+    assert told() == ["ASAG takes unit push at 0.1 times the scale: there is no CFG for unit cfg"]
+
+
+def test_the_earlier_spelling_of_the_unit_is_read_also_in_what_was_saved() -> None:
+    for before, unit in ((True, "push"), (False, "paper")):
+        guider = AdversarialSinkhornAttentionGuidance(adaptive=before)
+        assert guider.settings.unit == unit
+        # As it was written then.
+        saved = {"_class_name": type(guider).__name__, "_use_default_values": ["blur"], "adaptive": before}
+        assert AdversarialSinkhornAttentionGuidance.from_config(saved).settings.unit == unit
+        assert AdversarialSinkhornAttentionGuidance.from_config(guider.config).settings.unit == unit
+    with pytest.raises(SettingsError, match="adaptive: unknown"):
+        AdversarialSinkhornAttentionGuidance(adaptive=True, unit="cfg")
+    with pytest.raises(SettingsError, match="unit: 'on'; allowed: paper, push, cfg"):
+        AdversarialSinkhornAttentionGuidance(adaptive="on")
+
+
 @pytest.mark.parametrize("kept", [0.0, 0.25])
 @torch.no_grad()
 @pytest.mark.usefixtures("double")

@@ -283,6 +283,31 @@ def test_the_slider_ends_at_10_and_the_field_takes_more(page: Page) -> None:
     expect(page.locator("#asag_preset_notice").first).to_contain_text("Deleted: far")
 
 
+def test_the_slider_and_its_help_follow_the_unit_and_the_field_takes_all(page: Page) -> None:
+    slider, help_text = page.locator("#asag_scale input[type=range]"), page.locator("#asag_scale")
+    for unit, most, step, told in (
+        ("cfg", "2", "0.05", "beside CFG"),
+        ("push", "0.5", "0.005", "in each step"),
+        ("paper", "10", "0.1", "the paper uses 1.5"),
+    ):
+        page.locator("#asag_unit input").click()
+        page.locator(f'#asag_unit [data-testid="dropdown-option"][aria-label="{unit}"]').click()
+        for name in ("scale", "hires_scale"):
+            expect(page.locator(f"#asag_{name} input[type=range]")).to_have_attribute("max", most)
+            expect(page.locator(f"#asag_{name} input[type=number]")).to_have_attribute("step", step)
+        expect(help_text).to_contain_text(told)
+        set_number(page, "scale", 30)
+        expect(number(page, "scale")).to_have_value("30")
+        slider.fill(most)
+        expect(number(page, "scale")).to_have_value(most)
+    # A preset brings its unit and its scale, which the slider shows.
+    set_number(page, "scale", 0.035)
+    page.locator("#asag_unit input").click()
+    page.locator('#asag_unit [data-testid="dropdown-option"][aria-label="push"]').click()
+    expect(slider).to_have_attribute("step", "0.005")
+    expect(slider).to_have_value("0.035")
+
+
 def test_links_open_in_a_tab_of_their_own(page: Page) -> None:
     links = page.locator(".asag-about a")
     expect(links.last).to_have_attribute("href", "https://arxiv.org/abs/2511.07499")

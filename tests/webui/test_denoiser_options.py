@@ -49,7 +49,11 @@ def test_halves_one_by_one(guidance_works: Image, guided: Image, prompt: str, ba
 
 
 @pytest.mark.parametrize("sampler", ["Euler a", "DDIM"])
-@pytest.mark.parametrize("changed", [{"rescale": 1.0}, {"contrast": 0.0}], ids=["rescale", "contrast"])
+@pytest.mark.parametrize(
+    "changed",
+    [{"rescale": 1.0}, {"contrast": 0.0}, {"unit": "push", "scale": 0.3}, {"unit": "cfg", "scale": 4.0}],
+    ids=["rescale", "contrast", "push", "cfg"],
+)
 def test_several_parts_and_images(
     webui: WebUI, guided: Image, plain: Image, changed: dict[str, Any], sampler: str
 ) -> None:
@@ -62,3 +66,30 @@ def test_several_parts_and_images(
         assert largest_difference(image, guided(settings, **payload, seed=7 + index)) < ROUNDING
         assert_differ(image, guided(pushed, **payload, seed=7 + index))
         assert_differ(image, plain(**payload, seed=7 + index))
+
+
+NO_CFG = "ASAG took unit push at 0.1 times the scale in {} guided steps"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, ""),
+        ({"sampler_name": "Heun"}, ""),
+        ({"cfg_scale": 1}, "3 of 3"),
+        ({"override_settings": {"s_min_uncond": 100, "s_min_uncond_all": True}}, "3 of 3"),
+        ({"override_settings": {"skip_early_cond": 0.4}, "steps": 4}, "of 4"),
+    ],
+    ids=["CFG", "Heun", "CFG 1", "NGMS", "Skip Early CFG"],
+)
+def test_unit_cfg_says_where_there_is_no_cfg(webui: WebUI, plain: Image, changes: dict[str, Any], told: str) -> None:
+    settings = {"unit": "cfg", "scale": 4.0, "blocks": "in.4, mid, out.5"}
+    answer = webui.txt2img(**small(**changes, alwayson_scripts=asag(**settings)))
+    assert_differ(answer.image, plain(**changes))
+    note = answer.infotexts[0].partition("ASAG note: ")[2].replace('\\"', '"')
+    if not told:
+        assert note == ""
+    elif told.startswith("of"):
+        assert "ASAG took unit push at 0.1 times the scale in " in note
+    else:
+        assert NO_CFG.format(told) in note

@@ -72,7 +72,7 @@ def test_hires_has_one_figure(webui: WebUI) -> None:
     assert figure.shape[0] == HEIGHT
 
 
-@pytest.mark.parametrize("settings", [{"adaptive": True, "scale": 0.1}, {"method": "pag"}, {"reuse": False}])
+@pytest.mark.parametrize("settings", [{"unit": "push", "scale": 0.1}, {"method": "pag"}, {"reuse": False}])
 def test_any_settings_have_a_figure(webui: WebUI, guided: Image, settings: dict[str, Any]) -> None:
     image, figure = webui.txt2img(**request(alwayson_scripts=asag(**settings, figures=True))).images
     assert_same(image, guided(settings))

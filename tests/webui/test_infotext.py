@@ -13,7 +13,8 @@ CASES: list[dict[str, Any]] = [
     {"scale": 3.5},
     {"blocks": "mid, out.3-5", "iterations": 3, "strength": 0.5},
     {"method": "pag", "start": 0.1, "end": 0.9, "schedule": "cosine", "rescale": 0.3},
-    {"scale": 0.1, "adaptive": True},
+    {"scale": 0.1, "unit": "push"},
+    {"scale": 5.0, "unit": "cfg"},
 ]
 
 
@@ -58,6 +59,9 @@ def test_png_info_knows_the_key(webui: WebUI) -> None:
     assert info["parameters"]["ASAG"] == "scale 2.0; blocks mid, out.3"
 
 
-def test_adaptive_guides_otherwise_than_the_plain_scale(webui: WebUI) -> None:
-    adaptive = webui.txt2img(**request(alwayson_scripts=asag(scale=0.1, adaptive=True))).image
-    assert_differ(adaptive, webui.txt2img(**request(alwayson_scripts=asag(scale=0.1))).image)
+def test_unit_push_guides_otherwise_than_the_plain_scale_and_its_earlier_spelling_alike(webui: WebUI) -> None:
+    push = webui.txt2img(**request(alwayson_scripts=asag(scale=0.1, unit="push")))
+    assert_differ(push.image, webui.txt2img(**request(alwayson_scripts=asag(scale=0.1))).image)
+    earlier = webui.txt2img(**request(alwayson_scripts=asag(scale=0.1, adaptive=True)))
+    assert_same(earlier.image, push.image)
+    assert "ASAG: scale 0.1; unit push" in earlier.infotexts[0].replace('"', "")

@@ -51,7 +51,7 @@ class TestSd2:
     def test_image_to_image(self, guidance_works: Image) -> None:
         guidance_works(image_request(steps=3))
 
-    @pytest.mark.parametrize("settings", [{"adaptive": True, "scale": 1.0}, {"rescale": 1.0}, {"method": "seg"}])
+    @pytest.mark.parametrize("settings", [{"unit": "push", "scale": 1.0}, {"rescale": 1.0}, {"method": "seg"}])
     def test_settings(self, guided: Image, settings: dict[str, Any]) -> None:
         assert_differ(guided(settings), guided())
 

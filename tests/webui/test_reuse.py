@@ -23,7 +23,7 @@ SIZE = {"width": 256, "height": 256}
         ({"blocks": "out.11"}, {}),
         ({"blocks": "all"}, {}),
         ({"method": "pag"}, {}),
-        ({"adaptive": True, "scale": 0.5}, {}),
+        ({"unit": "push", "scale": 0.5}, {}),
         ({}, {"cfg_scale": 1}),
         ({}, {"batch_size": 2}),
         ({}, {"prompt": "a cat AND a dog :0.5"}),
