@@ -14,18 +14,11 @@ from asag.echo import shown_names
 from asag.guidance import SCHEDULES
 from asag.noise import Window
 from asag.operators import METHODS, Operator, make_operator
-from asag.option import InUnit, Option, option, read_value
-from asag.units import UNITS
+from asag.option import Option, option, read_value
+from asag.units import UNITS, scales
 
 # The methods that iterate.
 SINKHORN = ("asag", "similarity")
-
-# How the page shows a scale in each unit.
-SCALES = {
-    "paper": InUnit(10.0, 0.1, "How strongly ASAG changes the picture. Try 0.5 to 4; the paper uses 1.5."),
-    "push": InUnit(0.5, 0.005, "How far ASAG changes the picture in each step. Try 0.02 to 0.2."),
-    "cfg": InUnit(2.0, 0.05, "How strong ASAG is beside CFG: 0.3 is about a third as strong as CFG. Try 0.2 to 1."),
-}
 
 
 class SettingsError(ValueError):
@@ -52,7 +45,7 @@ class AsagSettings:
         maximum=100.0,
         slider_maximum=10.0,
         step=0.1,
-        units=SCALES,
+        units=scales(),
     )
     blocks: str = option(
         "auto",
@@ -172,10 +165,7 @@ class AsagSettings:
         maximum=100.0,
         slider_maximum=10.0,
         step=0.1,
-        units={
-            unit: shown._replace(help="The scale in the hires pass. 0 takes the scale of the first pass.")
-            for unit, shown in SCALES.items()
-        },
+        units=scales("The scale in the hires pass. 0 takes the scale of the first pass."),
         group="Hires fix",
     )
     hires_blocks: str = option(

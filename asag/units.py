@@ -1,10 +1,11 @@
-"""The unit of the scale: what a scale of 1 means, and so what each step's δ is multiplied by. Knows tensors only."""
+"""The unit of the scale: what a scale of 1 means, and so what each step's δ is multiplied by."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from asag.guidance import AdaptiveScale, rms
+from asag.option import InUnit
 
 # paper: the scale multiplies δ. push: the scale is the size of the push. cfg: it is that size beside CFG's own push.
 UNITS = ("paper", "push", "cfg")
@@ -16,6 +17,16 @@ FLOOR = 2e-3
 # The push that a scale of 1 stands for in unit cfg where there is no CFG. CFG's own is about that large (0.04 to 0.5 at
 # CFG scales 2 to 4), and usual scales, 0.2 to 2, give pushes that are usual in unit push.
 WITHOUT_CFG = 0.1
+
+
+def scales(help: str = "") -> dict[str, InUnit]:
+    """How the page shows a scale in each unit; `help` replaces that of the units."""
+    found = {
+        "paper": InUnit(10.0, 0.1, "How strongly ASAG changes the picture. Try 0.5 to 4; the paper uses 1.5."),
+        "push": InUnit(0.5, 0.005, "How far ASAG changes the picture in each step. Try 0.02 to 0.2."),
+        "cfg": InUnit(2.0, 0.05, "How strong ASAG is beside CFG: 0.3 is about a third as strong as CFG. Try 0.2 to 1."),
+    }
+    return {unit: shown._replace(help=help or shown.help) for unit, shown in found.items()}
 
 
 class UnitScale:

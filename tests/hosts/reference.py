@@ -162,10 +162,10 @@ class Definition:
         if not scale:
             self.guided = 0
             return plain, uncond, plain
+        total = sum(map(abs, weights))
         if self.guided % self.every == 0:
             with weakened(self.unet, self.blocks, self.attention_map):
                 weak = self.noise(x, timestep, self.prompts.parts)
-            total = sum(map(abs, weights))
             self.delta = sum(w * (cond - each) for w, cond, each in zip(weights, conds, weak, strict=True)) / total
         self.guided += 1
         delta = self.delta

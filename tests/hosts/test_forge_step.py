@@ -91,7 +91,7 @@ def network():
 
 def step_on(network, x, reuse=False):
     layers = [AttentionLayer(Address("mid", 0, 0), network.attention)]
-    return ForgeStep(network, x, 1.5, layers, Doubling(), Operator(), reuse or Reuse(False))
+    return ForgeStep(network, x, 1.5, layers, Doubling(), Operator(), reuse or Reuse(False), 7.0)
 
 
 def guide(network, conds, unconds, batches=True, played=None, reuse=None):
