@@ -145,7 +145,7 @@ def forge(unet: nn.Module, hook: CountingHook, texts: list[tuple[int, Tensor]], 
     step = None
     if reuse is not None:
         layers = choose_layers(unet, LdmUnet(), "mid")
-        step = forge_step.ForgeStep(unet, x, 1.5, layers, LdmUnet(), Sinkhorn(cost="uniform"), reuse)
+        step = forge_step.ForgeStep(unet, x, 1.5, layers, LdmUnet(), Sinkhorn(cost="uniform"), reuse, 7.0)
     own = forge_calls(unet, x, texts, batched)
     if step is None:
         return x, own, None

@@ -80,12 +80,12 @@ def test_a_step_that_was_used_is_none_that_was_missed() -> None:
 def test_a_pass_of_the_sampler_begins_everything_anew() -> None:
     run = Run(figures=True)
     run.comes_to(0, total=4)
-    adaptive, run.reuse.reason = run.adaptive, "a reason"
+    average, run.reuse.reason = run.scaling.unit._push, "a reason"
     run.comes_to(1, total=4)
-    assert run.adaptive is adaptive
+    assert run.scaling.unit._push is average
     assert run.reuse.reason == "a reason"
     run.comes_to(0, total=3)
-    assert run.adaptive is not adaptive
+    assert run.scaling.unit._push is not average
     assert run.reuse.reason == ""
     assert run.announced == 7
     assert run.trace is not None
@@ -192,20 +192,37 @@ DELTA = torch.tensor([[[3.0, -4.0]], [[0.0, 1.0]]])
 
 def test_the_scale_is_the_steps_and_the_largest_push_is_known() -> None:
     run = Run()
-    assert run.scale_of(2.5, DELTA, 2.0) == 2.5
-    assert run.largest == 4
-    run.scale_of(2.5, DELTA / 8, 2.0)
-    assert run.largest == 4
-    run.scale_of(2.5, DELTA * 2, 2.0)
-    assert run.largest == 8
+    assert run.scale_of(2.5, DELTA, 2.0, None) == 2.5
+    assert run.scaling.largest == 4
+    run.scale_of(2.5, DELTA / 8, 2.0, None)
+    assert run.scaling.largest == 4
+    run.scale_of(2.5, DELTA * 2, 2.0, None)
+    assert run.scaling.largest == 8
 
 
-def test_the_adaptive_scale_goes_by_the_size_of_the_noises_push() -> None:
-    run = Run(adaptive=True, figures=True)
+@pytest.mark.parametrize(("settings", "needed"), [({}, False), ({"unit": "push"}, False), ({"unit": "cfg"}, True)])
+def test_cfgs_own_push_is_needed_in_unit_cfg_and_for_figures(settings: dict[str, Any], needed: bool) -> None:
+    assert Run(**settings).scaling.needs_cfg is needed
+    assert Run(figures=True, **settings).scaling.needs_cfg
+
+
+def test_unit_cfg_goes_by_the_quotient_of_the_two_pushes_and_the_largest_of_cfgs_is_known() -> None:
+    run = Run(unit="cfg", figures=True)
+    assert run.trace is not None
+    run.trace.begin_pass(4)
+    found = run.scale_of(0.5, DELTA, 2.0, 3 * DELTA)
+    torch.testing.assert_close(found, torch.full((2, 1, 1), 1.5))
+    assert run.scaling.largest_cfg == 6
+    sizes = [3 * (25 / 2) ** 0.5 / 2, 3 * (1 / 2) ** 0.5 / 2]
+    assert run.trace.steps[0].cfg_sizes == pytest.approx(sizes)
+
+
+def test_unit_push_goes_by_the_size_of_the_noises_push() -> None:
+    run = Run(unit="push", figures=True)
     assert run.trace is not None
     run.trace.begin_pass(4)
     run.call = 2
-    found = run.scale_of(0.5, DELTA, 2.0)
+    found = run.scale_of(0.5, DELTA, 2.0, None)
     assert isinstance(found, Tensor)
     sizes = torch.tensor([[[(25 / 2) ** 0.5 / 2]], [[(1 / 2) ** 0.5 / 2]]])
     torch.testing.assert_close(found, 0.5 / (sizes + 1e-3))
@@ -216,7 +233,7 @@ def test_the_adaptive_scale_goes_by_the_size_of_the_noises_push() -> None:
     traced = Run(figures=True)
     assert traced.trace is not None
     traced.trace.begin_pass(4)
-    assert traced.scale_of(0.5, DELTA, 2.0) == 0.5
+    assert traced.scale_of(0.5, DELTA, 2.0, None) == 0.5
     assert (traced.trace.steps[0].number, traced.trace.steps[0].scales) == (0, (0.5, 0.5))
 
 
