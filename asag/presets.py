@@ -13,6 +13,7 @@ from typing import Any
 
 from asag.echo import shown, shown_names
 from asag.preset_file import PresetError, PresetFile
+from asag.preset_uses import ANY, KEY, uses_in, with_uses
 from asag.settings import AsagSettings, SettingsError, options
 
 # Fast: three fifths of the steps, the early ones, which decide the picture's structure; and a block after the middle.
@@ -48,7 +49,7 @@ def complete(preset: Mapping[str, Any]) -> AsagSettings:
 
 
 class Presets:
-    """The built-in presets and those in `path`, a JSON object of name to preset.
+    """The built-in presets and those in `path`, a JSON object of name to preset, and which models they are kept for.
 
     The file is read anew for every question, since other tabs, and people, write to it. Entries that can't be used
     stay in it as they stand. `notice` names them, as of the last question, and says so if the whole file was moved
@@ -104,7 +105,8 @@ class Presets:
             _check_usable(new, found)
             if new in found and new != name:
                 raise PresetError(f"name: {new!r} is taken; allowed: one that no preset has")
-            return {new if each == name else each: preset for each, preset in found.items()}
+            renamed = {new if each == name else each: preset for each, preset in found.items()}
+            return with_uses(renamed, {new if each == name else each: use for each, use in uses_in(found).items()})
 
         self.file.change(put)
         return new
@@ -112,9 +114,29 @@ class Presets:
     def delete(self, name: str) -> None:
         def take(found: dict[str, Any]) -> dict[str, Any]:
             _check_own(name, found)
-            return {each: preset for each, preset in found.items() if each != name}
+            left = {each: preset for each, preset in found.items() if each != name}
+            return with_uses(left, {each: use for each, use in uses_in(found).items() if each != name})
 
         self.file.change(take)
+
+    def uses(self) -> dict[str, str]:
+        """The kind of model or the checkpoint that a preset is kept for, by the preset's name."""
+        return uses_in(self.file.read())
+
+    def keep_for(self, name: str, use: str) -> None:
+        """Keep a preset, also one of ASAG's, for a kind of model, a checkpoint or ANY; raises PresetError when there is
+        none of that name."""
+
+        def put(found: dict[str, Any]) -> dict[str, Any]:
+            known = [*PRESETS, *_sorted(found)[0]]
+            if name not in known:
+                raise PresetError(f"preset: {shown(name)}; allowed: {shown_names(known)}")
+            if not isinstance(found.get(KEY, {}), dict):
+                raise PresetError(f"{KEY!r} in the file: {shown(found[KEY])}; allowed: an object of presets and models")
+            others = {each: kept for each, kept in uses_in(found).items() if each != name}
+            return with_uses(found, others if use == ANY else {**others, name: use})
+
+        self.file.change(put)
 
     def _own(self) -> dict[str, dict[str, Any]]:
         own, self.unusable = _sorted(self.file.read())
@@ -123,7 +145,11 @@ class Presets:
 
 def _sorted(found: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """The entries that can be used, and why each of the others can't."""
-    reasons = {name: _why_unusable(name, preset) for name, preset in found.items()}
+    reasons = {
+        name: _why_unusable(name, preset)
+        for name, preset in found.items()
+        if name != KEY or not isinstance(preset, dict)
+    }
     usable = {name: found[name] for name, reason in reasons.items() if reason is None}
     return usable, {name: reason for name, reason in reasons.items() if reason is not None}
 

@@ -4,6 +4,8 @@
     "use strict";
 
     const TICK_MS = 400; // values also change by presets, pasted texts and ui-config.json, without an event
+    const SETTLED_MS = 2500;
+    const CHECKPOINT = "#setting_sd_model_checkpoint input, .model_selection input, #settings_json textarea";
 
     function root() {
         return typeof gradioApp === "function" ? gradioApp() : document;
@@ -59,8 +61,26 @@
         }
     }
 
+    // Which presets the list offers first depends on the checkpoint: it looks when the page opens and when another one
+    // is chosen. A host may take up a change a little later than the page shows it.
+    let checkpoint = null;
+    let again = 0;
+
+    function lookAtPresets() {
+        const fields = [...root().querySelectorAll(CHECKPOINT)].map((each) => each.value);
+        const shown = JSON.stringify(fields);
+        const settled = again && Date.now() > again;
+        if (shown === checkpoint && !settled) return;
+        const buttons = root().querySelectorAll(".asag-look");
+        if (!buttons.length) return;
+        again = shown === checkpoint ? 0 : Date.now() + SETTLED_MS;
+        checkpoint = shown;
+        buttons.forEach((button) => button.click());
+    }
+
     setInterval(() => {
         nameFields();
+        lookAtPresets();
         for (const place of root().querySelectorAll(".asag-about")) apply(JSON.parse(place.dataset.fields));
     }, TICK_MS);
 })();

@@ -6,7 +6,7 @@ from modules import script_callbacks, scripts
 from modules.paths_internal import data_path
 from modules.ui_components import InputAccordion
 
-from asag.hosts import before_loading, generation, notes, webui
+from asag.hosts import before_loading, generation, notes, shown, webui
 from asag.presets import Presets
 from asag.webui import api, copies, earlier_labels, gallery_figures, infotext, routes, ui, xyz
 from asag.webui.paste import PasteFields
@@ -28,7 +28,9 @@ class AsagScript(scripts.Script):
 
     def ui(self, is_img2img):
         start = earlier_labels.start_values(webui.ui_config(), is_img2img)
-        accordion = ui.build(self.elem_id, InputAccordion, presets, blocks_route, start)
+        accordion = ui.build(
+            self.elem_id, InputAccordion, presets, blocks_route, start, model=lambda: shown.model_to_run(host)
+        )
         self.infotext_fields = paste_fields.fields(accordion)
         self.paste_field_names = paste_fields.sent()
         return list(accordion.settings.values())

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from asag.preset_uses import Model
 from asag.presets import PRESETS, Presets
 from asag.settings import AsagSettings, options
 from tests.gradio_double import Component, Page, gradio
@@ -22,8 +23,8 @@ class Panel:
     def __init__(self, presets: Presets, start: AsagSettings) -> None:
         from asag.webui.preset_panel import PresetPanel
 
-        self.presets = presets
-        self.panel = PresetPanel(presets, lambda name: f"id_{name}")
+        self.presets, self.model = presets, Model("SDXL", "one.safetensors")
+        self.panel = PresetPanel(presets, lambda name: f"id_{name}", lambda: self.model)
         self.panel.build_list(start)
         self.panel.build_manager()
         self.switch = Component()
@@ -31,6 +32,7 @@ class Panel:
         self.panel.connect(self.switch, self.settings)
         values = {component: getattr(start, name) for name, component in self.settings.items()}
         own = {self.panel.list: self.panel.list.given["value"], self.panel.notice: "as before"}
+        own |= {self.panel.use: self.panel.use.given["value"]}
         self.page = Page(values | own | {self.panel.name: "", self.panel.shared: ""})
 
     def set(self, **settings: Any) -> None:
@@ -72,6 +74,7 @@ def test_the_list_begins_at_the_preset_with_the_settings_that_there_are(panel: P
 
 def test_what_the_components_are(panel: Panel) -> None:
     own = {panel.panel.list: "preset", panel.panel.name: "preset_name", panel.panel.shared: "preset_text"}
+    own |= {panel.panel.use: "preset_use", panel.panel.look: "preset_look"}
     own |= {button: f"preset_{name.lower()}" for name, button in panel.panel.buttons.items()}
     assert {each: each.given["elem_id"] for each in own} == {each: f"id_{name}" for each, name in own.items()}
     assert all(each.do_not_save_to_config is True for each in own)
@@ -84,7 +87,7 @@ def test_what_the_components_are(panel: Panel) -> None:
     assert (folded.kind, folded.given["open"], folded.given["elem_id"]) == ("Accordion", False, "id_presets")
     listening = [panel.switch, *panel.settings.values(), *own]
     heard = [how for component in listening for *_, how in component.events.values()]
-    assert len(heard) == 2 + len(HELD) + 5
+    assert len(heard) == 4 + len(HELD) + 5
     assert all(how == {"queue": False, "show_progress": "hidden"} for how in heard)
 
 
@@ -208,3 +211,82 @@ def test_a_file_that_cant_be_read_leaves_the_built_in_presets_and_is_told(panel:
     assert panel.page.info[panel.panel.list].startswith("Sets all options at once. ")
     assert "presets.json can't be read" in panel.page.info[panel.panel.list]
     assert panel.chosen == "Custom"
+
+
+def use(panel: Panel, value: str) -> None:
+    panel.page.values[panel.panel.use] = value
+    panel.page.fire(panel.panel.use, "input")
+
+
+def test_a_preset_is_kept_for_a_kind_or_a_checkpoint_and_offered_first(panel: Panel) -> None:
+    assert panel.panel.use.args == (["any model", "one.safetensors", "SDXL"],)
+    use(panel, "SDXL")
+    assert (panel.chosen, panel.notice) == ("Gentle", said("Gentle comes first in the list for SDXL."))
+    assert panel.page.choices[panel.panel.list] == ["★ Gentle (SDXL)", *(each for each in BUILT_IN if each != "Gentle")]
+    assert panel.given == AsagSettings(scale=0.8)
+    # Chosen by its mark, it is the preset.
+    panel.set(scale=4.0)
+    panel.page.values[panel.panel.list] = "★ Gentle (SDXL)"
+    panel.page.fire(panel.panel.list, "input")
+    assert (panel.chosen, panel.given) == ("Gentle", AsagSettings(scale=0.8))
+    assert panel.page.values[panel.panel.use] == "SDXL"
+    use(panel, "one.safetensors")
+    assert panel.page.choices[panel.panel.list][0] == "★ Gentle (one.safetensors)"
+    use(panel, "any model")
+    assert panel.notice == said("Gentle is for any model.")
+    assert panel.page.choices[panel.panel.list] == BUILT_IN
+    assert not panel.presets.uses()
+
+
+def test_the_list_follows_the_model_and_nothing_else_changes(panel: Panel) -> None:
+    panel.presets.keep_for("Fast", "Flux")
+    panel.presets.keep_for("Gentle", "SDXL")
+    panel.model = Model("Flux", "two.gguf")
+    before = dict(panel.page.values)
+    panel.page.fire(panel.panel.look, "click")
+    assert panel.page.choices[panel.panel.list][:2] == ["★ Fast (Flux)", "Paper"]
+    # What the chosen preset is kept for, although that model isn't chosen now.
+    assert panel.page.values == before | {panel.panel.use: "SDXL"}
+    assert panel.page.choices[panel.panel.use] == ["any model", "SDXL", "two.gguf", "Flux"]
+    panel.page.values[panel.panel.list] = "★ Gentle (SDXL)"  # of before
+    panel.press("Export")
+    assert panel.page.values[panel.panel.shared].startswith("Gentle: ")
+
+
+def test_a_preset_of_ones_own_by_its_mark(panel: Panel) -> None:
+    panel.set(scale=2.5)
+    panel.page.values[panel.panel.name] = "mine"
+    panel.press("Save")
+    use(panel, "SDXL")
+    panel.page.values.update({panel.panel.list: "★ mine (SDXL)", panel.panel.name: "ours"})
+    panel.press("Rename")
+    assert (panel.chosen, panel.notice) == ("ours", said("mine is now ours."))
+    assert panel.page.choices[panel.panel.list][0] == "★ ours (SDXL)"
+    panel.page.values[panel.panel.list] = "★ ours (SDXL)"
+    panel.press("Delete")
+    assert (panel.chosen, panel.notice) == ("Custom", said("Deleted: ours"))
+    assert panel.page.values[panel.panel.use] == "any model"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "value", "told"),
+    [
+        ("Gentle", "SDXXL", "use for: &#x27;SDXXL&#x27;; allowed: any model, SDXL refiner, SDXL, SD2, SD1.5, Chroma"),
+        ("Custom", "SDXL", "preset: &#x27;Custom&#x27;; allowed: Paper"),
+    ],
+)
+def test_what_a_preset_cannot_be_kept_for(panel: Panel, chosen: str, value: str, told: str) -> None:
+    panel.page.values[panel.panel.list] = chosen
+    use(panel, value)
+    assert told in panel.notice
+    assert panel.presets.uses() == {}
+
+
+def test_a_setting_that_is_touched_shows_what_its_preset_is_kept_for(panel: Panel) -> None:
+    panel.presets.keep_for("Strong", "SDXL")
+    panel.set(scale=4.0)
+    panel.page.fire(panel.settings["scale"], "input")
+    assert (panel.chosen, panel.page.values[panel.panel.use]) == ("Strong", "SDXL")
+    panel.set(scale=4.5)
+    panel.page.fire(panel.settings["scale"], "input")
+    assert (panel.chosen, panel.page.values[panel.panel.use]) == ("Custom", "any model")

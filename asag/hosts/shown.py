@@ -12,7 +12,8 @@ from asag.hosts.checkpoints import Unreadable, contents
 from asag.hosts.host import Host
 from asag.hosts.refused import Refused
 from asag.models.base import Family
-from asag.models.tensor_names import recognize
+from asag.models.tensor_names import KIND_NAMES, recognize
+from asag.preset_uses import Model
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,18 @@ def shown(host: Host) -> Shown:
     except Unreadable as error:
         return _of_the_loaded(host, chosen.name, str(error))
     return Shown(family, found.addresses, found.kind, chosen.name, loaded=False)
+
+
+def model_to_run(host: Host) -> Model:
+    """The model that the next generation runs, as far as that is known."""
+    _, chosen = host.checkpoints()
+    try:
+        found = shown(host)
+    except Refused:
+        return Model("", getattr(chosen, "name", ""))
+    if found.chosen is not None:
+        return Model("", found.chosen)
+    return Model(found.kind if found.kind in KIND_NAMES else "", found.checkpoint)
 
 
 def _of_the_loaded(host: Host, chosen: str | None = None, problem: str | None = None) -> Shown:

@@ -109,6 +109,9 @@ KINDS = (
     Kind("Ernie-Image", (("layer", r"layers\.(\d+)\.self_attention\.to_q\.weight"),)),
 )
 
+# Those that tell models apart.
+KIND_NAMES = tuple(dict.fromkeys(kind.name for kind in KINDS if kind.name != "UNet"))
+
 
 def recognize(tensors: Shapes) -> Contents | None:
     """The model with these tensors (name: shape); None when its names aren't those of a kind that is known here."""

@@ -7,7 +7,10 @@ from typing import Any
 
 import gradio as gr
 
+from asag.echo import shown, shown_names
+from asag.models.tensor_names import KIND_NAMES
 from asag.preset_file import PresetError
+from asag.preset_uses import ANY, Model, offered, plain
 from asag.presets import CUSTOM, PRESETS, Presets, read_shared, write_shared
 from asag.settings import AsagSettings, SettingsError
 from asag.webui.plain import as_html
@@ -17,11 +20,16 @@ BUTTONS = ("Save", "Rename", "Delete", "Export", "Import")
 
 
 class PresetPanel:
-    """The components and what connects them with those of the settings. Nothing here is an argument of the script."""
+    """The components and what connects them with those of the settings. Nothing here is an argument of the script.
 
-    def __init__(self, presets: Presets, elem_id: Callable[[str], str]) -> None:
-        self.presets, self.elem_id = presets, elem_id
+    `model` says which model the next generation runs.
+    """
+
+    def __init__(self, presets: Presets, elem_id: Callable[[str], str], model: Callable[[], Model] = Model) -> None:
+        self.presets, self.elem_id, self.model = presets, elem_id, model
         self.list: Any = None
+        self.look: Any = None
+        self.use: Any = None
         self.name: Any = None
         self.shared: Any = None
         self.notice: Any = None
@@ -29,8 +37,12 @@ class PresetPanel:
         self.held: list[str] = []  # the names of the settings that presets hold, as `connect` gets them
 
     def build_list(self, settings: AsagSettings) -> None:
-        """The list, at the preset with these settings."""
+        """The list, at the preset with these settings; and the button that the page's script presses when another
+        checkpoint is chosen."""
         names, told = self._names()
+        self.look = _not_kept(
+            gr.Button("Presets of this model", elem_id=self.elem_id("preset_look"), elem_classes=["asag-look"])
+        )
         self.list = _not_kept(
             gr.Dropdown(
                 names,
@@ -54,6 +66,16 @@ class PresetPanel:
                         elem_id=self.elem_id("preset_name"),
                     )
                 )
+                self.use = _not_kept(
+                    gr.Dropdown(
+                        [ANY, *self.model().names],
+                        value=ANY,
+                        label="Use for",
+                        info="The chosen preset comes first in the list when such a model is chosen.",
+                        allow_custom_value=True,
+                        elem_id=self.elem_id("preset_use"),
+                    )
+                )
                 self.shared = _not_kept(
                     gr.Textbox(
                         label="Preset as text",
@@ -73,12 +95,14 @@ class PresetPanel:
         """Connect with the accordion's switch and the components of the settings that presets hold, by name."""
         components = list(settings.values())
         self.held = list(settings)
-        outputs = [self.list, self.notice, *components]
+        chosen, outputs = [self.list, self.use], [self.list, self.use, self.notice, *components]
         self.list.input(self._choose, [self.list], outputs, **QUIET)
         # Another tab may have saved presets since. Not on focus: gradio 4 would filter the open list by what is chosen.
-        switch.change(self._look_again, components, [self.list], **QUIET)
+        switch.change(self._look_again, components, chosen, **QUIET)
+        self.look.click(self._look_again, components, chosen, **QUIET)
         for component in components:
-            component.input(self._touched, components, [self.list], **QUIET)
+            component.input(self._touched, components, chosen, **QUIET)
+        self.use.input(self._keep_for, chosen, outputs, **QUIET)
         self.buttons["Save"].click(self._save, [self.name, *components], outputs, **QUIET)
         self.buttons["Rename"].click(self._rename, [self.list, self.name], outputs, **QUIET)
         self.buttons["Delete"].click(self._delete, [self.list], outputs, **QUIET)
@@ -87,17 +111,35 @@ class PresetPanel:
 
     # -- what the page calls ---------------------------------------------------------------------------------------
 
-    def _choose(self, name: str) -> list[Any]:
-        if name == CUSTOM:
-            return [gr.update(), gr.update(), *self._unchanged()]
-        return self._told(lambda: (name, "", self._updates(self.presets.get(name))))
+    def _choose(self, chosen: str) -> list[Any]:
+        if chosen == CUSTOM:
+            return [gr.update(), self._use_of(CUSTOM), gr.update(), *self._unchanged()]
 
-    def _touched(self, *values: Any) -> Any:
-        return gr.update(value=self._shown(values))
+        def act() -> tuple[str, str, list[Any]]:
+            name = self._plain(chosen)
+            return name, "", self._updates(self.presets.get(name))
 
-    def _look_again(self, *values: Any) -> Any:
+        return self._told(act)
+
+    def _touched(self, *values: Any) -> tuple[Any, Any]:
+        name = self._shown(values)
+        return gr.update(value=name), self._use_of(name)
+
+    def _look_again(self, *values: Any) -> tuple[Any, Any]:
         names, told = self._names()
-        return gr.update(value=self._shown(values), choices=names, info=_info(told))
+        name = self._shown(values)
+        return gr.update(value=name, choices=names, info=_info(told)), self._use_of(name)
+
+    def _keep_for(self, chosen: str, use: str) -> list[Any]:
+        def act() -> tuple[str, str, list[Any]]:
+            name, known = self._plain(chosen), [ANY, *KIND_NAMES, *self.model().names]
+            if use not in known and use != self.presets.uses().get(name):
+                raise PresetError(f"use for: {shown(use)}; allowed: {shown_names(known)}")
+            self.presets.keep_for(name, use)
+            told = f"{name} is for any model." if use == ANY else f"{name} comes first in the list for {use}."
+            return name, told, self._unchanged()
+
+        return self._told(act)
 
     def _save(self, name: str, *values: Any) -> list[Any]:
         def act() -> tuple[str, str, list[Any]]:
@@ -108,22 +150,24 @@ class PresetPanel:
 
     def _rename(self, chosen: str, name: str) -> list[Any]:
         def act() -> tuple[str, str, list[Any]]:
-            renamed = self.presets.rename(chosen, name)
-            return renamed, f"{chosen} is now {renamed}.", self._unchanged()
+            before = self._plain(chosen)
+            renamed = self.presets.rename(before, name)
+            return renamed, f"{before} is now {renamed}.", self._unchanged()
 
         return self._told(act)
 
     def _delete(self, chosen: str) -> list[Any]:
         def act() -> tuple[str, str, list[Any]]:
-            self.presets.delete(chosen)
-            return CUSTOM, f"Deleted: {chosen}", self._unchanged()
+            name = self._plain(chosen)
+            self.presets.delete(name)
+            return CUSTOM, f"Deleted: {name}", self._unchanged()
 
         return self._told(act)
 
     def _export(self, chosen: str, *values: Any) -> tuple[Any, Any]:
         try:
-            return gr.update(value=write_shared(chosen, self._given(values))), gr.update(value="")
-        except SettingsError as error:
+            return gr.update(value=write_shared(self._plain(chosen), self._given(values))), gr.update(value="")
+        except (PresetError, SettingsError) as error:
             return gr.update(), gr.update(value=as_html(str(error)))
 
     def _import(self, text: str) -> list[Any]:
@@ -141,8 +185,9 @@ class PresetPanel:
         try:
             chosen, notice, rest = act()
         except (PresetError, SettingsError) as error:
-            return [gr.update(), gr.update(value=as_html(str(error))), *self._unchanged()]
-        return [gr.update(choices=self._names()[0], value=chosen), gr.update(value=as_html(notice)), *rest]
+            return [gr.update(), gr.update(), gr.update(value=as_html(str(error))), *self._unchanged()]
+        listed = gr.update(choices=self._names()[0], value=chosen)
+        return [listed, self._use_of(chosen), gr.update(value=as_html(notice)), *rest]
 
     def _given(self, values: tuple[Any, ...]) -> AsagSettings:
         return AsagSettings.from_mapping(dict(zip(self.held, values, strict=True)))
@@ -168,9 +213,22 @@ class PresetPanel:
 
     def _names(self) -> tuple[list[str], str]:
         try:
-            return self.presets.names(), self.presets.notice
+            names = self.presets.names()
+            return offered(names, self.presets.uses(), self.model()), self.presets.notice
         except PresetError as error:
             return list(PRESETS), str(error)
+
+    def _plain(self, chosen: str) -> str:
+        """The name of the preset that the list calls so; raises PresetError when the file can't be read."""
+        return plain(chosen, self.presets.names(), self.presets.uses())
+
+    def _use_of(self, name: str) -> Any:
+        """What "Use for" shows when the list is at this preset."""
+        try:
+            use = self.presets.uses().get(name, ANY)
+        except PresetError:
+            use = ANY
+        return gr.update(value=use, choices=list(dict.fromkeys([ANY, use, *self.model().names])))
 
 
 def _not_kept(component: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from asag.option import Option
+from asag.preset_uses import Model
 from asag.presets import Presets
 from asag.settings import AsagSettings, options
 from asag.webui import about
@@ -85,13 +86,14 @@ def build(
     blocks_route: str = "asag/blocks",
     start: Mapping[str, Any] | None = None,
     left_out: Collection[str] = (),
+    model: Callable[[], Model] = Model,
 ) -> Accordion:
     """Build the accordion. `input_accordion` is the host's InputAccordion (modules/ui_components.py); `blocks_route` is
     what the block map asks; `start` are values of settings to begin with, the rest at their defaults; `left_out` are
-    settings that are built, since they are arguments, but not shown."""
+    settings that are built, since they are arguments, but not shown; `model` says which model runs next."""
     start = start or {}
     fields = _Fields(elem_id, start, left_out, blocks_route)
-    panel = PresetPanel(presets, elem_id)
+    panel = PresetPanel(presets, elem_id, model)
     groups: dict[str, list[str]] = {}
     for name, (_, option) in options().items():
         groups.setdefault(option.group, []).append(name)

@@ -9,9 +9,10 @@ from torch import nn
 
 from asag.blocks import summarize
 from asag.hosts.refused import Refused
-from asag.hosts.shown import shown
+from asag.hosts.shown import model_to_run, shown
 from asag.models.forge_flux import ForgeFlux
 from asag.models.ldm_unet import LdmUnet
+from asag.preset_uses import Model
 from tests.models.test_ldm_unet import SD15, build
 
 FLUX = ["double_blocks.0.img_attn.qkv.weight", "single_blocks.0.linear1.weight"]
@@ -79,3 +80,12 @@ def test_the_loaded_one_where_the_chosen_files_blocks_are_not_known(unet, tmp_pa
 def test_no_model_at_all():
     with pytest.raises(Refused, match=r"no model is loaded yet$"):
         shown(Host(None))
+
+
+def test_the_model_that_presets_are_offered_for(unet, tmp_path):
+    # "UNet" tells no models apart.
+    assert model_to_run(Host(unet)) == Model("", "one.safetensors")
+    for model in (unet, None):
+        assert model_to_run(Host(model, chosen(tmp_path, FLUX))) == Model("Flux", "sub/two.safetensors")
+        assert model_to_run(Host(model, chosen(tmp_path, FLUX, "two.ckpt"))) == Model("", "sub/two.ckpt")
+    assert model_to_run(Host(None)) == Model("", "")

@@ -568,6 +568,25 @@ def test_whose_blocks_the_map_shows(open_page: Callable[..., Page]) -> None:
     )
 
 
+def test_the_presets_look_which_model_is_chosen_when_that_changes(open_page: Callable[..., Page]) -> None:
+    """A double of a host's field for its checkpoint is put into the page."""
+    page = open_page(hurried=True)
+    page.clock.run_for(10_000)
+    page.evaluate(
+        """() => {
+            window.looks = 0;
+            document.querySelector(".asag-look").addEventListener("click", () => window.looks++);
+            document.body.insertAdjacentHTML(
+                "beforeend", "<div id='setting_sd_model_checkpoint'><input value='one'></div>");
+        }"""
+    )
+    # At once, and when the host has taken it up; then no more.
+    for value, seconds, looks in (("one", 1, 1), ("one", 10, 2), ("one", 60, 2), ("two", 1, 3), ("two", 60, 4)):
+        page.evaluate("value => (document.querySelector('#setting_sd_model_checkpoint input').value = value)", value)
+        page.clock.run_for(1000 * seconds)
+        assert page.evaluate("() => window.looks") == looks
+
+
 def test_presets_set_everything_and_say_when_something_was_changed(page: Page) -> None:
     expect(preset(page)).to_have_value("Paper")
     choose(page, "Fast")
@@ -606,6 +625,14 @@ def test_presets_of_ones_own(playground: Playground, open_page: Callable[..., Pa
     other.get_by_label("ASAG", exact=True).check()
     choose(other, "mine")
     expect(number(other, "scale")).to_have_value("3.3")
+    use = page.locator("#asag_preset_use input")
+    use.fill("SDXL")
+    use.press("Enter")
+    expect(notice).to_contain_text("mine comes first in the list for SDXL.")
+    assert json.loads(playground.presets.read_text())[":use for"] == {"mine": "SDXL"}
+    use.fill("any model")
+    use.press("Enter")
+    expect(notice).to_contain_text("mine is for any model.")
     name.fill("ours")
     page.click("#asag_preset_rename")
     expect(preset(page)).to_have_value("ours")

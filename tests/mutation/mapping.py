@@ -133,6 +133,7 @@ TESTS = {
     "asag/webui/copies.py": ["tests/test_copies.py"],
     "asag/webui/block_map.py": ["tests/test_block_map.py"],
     "asag/webui/gallery_figures.py": ["tests/test_figures.py", "tests/test_script.py"],
+    "asag/preset_uses.py": ["tests/test_preset_uses.py"],
     "asag/webui/preset_panel.py": ["tests/test_preset_panel.py"],
     "asag/webui/ui.py": ["tests/test_ui.py"],
 }

@@ -244,6 +244,32 @@ def test_a_preset_sets_what_is_generated_with(page: Page) -> None:
     expect(page.locator("#script_txt2img_asag_preset input")).to_have_value("Custom")
 
 
+def test_a_preset_that_is_kept_for_a_kind_of_model_comes_first(webui: WebUI, open_page: Callable[[], Page]) -> None:
+    kind = webui.get("/asag/blocks")["kind"]
+    presets, use = "#script_txt2img_asag_preset", "#script_txt2img_asag_preset_use"
+    page = open_page()
+    switch(page)
+    choose(page, presets, "Strong")
+    unfold(page)
+    page.click("#script_txt2img_asag_presets > .label-wrap")
+    notice = page.locator("#script_txt2img_asag_preset_notice").first
+    choose(page, use, kind)
+    try:
+        expect(notice).to_contain_text(f"Strong comes first in the list for {kind}.")
+        expect(scale_field(page)).to_have_value("4")
+        other = open_page()
+        switch(other)
+        other.click(f"{presets} input")
+        first = other.locator(f'{presets} [data-testid="dropdown-option"]').first
+        expect(first).to_have_attribute("aria-label", f"★ Strong ({kind})")
+        first.click()
+        expect(scale_field(other)).to_have_value("4")
+        expect(other.locator(f"{presets} input")).to_have_value("Strong")
+    finally:
+        choose(page, use, "any model")
+        expect(notice).to_contain_text("Strong is for any model.")
+
+
 def test_pasting_names_the_preset(page: Page) -> None:
     text = "a dog\nSteps: 3, Sampler: Euler, CFG scale: 7, Size: 128x128, ASAG: scale 1.5; blocks late; end 0.6"
     page.fill("#txt2img_prompt textarea", text)
