@@ -1,6 +1,7 @@
 """The Triton kernels, interpreted, against float64: run by tests/test_kernels.py in a process of its own.
 
-Triton reads TRITON_INTERPRET when it is imported. Prints each case's relative error as a line of JSON.
+Triton reads TRITON_INTERPRET when it is imported. Prints each case's relative error as a line of JSON; without cases,
+`TRITON_INTERPRET=1 python -m tests.interpreted_kernels`, a table.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from asag import kernel_launch, kernel_path
@@ -106,7 +108,23 @@ def sinkhorn(
     )
 
 
+def table() -> None:
+    """Errors by dtype, head dimension and standard deviation of the logits, plain and joint."""
+    generator = torch.Generator().manual_seed(0)
+    print(f"Relative errors of the kernels, interpreted by Triton {triton.__version__}, against float64")
+    print(f"{'dtype':10}{'head_dim':>9}{'logits':>8}{'plain':>10}{'joint':>10}")
+    for dtype in ("float16", "bfloat16", "float32"):
+        for width in (40, 64, 80, 128, 160):
+            for deviation in (2, 8, 30):
+                given = {"dtype": dtype, "width": width, "n": 70, "gain": deviation}
+                errors = [Case(given | more, generator).error() for more in ({"m": 131}, {"text": (5, 28)})]
+                print(f"{dtype:10}{width:9}{deviation:8}{errors[0]:10.1e}{errors[1]:10.1e}", flush=True)
+
+
 def main() -> None:
+    if not sys.argv[1:]:
+        table()
+        return
     generator = torch.Generator().manual_seed(0)
     for case in json.loads(sys.argv[1]):
         print(json.dumps(Case(case, generator).error()), flush=True)
