@@ -15,7 +15,7 @@ TEMPERATURES = (0.004, 0.016, 0.063, 0.25, 1.0)
 # What `evaluate` measures, and what it looks for first.
 PLANS = (
     *("main", "search", "blocks", "window", "rescale", "contrast", "strength", "iterations", "rivals", "confirm"),
-    *("plain-search", "plain", "strong-search", "strong", "fresh", "adaptive", "steps"),
+    *("plain-search", "plain", "strong-search", "strong", "fresh", "adaptive", "steps", "every"),
 )
 CALIBRATIONS = ("calibrate", "calibrate-chosen", "calibrate-rivals", "calibrate-high")
 

@@ -178,7 +178,8 @@ def _noise_level(step: SeenStep) -> Tensor | None:
     if not is_timestep_sampler(step.inner_model):
         return None
     alphas: Tensor = step.inner_model.inner_model.alphas_cumprod
-    return (1 - alphas[step.calls[0].sigma[0].long()]).sqrt()
+    # A tensor of one number: by a bare number of the device's the host would wait for it.
+    return (1 - alphas[step.calls[0].sigma[:1].long()])[0].sqrt()
 
 
 class A1111:

@@ -82,7 +82,23 @@ def velocity_of_grey(args: Any, kwargs: dict[str, Any], prediction: Tensor, time
     return picture
 
 
-def grey_of(scheduler: Any, args: Any, kwargs: dict[str, Any], prediction: Tensor, setting: str) -> Tensor:
+class Alphas:
+    """A scheduler's ᾱ, on the device of the prediction: copied there once, since the host waits for a copy."""
+
+    def __init__(self) -> None:
+        self.source: Tensor | None = None
+        self.table = torch.empty(0)
+
+    def of(self, scheduler: Any, device: torch.device) -> Tensor:
+        source: Tensor = scheduler.alphas_cumprod
+        if source is not self.source or self.table.device != device:
+            self.source, self.table = source, source.to(device)
+        return self.table
+
+
+def grey_of(
+    scheduler: Any, alphas: Alphas, args: Any, kwargs: dict[str, Any], prediction: Tensor, setting: str
+) -> Tensor:
     """What a UNet predicts for a picture of zeros, (images, channels, …), in at least float32.
 
     args and kwargs: those of its call. The UNet's x is √ᾱ x₀ + √(1-ᾱ) ε in every scheduler: those of sigmas scale it
@@ -95,19 +111,19 @@ def grey_of(scheduler: Any, args: Any, kwargs: dict[str, Any], prediction: Tenso
     if kind == "sample":
         return torch.zeros_like(prediction)
     sample = argument(args, kwargs, 0, "sample")[:, : prediction.shape[1]]
-    kept = alpha_of(scheduler, args, kwargs)
+    kept = alpha_of(scheduler, alphas, args, kwargs)
     zero: Tensor = (1.0 if kind == "epsilon" else kept.sqrt()) * sample / (1 - kept).sqrt()
     return zero
 
 
-def level_of(scheduler: Any, args: Any, kwargs: dict[str, Any]) -> float | Tensor:
+def level_of(scheduler: Any, alphas: Alphas, args: Any, kwargs: dict[str, Any]) -> float | Tensor:
     """What δ of a UNet's prediction is, but for its sign, where δ of the noise is 1 (asag.kept_delta): a number, or of
     each image, (images, 1, …). The rest as in grey_of."""
     kind = prediction_type(scheduler, "every: above 1")
     if kind == "epsilon":
         return 1.0
     # At ᾱ = 0 the picture is all noise, and no noise is without size.
-    kept = alpha_of(scheduler, args, kwargs).clamp_min(1e-8)
+    kept = alpha_of(scheduler, alphas, args, kwargs).clamp_min(1e-8)
     level: Tensor = 1 / kept.sqrt() if kind == "v_prediction" else ((1 - kept) / kept).sqrt()
     return level
 
@@ -125,18 +141,19 @@ def prediction_type(scheduler: Any, setting: str, without_alphas: tuple[str, ...
     return kind
 
 
-def alpha_of(scheduler: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+def alpha_of(scheduler: Any, alphas: Alphas, args: Any, kwargs: dict[str, Any]) -> Tensor:
     """ᾱ of a UNet's call, (images or 1, 1, …), in at least float32."""
-    sample, alphas = argument(args, kwargs, 0, "sample"), scheduler.alphas_cumprod
-    timestep = torch.as_tensor(argument(args, kwargs, 1, "timestep"), device=sample.device)
-    # Timesteps of sigmas lie between whole ones.
-    kept: Tensor = alphas.to(sample.device)[timestep.round().long().clamp(0, len(alphas) - 1)]
+    sample = argument(args, kwargs, 0, "sample")
+    table = alphas.of(scheduler, sample.device)
+    timestep = torch.as_tensor(argument(args, kwargs, 1, "timestep"), device=sample.device).reshape(-1)
+    # Timesteps of sigmas lie between whole ones. A list of one: by a bare number of the device's the host would wait.
+    kept: Tensor = table[timestep.round().long().clamp(0, len(table) - 1)]
     return kept.to(torch.promote_types(sample.dtype, torch.float32)).reshape(-1, *[1] * (sample.ndim - 1))
 
 
-def picture_of(scheduler: Any, args: Any, kwargs: dict[str, Any], prediction: Tensor) -> Tensor:
+def picture_of(scheduler: Any, alphas: Alphas, args: Any, kwargs: dict[str, Any], prediction: Tensor) -> Tensor:
     """x₀, (images, channels, …), that the prediction of a UNet stands for, up to its size; the rest as in grey_of."""
-    zero = grey_of(scheduler, args, kwargs, prediction, "contrast: below 1")
+    zero = grey_of(scheduler, alphas, args, kwargs, prediction, "contrast: below 1")
     return prediction if scheduler.config.get("prediction_type") == "sample" else zero - prediction
 
 

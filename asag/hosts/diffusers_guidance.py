@@ -214,7 +214,7 @@ class Guidance:
         """δ of each image, (images, …), in what the model predicts: this call's, or the last one's."""
         level: float | Tensor = 1.0
         if self.settings.every > 1 and isinstance(self.family, DiffusersUnet):
-            level = level_of(self.current.pipe.scheduler, call.args, call.kwargs)
+            level = level_of(self.current.pipe.scheduler, self.current.alphas, call.args, call.kwargs)
         return self.kept.again(level) if weakened is None else self.kept.keep(cond - weakened, level)
 
     def shift_of(self, rows: Tensor, call: DenoiserCall, delta: Tensor) -> Shift:
@@ -230,7 +230,8 @@ class Guidance:
         # The weights that the pipeline combines rows with have the sum 1, so what is done to every row is done to the
         # guided result. It is done to the picture, as in the WebUIs: noise and velocities are noise for the most part.
         if isinstance(self.family, DiffusersUnet):
-            zero = grey_of(self.current.pipe.scheduler, call.args, call.kwargs, cond, "rescale: above 0")
+            noise = self.current.pipe.scheduler, self.current.alphas
+            zero = grey_of(*noise, call.args, call.kwargs, cond, "rescale: above 0")
         else:
             zero = velocity_of_grey(call.args, call.kwargs, cond, self.timesteps_of_sigma)
         return Shift(added, Rescaling(rescale_factor(zero - cond, zero - guided, self.settings.rescale), zero))
@@ -256,4 +257,5 @@ class Guidance:
         if not isinstance(self.family, DiffusersUnet):
             zero = velocity_of_grey(call.args, call.kwargs, cond, self.timesteps_of_sigma)
             return keep_contrast(delta, zero - cond, kept, channels=1 if cond.ndim == 4 else -1)
-        return keep_contrast(delta, picture_of(self.current.pipe.scheduler, call.args, call.kwargs, cond), kept)
+        noise = self.current.pipe.scheduler, self.current.alphas
+        return keep_contrast(delta, picture_of(*noise, call.args, call.kwargs, cond), kept)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asag.hosts.diffusers_call import Shift, argument, token_grid_of
+from asag.hosts.diffusers_call import Alphas, Shift, argument, token_grid_of
 from asag.hosts.diffusers_noise import PassNoise
 from asag.models.base import Family, UnsupportedModel
 from asag.models.diffusers_mmdit import FluxTransformer
@@ -26,23 +26,29 @@ class Passes:
         self.timesteps: Tensor | None = None
         self.sample: Tensor | None = None
         self.timestep: Any = None
+        self.index: int | None = None
         self.shift: Shift | None = None
         self.noise: PassNoise | None = None
+        self.alphas = Alphas()
         self.ids: Tensor | None = None
         self.size: tuple[int, int] | None = None
 
     def repeats_step(self, args: tuple[Any, ...], kwargs: dict[str, Any], rescale: float) -> bool:
         """Whether the host predicts the same latents once more in the same step; those rows get the same shift.
 
-        Flux does it for its negative prompt (the same tensor and timestep again), SD3 for skip-layer guidance.
+        Flux does it for its negative prompt (the same tensor and timestep again), SD3 for skip-layer guidance. A
+        scheduler that counts its steps is asked for the count: to compare timesteps makes the host wait for the device.
         """
         if kwargs.get("skip_layers") is not None:
             return True
         if not self.is_flux:
             return False
         sample, timestep = argument(args, kwargs, 0, "hidden_states"), argument(args, kwargs, 3, "timestep")
-        repeats = sample is self.sample and self.timestep is not None and torch.equal(timestep, self.timestep)
-        self.sample, self.timestep = sample, timestep
+        index = getattr(self.pipe.scheduler, "step_index", None)
+        repeats = sample is self.sample and self.timestep is not None
+        if repeats:
+            repeats = torch.equal(timestep, self.timestep) if index is None else index == self.index
+        self.sample, self.timestep, self.index = sample, timestep, index
         if repeats and rescale and self.shift is not None:
             raise UnsupportedModel(
                 f"rescale: {rescale} with a negative prompt in {type(self.pipe).__name__}; allowed: 0"

@@ -248,6 +248,7 @@ def _pass_for(args: dict[str, Any], step: ForgeStep) -> Predict:
     """
     options = args["model_options"]
     wrapper = options.get(WRAPPER)
+    step.has_wrapper = wrapper is not None
     through = _host_pass(args, step.x)
     if wrapper is None or is_stateless(wrapper) or not not_the_hosts([wrapper]):
         return through

@@ -108,7 +108,7 @@ class ForgeStep(SeenStep):
         cfg_scale: float,
     ) -> None:
         # Looked for before there is a hook of our own.
-        self.has_other_code = reuse.look_at(network)
+        self.has_other_code, self.has_wrapper = reuse.look_at(network), False
         super().__init__(network, x, scale, cfg_scale)
         self.network = network
         self.layers, self.family, self.operator = layers, family, operator
@@ -207,13 +207,22 @@ class ForgeStep(SeenStep):
             return False
         return bool((again - expected).norm() <= SAME * expected.norm())
 
+    def _take(self, recorded: list[ForgeCall], x: Tensor, timestep: Tensor) -> ForgeCall:
+        """Take the first recorded call whose conditional rows are these; raises Mismatch when there is none."""
+        known = [(call.x[call.cond_rows], call.timestep[call.cond_rows]) for call in recorded]
+        place = len(self.calls) - len(recorded)
+        index = self.reuse.find(known, (x, timestep), place, self.has_other_code or self.has_wrapper)
+        if index < 0:
+            raise Mismatch
+        return recorded.pop(index)
+
     def _taken(self, name: str) -> Callable[..., Tensor]:
         """A forward that gives what the recorded calls have under that name."""
         recorded = list(self.calls)
 
         def forward(*args: Any, **kwargs: Any) -> Tensor:
             x, timestep, _ = _arguments(args, kwargs)
-            output: Tensor = getattr(_take(recorded, x, timestep), name)
+            output: Tensor = getattr(self._take(recorded, x, timestep), name)
             return output
 
         return forward
@@ -224,7 +233,7 @@ class ForgeStep(SeenStep):
             if recorded is None:
                 token_grid.enter(x, others.get("context"))
                 return original(x, timestep, **others)
-            call = _take(recorded, x, timestep)
+            call = self._take(recorded, x, timestep)
             with call.random_state.again(), call.memory.again():
                 if call.memory.functions:
                     # What may go by the number of rows gets all that the host gave it.
@@ -250,12 +259,3 @@ def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, T
     if len(args) != 2:
         raise RuntimeError(f"the host gave its model {len(args)} positional arguments; allowed: x and timestep")
     return args[0], args[1], dict(kwargs)
-
-
-def _take(recorded: list[ForgeCall], x: Tensor, timestep: Tensor) -> ForgeCall:
-    """Take the first recorded call whose conditional rows are these; raises Mismatch when there is none."""
-    for index, call in enumerate(recorded):
-        rows = call.x[call.cond_rows]
-        if rows.shape == x.shape and torch.equal(rows, x) and torch.equal(call.timestep[call.cond_rows], timestep):
-            return recorded.pop(index)
-    raise Mismatch

@@ -10,7 +10,7 @@ whole extra pass.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,9 @@ FLOAT32_AGREEMENT = 1e-3
 
 class Reuse:
     """Prefix reuse in one generation. `shared` and `whole` count the guided steps of either kind; `dtype` is that in
-    which the model computes; `counting` holds what hooks into the network and may count its calls."""
+    which the model computes; `counting` holds what hooks into the network and may count its calls. `order` and
+    `differed` are what `find` knows: which calls were asked for again in which order, and whether later ones differed.
+    """
 
     def __init__(self, wanted: bool) -> None:
         self.wanted = wanted
@@ -38,6 +40,8 @@ class Reuse:
         self.looked_at: nn.Module | None = None
         self.hooked = False
         self.counting: list[Any] = []
+        self.order: dict[Hashable, int] = {}
+        self.differed: Tensor | None = None
         self.dtype = torch.float32
 
     @property
@@ -47,6 +51,7 @@ class Reuse:
     def begin_pass(self) -> None:
         """A pass of the sampler begins: other sizes, perhaps another model."""
         self.reason, self.trusted, self.looked_at = "", False, None
+        self.order.clear()
 
     def look_at(self, network: nn.Module, around: Iterable[nn.Module] = ()) -> bool:
         """Whether code of others hooks into the network, or into the modules around it; looked at once a pass: it
@@ -54,6 +59,7 @@ class Reuse:
         if self.looked_at is not network:
             hooks = hooks_of(network, around)
             self.looked_at, self.trusted, self.hooked = network, False, bool(hooks)
+            self.order.clear()
             self.counting = self.distrust(hooks)
         return self.hooked
 
@@ -110,6 +116,28 @@ class Reuse:
             return whole()
         self.shared += 1
         return shared
+
+    def find(self, known: Sequence[Sequence[Tensor]], asked: Sequence[Tensor], place: Hashable, uncertain: bool) -> int:
+        """Which of the `known` calls of the model is asked for again; -1 where none has these very tensors.
+
+        To compare numbers makes the host wait for the device. What the host does between its rows and the model
+        doesn't change from step to step: where nothing is `uncertain`, numbers are compared the first time in a pass
+        that a call of these shapes is asked for at this `place` in a step. After that they are compared on the device,
+        and `differed` keeps the result.
+        """
+        key = place, tuple(each.shape for call in known for each in call), tuple(each.shape for each in asked)
+        if key in self.order and not uncertain:
+            index = self.order[key]
+            for one, other in zip(known[index], asked, strict=True):
+                different = (one != other).any()
+                self.differed = different if self.differed is None else self.differed | different.to(self.differed)
+            return index
+        for index, call in enumerate(known):
+            pairs = zip(call, asked, strict=True)
+            if all(one.shape == other.shape and torch.equal(one, other) for one, other in pairs):
+                self.order[key] = index
+                return index
+        return -1
 
     def _agree(self, out: Tensor, expected: Tensor) -> bool:
         bound = AGREEMENT.get(self.dtype, FLOAT32_AGREEMENT)

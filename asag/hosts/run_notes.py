@@ -35,6 +35,11 @@ def notes_on(run: GuidedRun, family: Family) -> list[str]:
         messages.append(
             f"ASAG left out {run.forecast_calls} steps that {run.forecaster} forecast: the model didn't run in them"
         )
+    if run.reuse.differed is not None and bool(run.reuse.differed):
+        messages.append(
+            "ASAG may have guided this image wrong: from one step to another the model was asked for other rows than "
+            "before; turn off Share work"
+        )
     stopped = how_it_was_stopped()
     if run.missed_calls:
         messages.append(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from asag.lab import papers
+from asag.presets import PRESETS
 from research.asag.cells import METHODS, Cell, Plan, baseline, guided, unguided
 from research.asag.found_scales import Scales, three_digits
 from research.asag.sampling import Run
@@ -23,6 +24,7 @@ RESTRAINED: dict[str, dict[str, Any]] = {
     "adaptive bell": {"adaptive": True, "schedule": "bell"},
     "no contrast": {"contrast": 0.0},
 }
+EVERY = {"unet": ("Fast", "Strong"), "mmdit": ("Fast", "Clean")}
 # The other methods, and ASAG's plan with other strengths and more iterations.
 WAYS: dict[str, dict[str, Any]] = {
     **{name: {"method": name} for name in METHODS if name != "asag"},
@@ -231,6 +233,19 @@ def steps_plan(model: str, scales: Scales) -> Plan:
     return Plan.search(cells)
 
 
+def every_plan(model: str, scales: Scales) -> Plan:
+    """The push computed in every n-th step and used again between, with CFG: the preset Fast, and settings that change
+    much, the preset Strong or, in the transformer, which it burns, Clean. Each is compared with itself at 1."""
+    base = baseline(model, True)
+    cells = [unguided("every", base)]
+    for name in EVERY[model]:
+        way = {key: value for key, value in PRESETS[name].items() if key != "every"}
+        first = guided(base, way)
+        cells.append(Cell("every", name, "asag", first, base))
+        cells += [Cell("every", name, "asag", guided(base, {**way, "every": n}), base, first) for n in (2, 3, 4)]
+    return Plan.search(cells)
+
+
 SEARCHES = ("search", *SWEEPS, "rivals")
 PLANS: dict[str, Callable[[str, Scales], Plan]] = {
     "main": main_plan,
@@ -245,4 +260,5 @@ PLANS: dict[str, Callable[[str, Scales], Plan]] = {
     "fresh": fresh_plan,
     "adaptive": adaptive_plan,
     "steps": steps_plan,
+    "every": every_plan,
 }

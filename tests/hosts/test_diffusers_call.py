@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from asag.hosts.diffusers_call import (
+    Alphas,
     Rescaling,
     Shift,
     argument,
@@ -138,10 +139,10 @@ def test_a_unets_prediction_for_grey_and_the_picture_in_a_prediction(kind: str, 
     x, predicted = diffused(kind, grey, noise, kept)
     named = {"sample": torch.cat([x, normal(2, 5, 3, 5)], dim=1), "timestep": timestep}
     torch.testing.assert_close(
-        grey_of(scheduler(kind), (), named, predicted, "rescale: above 0"), predicted, rtol=1e-10, atol=1e-10
+        grey_of(scheduler(kind), Alphas(), (), named, predicted, "rescale: above 0"), predicted, rtol=1e-10, atol=1e-10
     )
     x, predicted = diffused(kind, clean, noise, kept)
-    found = picture_of(scheduler(kind), (x, timestep), {}, predicted)
+    found = picture_of(scheduler(kind), Alphas(), (x, timestep), {}, predicted)
     ratio = found / clean
     assert float(ratio.min()) > 0
     spread = (ratio.amax(dim=(1, 2, 3)) - ratio.amin(dim=(1, 2, 3))) / ratio.mean(dim=(1, 2, 3))
@@ -150,9 +151,9 @@ def test_a_unets_prediction_for_grey_and_the_picture_in_a_prediction(kind: str, 
 
 def test_without_a_prediction_type_it_is_the_noise_and_half_precision_is_raised() -> None:
     x, noise = diffused("epsilon", torch.zeros(1, 1, 1, 2, dtype=torch.float64), normal(1, 1, 1, 2), ALPHAS[:1])
-    found = grey_of(scheduler(None), (x, 0), {}, noise, "rescale: above 0")
+    found = grey_of(scheduler(None), Alphas(), (x, 0), {}, noise, "rescale: above 0")
     torch.testing.assert_close(found, noise)
-    half = grey_of(scheduler("epsilon"), (x.half(), 0), {}, noise.half(), "rescale: above 0")
+    half = grey_of(scheduler("epsilon"), Alphas(), (x.half(), 0), {}, noise.half(), "rescale: above 0")
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, (x.half().double() / (1 - ALPHAS[0]).sqrt()).float())
 
@@ -163,7 +164,7 @@ def test_a_scheduler_that_doesnt_tell_is_refused(given: Any, setting: str, allow
     with pytest.raises(
         UnsupportedModel, match=f"{setting} with SimpleNamespace .*; allowed: {allowed}, or a scheduler"
     ):
-        grey_of(given, (normal(1, 1, 1, 1), 0), {}, normal(1, 1, 1, 1), setting)
+        grey_of(given, Alphas(), (normal(1, 1, 1, 1), 0), {}, normal(1, 1, 1, 1), setting)
 
 
 # A pipeline's calls --------------------------------------------------------------------------------------------------

@@ -33,7 +33,17 @@ def whole_passes() -> Reuse:
     return reuse
 
 
+def other_rows() -> Reuse:
+    reuse = Reuse(True)
+    reuse.differed = torch.tensor(True)
+    return reuse
+
+
 WHOLE = "ASAG took a whole extra pass in 3 of 3 guided steps: a reason"
+OTHER_ROWS = (
+    "ASAG may have guided this image wrong: from one step to another the model was asked for other rows than before; "
+    "turn off Share work"
+)
 
 
 def state(monkeypatch: pytest.MonkeyPatch, **what: bool) -> None:
@@ -54,6 +64,8 @@ NOTES: list[tuple[dict[str, Any], list[str]]] = [
     ({}, []),
     ({"notes": ["one", "two"]}, ["one", "two"]),
     ({"reuse": whole_passes()}, [WHOLE]),
+    ({"reuse": whole_passes(), "reused_calls": 2}, [WHOLE.replace("3 of 3", "3 of 5")]),
+    ({"reuse": other_rows()}, [OTHER_ROWS]),
     (
         {"forecast_calls": 4, "forecaster": "Spectrum"},
         ["ASAG left out 4 steps that Spectrum forecast: the model didn't run in them"],

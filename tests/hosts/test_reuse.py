@@ -174,3 +174,20 @@ def test_a_model_is_looked_at_once_a_pass() -> None:
     reuse.begin_pass()
     reuse.look_at(plain)
     assert plain.looks == 3
+
+
+def test_a_call_that_is_asked_for_again_is_found_by_its_numbers_once_and_then_by_its_place() -> None:
+    reuse, calls = Reuse(True), [(OWN, COPIES), (COPIES, OWN), (2 * COPIES, OWN)]
+    assert reuse.find(calls, (2 * COPIES, OWN), 0, uncertain=False) == 2
+    assert reuse.find(calls, (OWN, 3 * COPIES), 1, uncertain=False) == -1
+    assert reuse.differed is None
+    later = [tuple(5 * each for each in call) for call in calls]
+    assert reuse.find(later, later[2], 0, uncertain=False) == 2
+    assert not reuse.differed
+    assert reuse.find(later, (later[1][0], later[2][1]), 0, uncertain=False) == 2
+    assert reuse.differed
+    # Beside code of others, at another place, and in another pass the numbers count.
+    assert reuse.find(later, later[1], 0, uncertain=True) == 1
+    assert reuse.find(calls, calls[1], 2, uncertain=False) == 1
+    reuse.begin_pass()
+    assert reuse.find(later, later[2], 0, uncertain=False) == 2

@@ -93,3 +93,19 @@ def test_unit_cfg_says_where_there_is_no_cfg(webui: WebUI, plain: Image, changes
         assert "ASAG took unit push at 0.1 times the scale in " in note
     else:
         assert NO_CFG.format(told) in note
+
+
+@pytest.mark.parametrize("sampler", ["Euler a", "DDIM"])
+def test_steps_between_use_the_last_push(webui: WebUI, guided: Image, plain: Image, sampler: str) -> None:
+    """With shared work or without, alone or in a batch; and a single guided step has nothing to use again."""
+    settings = {"scale": 40, "blocks": "in.4, mid, out.5", "every": 2}
+    payload = {"prompt": "a cat AND a dog :0.5", "sampler_name": sampler, "steps": 4}
+    answer = webui.txt2img(**small(**payload, batch_size=2, alwayson_scripts=asag(**settings)))
+    assert "every 2" in answer.infotexts[0]
+    for index, image in enumerate(answer.images):
+        again = {**payload, "seed": 7 + index}
+        assert largest_difference(image, guided({**settings, "reuse": False}, **again)) < ROUNDING
+        assert_differ(image, guided({**settings, "every": 1}, **again))
+        assert_differ(image, plain(**again))
+    single = {**settings, "start": 0.75}
+    assert largest_difference(guided(single, **payload), guided({**single, "every": 1}, **payload)) < ROUNDING
