@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 MOST_LAYERS = 12
 
 
+OTHER_ROWS = (
+    "ASAG may have guided this image wrong: from one step to another the model was asked for other rows than before; "
+    "turn off Share work"
+)
+
+
 def notes_on(run: GuidedRun, family: Family) -> list[str]:
     """The messages about a run of a model of that family, in full sentences; none when all went as asked."""
     messages = list(run.notes)
@@ -36,10 +42,7 @@ def notes_on(run: GuidedRun, family: Family) -> list[str]:
             f"ASAG left out {run.forecast_calls} steps that {run.forecaster} forecast: the model didn't run in them"
         )
     if run.reuse.differed is not None and bool(run.reuse.differed):
-        messages.append(
-            "ASAG may have guided this image wrong: from one step to another the model was asked for other rows than "
-            "before; turn off Share work"
-        )
+        messages.append(OTHER_ROWS)
     stopped = how_it_was_stopped()
     if run.missed_calls:
         messages.append(

@@ -23,7 +23,7 @@ def run_of(**changed: Any) -> GuidedRun:
     run = GuidedRun(AsagSettings(enabled=True))
     went = {"guided_calls": 3, "announced": 3, "conflict": "", "largest": torch.tensor(0.5)}
     for name, value in {**went, **changed}.items():
-        setattr(run, name, value)
+        setattr(run.scaling if name == "largest" else run, name, value)
     return run
 
 
