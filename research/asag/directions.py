@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asag.hosts.diffusers_call import picture_of, token_grid_of, velocity_of_grey
+from asag.hosts.diffusers_call import Alphas, picture_of, token_grid_of, velocity_of_grey
 from asag.hosts.diffusers_models import FAMILIES
 from asag.lab.embedded.shipped import start_noise
 from asag.models.base import family_of
@@ -37,6 +37,7 @@ def watched(pipeline: Any, model: nn.Module, pairs: list[tuple[str, str]]) -> It
     normal one."""
     family = family_of(model, FAMILIES)
     seen: list[tuple[Tensor, Pushes]] = []
+    alphas = Alphas()
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         pushes, token_grid = {}, token_grid_of(args, kwargs)
@@ -44,7 +45,7 @@ def watched(pipeline: Any, model: nn.Module, pairs: list[tuple[str, str]]) -> It
             with perturbed(choose_layers(model, family, block), family, make_operator(method), token_grid):
                 pushes[method, block] = model.forward(*args, **kwargs)[0] - output[0]
         if isinstance(family, DiffusersUnet):
-            picture = picture_of(pipeline.scheduler, args, kwargs, output[0])
+            picture = picture_of(pipeline.scheduler, alphas, args, kwargs, output[0])
         else:
             picture = velocity_of_grey(args, kwargs, output[0], 1000) - output[0]
         seen.append((picture, pushes))
