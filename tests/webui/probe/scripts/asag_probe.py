@@ -55,14 +55,17 @@ def describe_function(function):
 
 def describe_module(module):
     """One line: class, its forward, the instance's forward if it has one, hooks, and the names on the instance."""
-    own = module.__dict__.get("forward")
+    own, names = module.__dict__.get("forward"), module.__dict__.keys() - HOSTS_OWN
+    if getattr(own, "__func__", None) is type(module).forward:
+        # The class's own, bound: ControlNet's IP-Adapter leaves it there, and NegPiP takes it away.
+        own, names = None, names - {"forward"}
     return "; ".join(
         [
             f"{type(module).__module__}.{type(module).__qualname__}",
             f"forward {describe_function(type(module).forward)}",
             f"own forward {describe_function(own) if own is not None else None}",
             f"hooks {len(module._forward_pre_hooks)} before, {len(module._forward_hooks)} after",
-            f"names {sorted(module.__dict__.keys() - HOSTS_OWN)}",
+            f"names {sorted(names)}",
         ]
     )
 
