@@ -127,7 +127,6 @@ TESTS = {
         *FORGE,
     ],
     "asag/models/tensor_names.py": ["tests/models/test_tensor_names.py"],
-    "asag/models/tensor_names.py": ["tests/models/test_tensor_names.py"],
     "asag/models/ldm_unet.py": ["tests/models/test_ldm_unet.py", *A1111],
     "asag/models/forge_unet.py": ["tests/models/test_ldm_unet.py", *FORGE],
     "asag/models/diffusers_unet.py": ["tests/models/test_diffusers_unet.py", *DIFFUSERS],
