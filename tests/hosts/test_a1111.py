@@ -16,8 +16,9 @@ from torch import nn
 
 from asag.hosts.generation import RUN, arm
 from asag.hosts.refused import Refused
+from asag.lab.bench.fake_cuda import FakeCuda
 from asag.settings import AsagSettings
-from tests.hosts.a1111_double import CFGDenoiser, Host, Options
+from tests.hosts.a1111_double import CFGDenoiser, CompVisTimestepsDenoiser, Host, Options
 from tests.hosts.guided import FIRST, HIRES, LATER, MIXED, PLAIN, ConvolvedRows, assert_steps, expected, guided
 from tests.hosts.reference import ALPHAS, LAYERS, Prompts, blurred_map, identity_map, real_unet, sinkhorn_map
 from tests.support import snapshot
@@ -305,6 +306,18 @@ def test_guided_steps_are_counted(host: Host, window: dict[str, float], count: i
 def test_method_seg_blurs_over_the_pictures_height_and_width(host: Host, reuse: bool) -> None:
     found = guided(host, Options(), method="seg", blur=0.4, reuse=reuse)
     assert_steps(host, found, CONSTANT, attention_map=blurred_map)
+
+
+def test_the_level_of_noise_is_looked_up_without_a_wait_for_the_device(host: Host) -> None:
+    level = sys.modules["asag.hosts.a1111"]._noise_level
+    with FakeCuda() as cuda:
+        model = nn.Module()
+        model.register_buffer("alphas_cumprod", torch.empty(1000, device="cuda"))
+        call = SimpleNamespace(sigma=torch.empty(2, device="cuda"))
+        step = SimpleNamespace(inner_model=CompVisTimestepsDenoiser(model), calls=[call])
+        with cuda.recording() as record:
+            assert level(step).shape == ()
+    assert record.waits == []
 
 
 # `every` -----------------------------------------------------------------------------------------------------------
