@@ -50,6 +50,10 @@ class Option:
     earlier_names: tuple[str, ...] = ()
     earlier_values: Mapping[str, str] = field(default_factory=dict)
 
+    def shown(self, value: Any) -> Any:
+        """What the field of the page holds for a value: of a number that may be noise, text."""
+        return noise.print_moment(value) if self.noise else value
+
 
 def option(default: Any, label: str, help: str, **details: Any) -> Any:
     """A dataclass field with that default, which knows its Option."""

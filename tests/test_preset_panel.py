@@ -43,7 +43,9 @@ class Panel:
 
     @property
     def given(self) -> AsagSettings:
-        return AsagSettings(**{name: self.page.values[component] for name, component in self.settings.items()})
+        """What the fields say; those of start and end are text."""
+        values = {name: self.page.values[component] for name, component in self.settings.items()}
+        return AsagSettings.from_mapping(values)
 
     @property
     def chosen(self) -> Any:
@@ -97,6 +99,8 @@ def test_a_preset_that_is_chosen_sets_all_settings(panel: Panel, name: str) -> N
     panel.page.values[panel.panel.list] = name
     panel.page.fire(panel.panel.list, "input")
     assert panel.given == AsagSettings(**PRESETS[name])
+    fields = [panel.page.values[panel.settings[each]] for each in ("start", "end")]
+    assert fields == ["0", "0.6" if name == "Fast" else "1"]
     assert (panel.chosen, panel.notice) == (name, "")
 
 

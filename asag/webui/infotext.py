@@ -47,7 +47,8 @@ class Pasted:
         if any(problem.startswith(f"{name}:") for problem in self.problems):
             return None
         settings = self.settings
-        return getattr(settings, name) if settings.enabled or name == "enabled" else None
+        shown = options()[name][1].shown(getattr(settings, name))
+        return shown if settings.enabled or name == "enabled" else None
 
 
 def write(settings: AsagSettings) -> str:

@@ -12,7 +12,7 @@ from asag.models.tensor_names import KIND_NAMES
 from asag.preset_file import PresetError
 from asag.preset_uses import ANY, Model, offered, plain
 from asag.presets import CUSTOM, PRESETS, Presets, read_shared, write_shared
-from asag.settings import AsagSettings, SettingsError
+from asag.settings import AsagSettings, SettingsError, options
 from asag.webui.plain import as_html
 
 QUIET = {"queue": False, "show_progress": "hidden"}
@@ -193,7 +193,7 @@ class PresetPanel:
         return AsagSettings.from_mapping(dict(zip(self.held, values, strict=True)))
 
     def _updates(self, settings: AsagSettings) -> list[Any]:
-        return [gr.update(value=getattr(settings, name)) for name in self.held]
+        return [gr.update(value=options()[name][1].shown(getattr(settings, name))) for name in self.held]
 
     def _unchanged(self) -> list[Any]:
         return [gr.update() for _ in self.held]

@@ -128,7 +128,7 @@ def names() -> list[str]:
 def component(option: Option, value: Any, elem_id: str, visible: bool = True) -> Any:
     """The gradio component of one setting."""
     common = {
-        "value": value,
+        "value": option.shown(value),
         "label": option.label,
         "info": option.help,
         "elem_id": elem_id,
@@ -140,7 +140,6 @@ def component(option: Option, value: Any, elem_id: str, visible: bool = True) ->
     if isinstance(value, bool):
         return gr.Checkbox(**common, elem_classes=["asag-checkbox"])
     if isinstance(value, str) or option.noise:
-        common["value"] = value if isinstance(value, str) else f"{value:g}"
         return gr.Textbox(max_lines=1, **common)
     # The slider itself ends earlier where the page's script is: the field takes all that is allowed.
     return gr.Slider(option.minimum, option.maximum, step=option.step, **common)

@@ -176,8 +176,12 @@ def number(page: Page, name: str) -> Locator:
     return page.locator(f"#asag_{name} input[type=number]")
 
 
+def text_of(page: Page, name: str) -> Locator:
+    return page.locator(f"#asag_{name} textarea, #asag_{name} input")
+
+
 def blocks(page: Page) -> Locator:
-    return page.locator("#asag_blocks textarea, #asag_blocks input")
+    return text_of(page, "blocks")
 
 
 def block(page: Page, address: str) -> Locator:
@@ -591,11 +595,17 @@ def test_presets_set_everything_and_say_when_something_was_changed(page: Page) -
     expect(preset(page)).to_have_value("Paper")
     choose(page, "Fast")
     expect(blocks(page)).to_have_value("late")
-    expect(number(page, "end")).to_have_value("0.6")
+    expect(text_of(page, "end")).to_have_value("0.6")
     choose(page, "Strong")
     expect(number(page, "scale")).to_have_value("4")
     expect(blocks(page)).to_have_value("auto")
-    expect(number(page, "end")).to_have_value("1")
+    expect(text_of(page, "end")).to_have_value("1")
+    text_of(page, "end").fill("60%")
+    text_of(page, "end").press("Tab")
+    expect(preset(page)).to_have_value("Custom")
+    text_of(page, "end").fill("1")
+    text_of(page, "end").press("Tab")
+    expect(preset(page)).to_have_value("Strong")
     set_number(page, "scale", 4.5)
     expect(preset(page)).to_have_value("Custom")
     set_number(page, "scale", 4)

@@ -11,7 +11,6 @@ from .payloads import asag, assert_differ, assert_same, request
 from .server import WebUI
 
 Image = Callable[..., np.ndarray]
-# Four steps of the normal scheduler from SD1.5's noisiest level: σ 14.6, 4.9 or less, about 1.6, and less.
 STEPS = {"steps": 4, "scheduler": "Normal"}
 
 
@@ -24,10 +23,11 @@ def test_a_window_of_all_noise_is_the_whole_and_one_of_none_is_nothing(plain: Im
 
 @pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
 def test_the_first_step_alone_by_steps_and_by_noise(guided: Image, plain: Image, sampler: str) -> None:
+    """Of four steps Euler's begin at 0, 33, 67 and 100% of the noise schedule, DDIM's at 25, 50 and 75%."""
     changes = {"steps": 4, "sampler_name": sampler}
     first = guided({"end": 0.25}, **changes)
     assert_differ(first, plain(**changes))
-    assert_same(guided({"end": "15%"}, **changes), first)
+    assert_same(guided({"end": "30%"}, **changes), first)
 
 
 def test_the_infotext_names_the_noise(webui: WebUI) -> None:
