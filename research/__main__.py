@@ -17,6 +17,7 @@ COMMANDS = {
     ),
     "along": Command("research.asag.along", arguments.along, "measure the attention plans along sampling", _NEEDS),
     "directions": Command("research.asag.directions", arguments.directions, "measure where each method pushes", _NEEDS),
+    "units": Command("research.asag.units", arguments.units, "measure pushes beside CFG's own, for the units", _NEEDS),
     "report": Command(
         "research.asag.report",
         arguments.report,

@@ -72,6 +72,11 @@ def directions(argv: Arguments) -> argparse.Namespace:
     return _of_a_model("directions", text, argv)
 
 
+def units(argv: Arguments) -> argparse.Namespace:
+    text = "Measures how large the push is beside CFG's own: every method and block, at several CFG scales."
+    return _of_a_model("units", text, argv)
+
+
 def _of_a_model(command: str, text: str, argv: Arguments) -> argparse.Namespace:
     parser = Parser(f"research {command}", text)
     parser.add_argument("--model", choices=MODELS, default="unet", help="which of the embedded models")
