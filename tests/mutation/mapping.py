@@ -45,8 +45,6 @@ TESTS = {
     "asag/units.py": ["tests/test_units.py"],
     "asag/precision.py": ["tests/test_guidance.py", "tests/test_operators.py"],
     "asag/guidance.py": ["tests/test_guidance.py"],
-    "asag/units.py": ["tests/test_units.py"],
-    "asag/hosts/scaling.py": ["tests/hosts/test_generation.py"],
     "asag/blocks.py": ["tests/test_blocks.py", "tests/test_shared_lists.py"],
     "asag/settings.py": ["tests/test_settings.py", "tests/test_counted.py"],
     "asag/option.py": ["tests/test_settings.py"],
