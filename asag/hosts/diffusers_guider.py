@@ -158,7 +158,8 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         """Called before each batch; for the perturbed one, make the next call of the denoiser a perturbed one."""
         super().prepare_models(denoiser)
         prediction = self._predictions()[self._count_prepared - 1]
-        if prediction == "pred_cond" and self._kept.reused:
+        if prediction == "pred_cond" and self._kept.reused and self.settings.contrast < 1:
+            # By what this call is given the picture is known; there is no perturbed one that tells.
             self._replace(denoiser, denoiser.forward, lambda args, kwargs: nullcontext())
         if prediction != "pred_cond_adversarial":
             return
