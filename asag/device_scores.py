@@ -1,4 +1,4 @@
-"""Sinkhorn's iteration on an accelerator: few and large kernels, and nothing is read back to the host.
+"""Sinkhorn's iteration in few and large kernels, for an accelerator: nothing is read back to the host.
 
 Reading one number, say a bound on the logits, makes the host wait for all that it has queued. So no decision here
 depends on a number: maxima are subtracted as they come, and logits of any size take the same way.
@@ -126,8 +126,8 @@ def log_sums(own: Tensor, other: Tensor) -> Tensor:
 
 
 class WholeHeads:
-    """The same for heads whose n x m scores fit a tile: formed once, with one sweep by SoftMax and the others by
-    scaling, which takes half of the memory traffic and of the kernels.
+    """The same for heads whose n x m scores may be held: formed once, for as many heads as fit `tile_bytes` or for one.
+    The first sweep is by SoftMax and the others by scaling: half of the memory traffic and of the kernels.
 
     SoftMax along the rows of ``L`` is the update of f, and along the columns of what it gives that of g: exact for
     logits of any size. It leaves a matrix K whose columns sum to 1, and Sinkhorn's scaling goes on from there:
@@ -139,14 +139,23 @@ class WholeHeads:
     within (n m)^(T - 1) for T sweeps. Logits that float32 can't tell from none beside those are lost as in any sum.
     """
 
-    def __init__(self, query: Tensor, key: Tensor, scale: float, dtype: torch.dtype) -> None:
+    def __init__(self, query: Tensor, key: Tensor, scale: float, dtype: torch.dtype, tile_bytes: int) -> None:
         self.queries = query.new_empty(query.shape, dtype=dtype).copy_(query).flatten(0, 1)
         keys = key.new_empty(key.shape, dtype=dtype).copy_(key)
         keys -= keys.mean(dim=2, keepdim=True)  # it moves each row by a constant, which no plan sees
         keys *= scale
         self.keys = keys.flatten(0, 1)
         self.heads, self.n, self.m = *self.queries.shape[:2], self.keys.shape[1]
-        self.step = max(DEVICE_TILE_BYTES // (self.n * self.m * dtype.itemsize), 1)
+        self.step = max(tile_bytes // (self.n * self.m * dtype.itemsize), 1)
+
+    @staticmethod
+    def suits(
+        query: Tensor, key: Tensor, dtype: torch.dtype, iterations: int, tolerance: float | None, head_bytes: int
+    ) -> bool:
+        """Whether a head's scores have at most `head_bytes`, and the sweeps stay in range. A tolerance needs the
+        potentials themselves."""
+        fits = query.shape[2] * key.shape[2] * dtype.itemsize <= head_bytes
+        return fits and tolerance is None and iterations <= MOST_SCALED_SWEEPS
 
     def attention(self, value: Tensor, iterations: int, by_columns: bool) -> Tensor:
         """As DeviceScores.product after `iterations` sweeps, in value's dtype; value (heads, m, e)."""
@@ -180,9 +189,8 @@ def attention_by_tiles(
     """The operator (asag.attention) on any device, in the query's dtype: by whole heads where one fits a tile."""
     dtype = torch.promote_types(query.dtype, torch.float32)
     values, by_columns = value.flatten(0, 1), normalize == "columns"
-    head_bytes = query.shape[2] * key.shape[2] * dtype.itemsize
-    if tolerance is None and iterations <= MOST_SCALED_SWEEPS and head_bytes <= DEVICE_TILE_BYTES:
-        out = WholeHeads(query, key, scale, dtype).attention(values, iterations, by_columns)
+    if WholeHeads.suits(query, key, dtype, iterations, tolerance, DEVICE_TILE_BYTES):
+        out = WholeHeads(query, key, scale, dtype, DEVICE_TILE_BYTES).attention(values, iterations, by_columns)
     else:
         scores = DeviceScores(query, key, scale, dtype)
         scores.iterate(iterations, tolerance)

@@ -22,9 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# A tile should stay in the second-level caches of a CPU's cores, and fill an accelerator without exhausting it.
+# A tile should stay in the second-level caches of a CPU's cores.
 CPU_TILE_BYTES_PER_THREAD = 1 << 20
-DEVICE_TILE_BYTES = 1 << 27
 
 # A column whose mass comes near the smallest normal number has lost digits: its sum is taken again in the log domain.
 SMALLEST_COLUMN_MASS = {torch.float32: 1e-30, torch.float64: 1e-290}
@@ -40,6 +39,10 @@ def bound_logits(query: Tensor, key: Tensor, scale: float) -> Tensor:
     longest = [torch.linalg.vector_norm(tensor, dim=-1, dtype=dtype).amax(dim=-1) for tensor in (query, key)]
     bound: Tensor = longest[0] * longest[1] * abs(scale)
     return bound
+
+
+def cpu_tile_bytes() -> int:
+    return CPU_TILE_BYTES_PER_THREAD * torch.get_num_threads()
 
 
 class Potentials(NamedTuple):
@@ -111,9 +114,7 @@ class StreamingScores:
         """`largest_logit` is a bound on every |logit|, where the caller knows one."""
         self.query, self.scale, self.dtype = query, scale, dtype
         self.heads, self.n, self.m = query.shape[0], query.shape[1], key.shape[1]
-        on_cpu = query.device.type == "cpu"
-        limit = CPU_TILE_BYTES_PER_THREAD * torch.get_num_threads() if on_cpu else DEVICE_TILE_BYTES
-        elements = max(limit // dtype.itemsize, self.m)
+        elements = max(cpu_tile_bytes() // dtype.itemsize, self.m)
         self.tile_heads = min(max(elements // (self.n * self.m), 1), self.heads)
         self.tile_rows = min(max(elements // self.m, 1), self.n)
         self.buffers: list[Tensor] = []

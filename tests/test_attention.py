@@ -181,10 +181,15 @@ def watch(monkeypatch, name):
 
 @pytest.mark.parametrize("normalize", ["rows", "columns"])
 @pytest.mark.parametrize("impl", ["auto", "streaming", "dense"])
-def test_the_square_is_built_where_it_is_asked_for_and_rows_take_the_kernel(monkeypatch, impl, normalize):
-    dense, kernel = (watch(monkeypatch, name) for name in ("_dense", "biased_attention"))
-    adversarial_sinkhorn_attention(*make(20, 30, 8), impl=impl, normalize=normalize)
-    assert (len(dense), len(kernel)) == (impl == "dense", impl != "dense" and normalize == "rows")
+def test_the_square_is_built_where_it_is_asked_for_or_small_and_rows_take_the_kernel(monkeypatch, impl, normalize):
+    dense, streaming, kernel = (watch(monkeypatch, name) for name in ("_dense", "StreamingScores", "biased_attention"))
+    for tokens in (30, 1025):
+        adversarial_sinkhorn_attention(*make(1024, tokens, 8, heads=1), impl=impl, normalize=normalize)
+        streams = impl == "streaming" or (impl == "auto" and tokens == 1025)
+        assert (len(dense), len(streaming)) == (impl == "dense", streams)
+        assert len(kernel) == (streams and normalize == "rows")
+        for calls in (dense, streaming, kernel):
+            calls.clear()
 
 
 def test_heads_of_hosts_are_views_that_are_not_copied(monkeypatch):
@@ -192,14 +197,14 @@ def test_heads_of_hosts_are_views_that_are_not_copied(monkeypatch):
     made = watch(monkeypatch, "StreamingScores")
     packed = torch.randn(2, 30, 3, 4, 8, generator=torch.Generator().manual_seed(3))
     query, key, value = packed.permute(2, 0, 3, 1, 4)
-    adversarial_sinkhorn_attention(query, key, value)
+    adversarial_sinkhorn_attention(query, key, value, impl="streaming")
     assert [scores[0].shape for scores in made] == [(4, 30, 8)] * 2
     assert {part.untyped_storage().data_ptr() for scores in made for part in scores[:2]} == {packed.data_ptr()}
     made.clear()
-    adversarial_sinkhorn_attention(*(tensor.contiguous() for tensor in (query, key, value)))
+    adversarial_sinkhorn_attention(*(tensor.contiguous() for tensor in (query, key, value)), impl="streaming")
     assert [scores[0].shape for scores in made] == [(8, 30, 8)]
     made.clear()
-    adversarial_sinkhorn_attention(query.contiguous(), key, value)
+    adversarial_sinkhorn_attention(query.contiguous(), key, value, impl="streaming")
     assert [scores[0].shape for scores in made] == [(4, 30, 8)] * 2
 
 
