@@ -62,18 +62,23 @@ def plausible_above_35(name: str, tensor: Tensor) -> Any:
     return 200.0 if isinstance(found, float) else found
 
 
-def guard_cuda() -> None:
-    """Let fake CUDA tensors pass where torch asks for CUDA's device guard.
+def guard_table() -> Any:
+    """c10's table of device guards, by device type.
 
-    Raises RuntimeError where this build of torch doesn't show its table (Windows).
+    Raises RuntimeError where this build of torch doesn't show it (Windows).
     """
-    if torch.cuda.is_available():
-        return
     folder = Path(torch.__file__).parent / "lib"
     library = next((folder / name for name in ("libc10.so", "libc10.dylib") if (folder / name).exists()), None)
     if library is None:
-        raise RuntimeError("fake CUDA tensors: needs a Linux or macOS build of torch")
-    table = (ctypes.c_void_p * DEVICE_TYPES).in_dll(ctypes.CDLL(str(library)), REGISTRY)
+        raise RuntimeError("fake tensors of a device: need a Linux or macOS build of torch")
+    return (ctypes.c_void_p * DEVICE_TYPES).in_dll(ctypes.CDLL(str(library)), REGISTRY)
+
+
+def guard_cuda() -> None:
+    """Let fake CUDA tensors pass where torch asks for CUDA's device guard. Raises RuntimeError as guard_table does."""
+    if torch.cuda.is_available():
+        return
+    table = guard_table()
     if not table[CUDA]:
         table[CUDA] = table[META]
 
