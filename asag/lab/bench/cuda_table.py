@@ -14,10 +14,13 @@ Line = dict[str, Any]
 AIMS = {"mid": 1.36, "late": 1.30, "all": 1.65}
 FAMILIES = {"sd15": "SD1.5", "sdxl": "SDXL", "sd3": "SD3", "flux": "Flux"}
 OPERATORS = {
-    "sd15-mid-512": "SD1.5 at 512, middle block, 64 tokens",
-    "sdxl-mid-1024": "SDXL at 1024, middle block, 1024 tokens",
+    "sd15-mid-512": "SD1.5 at 512, `mid`, 64 tokens",
+    "sd15-out.9-512": "SD1.5 at 512, `out.9`, 4096 tokens",
+    "sdxl-mid-1024": "SDXL at 1024, `mid`, 1024 tokens",
+    "sdxl-mid-832x1216": "SDXL at 832 × 1216, `mid`, 988 tokens",
     "sdxl-out.3-1024": "SDXL at 1024, `out.3`, 4096 tokens",
-    "sd3-joint-1024": "SD3 at 1024, 4096 + 154 tokens",
+    "sd3-joint-1024": "SD3 at 1024, 4096 tokens and 154 of text",
+    "flux-double-1024": "Flux at 1024, 4096 tokens and 512 of text",
 }
 
 

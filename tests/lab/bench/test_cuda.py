@@ -215,3 +215,13 @@ def test_the_table_names_sizes_in_pixels_and_puts_triton_last() -> None:
     operator = line(bench="operator", case="sdxl-mid-1024", triton="without", kernels=30)
     row = cuda_table.operator_table([operator]).splitlines()[-1]
     assert row.endswith("| 30 / – | 0 / – | 3.00 / – | 1.50 / – | 1.25 / – |")
+
+
+def test_the_tables_of_the_docs_are_those_of_the_lines() -> None:
+    root = Path(__file__).parents[3]
+    text = (root / "docs" / "cost.md").read_text()
+    lines = cuda_table.read(max((root / "bench" / "results").glob("*-cuda-modelled.jsonl")))
+    assert cuda_table.cost_table(lines) in text
+    assert cuda_table.operator_table(lines) in text
+    steps = {line["case"] for line in lines if line["bench"] == "step"}
+    assert steps == {case.name for case in shapes.STEPS}

@@ -43,7 +43,7 @@ def counted(device: torch.device, run: Callable[[], object]) -> Line:
             number[event.name] += 1
             spent[event.name] = spent.get(event.name, 0.0) + duration(event)
     names = sorted(spent, key=lambda name: -spent[name])[:SHOWN]
-    longest = [[name[:90], number[name], round(spent[name], 4)] for name in names]
+    longest = [f"{number[name]} x {name[:90]}, {spent[name]:.3f} ms" for name in names]
     return {"kernels": sum(number.values()), "ms": round(sum(spent.values()), 4), "waits": waits, "longest": longest}
 
 
