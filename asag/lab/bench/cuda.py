@@ -123,7 +123,7 @@ def operator_lines(cuda: FakeCuda, case: OperatorCase, tritons: list[str]) -> It
 
 
 def step_lines(cuda: FakeCuda, case: StepCase, dtype: torch.dtype, tritons: list[str], quick: bool) -> Iterator[Line]:
-    """ASAG; every method, and a whole pass, for one image in half precision and the middle block."""
+    """ASAG; every method, and a whole pass, for a family's first case in half precision."""
     denoiser = step_model(case, torch.device("cuda"), dtype, quick)
     held = denoiser.weight_bytes
 
@@ -134,7 +134,7 @@ def step_lines(cuda: FakeCuda, case: StepCase, dtype: torch.dtype, tritons: list
     cfg = count(None, plausible)
     yield line_of("step", case.name, Counted("cfg", dtype, case.batch), "any", cfg, cfg[0])
     variants: dict[str, dict[str, Any]] = {"asag": {"blocks": case.blocks}}
-    if dtype == HALF and case.batch == 1 and case.blocks not in ("late", "all"):
+    if dtype == HALF and case in firsts(shapes.steps(quick)):
         variants |= {method: {"method": method, "blocks": case.blocks} for method in STEP_METHODS}
         variants["asag, whole pass"] = {"blocks": case.blocks, "reuse": False}
     for name, settings in variants.items():
@@ -142,10 +142,16 @@ def step_lines(cuda: FakeCuda, case: StepCase, dtype: torch.dtype, tritons: list
             yield from lines_of("step", case.name, what, partial(count, settings), cfg[0])
 
 
+def firsts(cases: tuple[StepCase, ...]) -> list[StepCase]:
+    """The first case of each family."""
+    return [
+        next(each for each in cases if each.family == name) for name in dict.fromkeys(each.family for each in cases)
+    ]
+
+
 def dtypes_of(case: StepCase) -> tuple[torch.dtype, ...]:
     """The first case of a UNet is counted in every dtype."""
-    firsts = [next(each for each in shapes.STEPS if each.family == family) for family in ("sd15", "sdxl")]
-    return DTYPES if case in firsts else (HALF,)
+    return DTYPES if case.family in ("sd15", "sdxl") and case in firsts(shapes.STEPS) else (HALF,)
 
 
 def lines(quick: bool, only: str, tritons: list[str]) -> Iterator[Line]:

@@ -54,13 +54,13 @@ def pair_of(lines: Sequence[Line], bench: str, case: str) -> list[Line | None]:
     return [found_in(lines, bench, case, "asag", triton) for triton in ("without", "with")]
 
 
-def cells_of(found: Sequence[Line | None], names: Sequence[str]) -> list[str]:
+def cells_of(found: Sequence[Line | None], names: Sequence[str], digits: int) -> list[str]:
     """A cell for each name, what was found without Triton before what was found with it."""
-    return [" / ".join("–" if line is None else format_of(line[name]) for line in found) for name in names]
+    return [" / ".join("–" if line is None else format_of(line[name], digits) for line in found) for name in names]
 
 
-def format_of(value: float) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+def format_of(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
 def cost_table(lines: Sequence[Line]) -> str:
@@ -71,7 +71,7 @@ def cost_table(lines: Sequence[Line]) -> str:
     for case in dict.fromkeys(line["case"] for line in lines if line["bench"] == "step"):
         cfg = found_in(lines, "step", case, "cfg", "")
         aim = AIMS.get(case.split("-")[2]) if case.startswith(("sd15", "sdxl")) else None
-        cells = cells_of(pair_of(lines, "step", case), ["kernels", "waits", *ratios])
+        cells = cells_of(pair_of(lines, "step", case), ["kernels", "waits", *ratios], digits=3)
         rows.append([title_of(case), str(cfg["kernels"] if cfg else "–"), *cells, f"{aim:.2f}" if aim else ""])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -82,6 +82,6 @@ def operator_table(lines: Sequence[Line]) -> str:
     heads = ["One layer, compared with its attention", "kernels", "waits", "peak MiB", "RTX 4090", "H100"]
     rows = [heads, ["---"] * len(heads)]
     for case in dict.fromkeys(line["case"] for line in lines if line["bench"] == "operator"):
-        cells = cells_of(pair_of(lines, "operator", case), ["kernels", "waits", "peak_mib", *ratios])
+        cells = cells_of(pair_of(lines, "operator", case), ["kernels", "waits", "peak_mib", *ratios], digits=1)
         rows.append([OPERATORS.get(case, case), *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -210,11 +210,11 @@ def test_the_table_names_sizes_in_pixels_and_puts_triton_last() -> None:
     lines = [line(method="cfg", triton="", kernels=9), line(triton="without", kernels=30, waits=2), line()]
     lines += [line(dtype="bfloat16", kernels=77), line(method="pag", triton="")]
     row = cuda_table.cost_table(lines).splitlines()[-1]
-    assert row == "| SDXL, 832 × 1216, `mid` | 9 | 30 / 12 | 2 / 0 | 1.50 / 1.50 | 1.25 / 1.25 | 1.36 |"
+    assert row == "| SDXL, 832 × 1216, `mid` | 9 | 30 / 12 | 2 / 0 | 1.500 / 1.500 | 1.251 / 1.251 | 1.36 |"
     assert cuda_table.title_of("sd15-64x64-all-batch4") == "SD1.5, 512 × 512, `all`, 4 images"
     operator = line(bench="operator", case="sdxl-mid-1024", triton="without", kernels=30)
     row = cuda_table.operator_table([operator]).splitlines()[-1]
-    assert row.endswith("| 30 / – | 0 / – | 3.00 / – | 1.50 / – | 1.25 / – |")
+    assert row.endswith("| 30 / – | 0 / – | 3.0 / – | 1.5 / – | 1.3 / – |")
 
 
 def test_the_tables_of_the_docs_are_those_of_the_lines() -> None:
