@@ -19,18 +19,31 @@ def text_attending(query: Tensor, key: Tensor, value: Tensor, image: slice, mask
     return out
 
 
-def check_image_unmasked(mask: Tensor | None, image: slice) -> Tensor | None:
-    """The rows of an attention mask (…, …, queries or 1, keys) that hold for image queries; None when there is none.
+class MaskCheck:
+    """Whether the masks of a run leave image tokens visible to one another.
 
-    Raises ValueError when it hides image tokens from one another: a plan over them couldn't keep to that.
+    Looking makes an accelerator's host wait, so there the first mask of a kind (its shape, dtype and image tokens) is
+    looked at and stands for the others: prompts differ in the text that they hide, the image is up to the model.
     """
-    if mask is None:
-        return None
-    rows = mask if mask.shape[2] == 1 else mask[:, :, image]
-    among = rows[..., image]
-    if not bool(among.all() if mask.dtype == torch.bool else not among.any()):
-        raise ValueError("mask: hides image tokens from one another; allowed: a mask over text tokens")
-    return rows
+
+    def __init__(self) -> None:
+        self.looked_at: set[tuple[object, ...]] = set()
+
+    def image_rows(self, mask: Tensor | None, image: slice) -> Tensor | None:
+        """The rows of an attention mask (…, …, queries or 1, keys) that hold for image queries; None where none is.
+
+        Raises ValueError when it hides image tokens from one another: a plan over them couldn't keep to that.
+        """
+        if mask is None:
+            return None
+        rows = mask if mask.shape[2] == 1 else mask[:, :, image]
+        kind = (mask.shape, mask.dtype, mask.device, image.start, image.stop)
+        if mask.device.type == "cpu" or kind not in self.looked_at:
+            among = rows[..., image]
+            if not bool(among.all() if mask.dtype == torch.bool else not among.any()):
+                raise ValueError("mask: hides image tokens from one another; allowed: a mask over text tokens")
+            self.looked_at.add(kind)
+        return rows
 
 
 def text_of(tensor: Tensor, image: slice, axis: int) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from types import ModuleType
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from asag.attention import adversarial_sinkhorn_attention, attention_rows, signed_scale, softmax_rows
 from asag.attention_arguments import check_attention_inputs, check_options
 from asag.blocks import Address
-from asag.joint_parts import check_image_unmasked, text_attending, text_bias_of, text_of
+from asag.joint_parts import MaskCheck, text_attending, text_bias_of, text_of
 from asag.kernel_choice import KERNELS, named_implementation
 from asag.kernel_path import joint
 from asag.precision import at_least_float32
@@ -34,7 +34,11 @@ DEVICE_CHUNK_ELEMENTS = 1 << 25
 
 
 class Operator:
-    """Base: a subclass supplies `plain` and `map_rows`; `joint` follows from `plain`."""
+    """Base: a subclass supplies `plain` and `map_rows`; `joint` follows from `plain`. It is made anew for each run."""
+
+    @cached_property
+    def masks(self) -> MaskCheck:
+        return MaskCheck()
 
     def at(self, address: Address) -> Operator:
         """The operator for one layer: the same for all, unless it keeps something of each."""
@@ -70,9 +74,9 @@ class Operator:
         image token from another (ValueError).
         """
         if (image.start, image.stop) == (0, query.shape[2]):
-            check_image_unmasked(mask, image)
+            self.masks.image_rows(mask, image)
             return self.plain(query, key, value, grid)
-        image_mask = check_image_unmasked(mask, image)
+        image_mask = self.masks.image_rows(mask, image)
         out = text_attending(query, key, value, image, mask)
         # A few heads at a time, for what is padded are copies.
         elements = JOINT_CHUNK_ELEMENTS.get(query.device.type, DEVICE_CHUNK_ELEMENTS)
@@ -145,7 +149,7 @@ class Sinkhorn(Operator):
             return super().joint(*given)
         check_attention_inputs(query, key, value)
         check_options(self.iterations, self.strength, self.cost, self.normalize, self.tolerance, self.impl)
-        text_bias = text_bias_of(check_image_unmasked(mask, image), image, query)
+        text_bias = text_bias_of(self.masks.image_rows(mask, image), image, query)
         scale = signed_scale(self.cost, self.strength, query)
 
         def by_kernels(kernels: ModuleType) -> Tensor:
@@ -206,9 +210,9 @@ class Identity(Operator):
         """SoftMax over the text keys and the token's own key, as PAG is defined for MMDiT (diffusers,
         attention_processor.py: PAGJointAttnProcessor2_0), in tiles of rows."""
         if (image.start, image.stop) == (0, query.shape[2]):
-            check_image_unmasked(mask, image)
+            self.masks.image_rows(mask, image)
             return self.plain(query, key, value, grid)
-        text_bias = text_bias_of(check_image_unmasked(mask, image), image, query)
+        text_bias = text_bias_of(self.masks.image_rows(mask, image), image, query)
         out = text_attending(query, key, value, image, mask)
         text_key, text_value = text_of(key, image, 2), text_of(value, image, 2)
         scale = 1 / math.sqrt(query.shape[3])

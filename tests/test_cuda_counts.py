@@ -151,6 +151,21 @@ def test_no_method_waits(method: str, text: int) -> None:
     assert torch.float64 not in record.dtypes
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, HALF])
+@pytest.mark.parametrize("method", METHODS)
+def test_masks_of_a_kind_are_looked_at_once_in_a_run(method: str, dtype: torch.dtype) -> None:
+    operator = make_operator(method)
+    with FakeCuda() as fake:
+        query = torch.empty(2, 4, 64 + 16, 40, device="cuda", dtype=HALF)
+        masks = [torch.empty(2, 1, 1, 64 + 16, device="cuda", dtype=dtype) for _ in range(3)]
+        waits = []
+        for mask in masks:
+            with fake.recording(lambda name, tensor: dtype == torch.bool) as record:
+                operator.joint(query, query, query, slice(0, 64), (8, 8), mask)
+            waits.append(len(record.waits))
+    assert waits == [1, 0, 0]
+
+
 @pytest.mark.parametrize("without", LACKING)
 @pytest.mark.parametrize("dtype", [HALF, SINGLE])
 def test_memory_is_a_few_tiles_and_no_square_of_a_head(dtype: torch.dtype, without: tuple[str, ...]) -> None:
