@@ -586,9 +586,21 @@ def test_the_presets_look_which_model_is_chosen_when_that_changes(open_page: Cal
     )
     # At once, and when the host has taken it up; then no more.
     for value, seconds, looks in (("one", 1, 1), ("one", 10, 2), ("one", 60, 2), ("two", 1, 3), ("two", 60, 4)):
-        page.evaluate("value => (document.querySelector('#setting_sd_model_checkpoint input').value = value)", value)
+        set_checkpoint(page, value)
         page.clock.run_for(1000 * seconds)
         assert page.evaluate("() => window.looks") == looks
+    # Not while the list is open.
+    page.locator("#asag_preset input").focus()
+    set_checkpoint(page, "one")
+    page.clock.run_for(60_000)
+    assert page.evaluate("() => window.looks") == 4
+    page.locator("#asag_preset input").blur()
+    page.clock.run_for(60_000)
+    assert page.evaluate("() => window.looks") == 6
+
+
+def set_checkpoint(page: Page, name: str) -> None:
+    page.evaluate("name => (document.querySelector('#setting_sd_model_checkpoint input').value = name)", name)
 
 
 def test_presets_set_everything_and_say_when_something_was_changed(page: Page) -> None:
