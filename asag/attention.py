@@ -25,9 +25,9 @@ from asag.sinkhorn import DenseScores, StreamingScores, bound_logits, cpu_tile_b
 # The bound is a worst case: what is measured at it is about a third.
 LOGIT_ERROR = {torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 FLOAT32_EPS = 2.0**-24
-# A CPU takes a head's scores whole where they stay in its caches: 1024 tokens in float32, the most at which that was
-# measured to be faster (1.4 times; twice at 64 tokens).
-CPU_HEAD_BYTES = 1 << 22
+# A CPU takes a head's scores whole where they stay in its second-level cache: 512 tokens in float32. With more it was
+# measured to be faster in some runs and slower in others.
+CPU_HEAD_BYTES = 1 << 20
 
 
 def adversarial_sinkhorn_attention(
@@ -56,7 +56,7 @@ def adversarial_sinkhorn_attention(
         tolerance: stop a head early once the mean over keys of |g - g_previous| falls below it; None: never.
         impl: "streaming" (on a CPU no n x m tensor, elsewhere torch's kernels), "dense" (the readable reference),
             "triton" (its kernels, where the card, the package and the tensors allow it, otherwise streaming) or "auto"
-            (what the environment variable ASAG_IMPL names, otherwise triton; on a CPU whole heads up to 1024 tokens).
+            (what the environment variable ASAG_IMPL names, otherwise triton; on a CPU whole heads up to 512 tokens).
 
     Returns:
         (batch, heads, n, e) in the query's dtype. Against a float64 reference the relative error stays below 2e-5
@@ -87,7 +87,8 @@ def adversarial_sinkhorn_attention(
             return biased_attention(query, key, value, bias, scale, dtype)
         flat_query, flat_key, flat_value = (tensor.flatten(0, 1) for tensor in (query, key, value))
         if whole:
-            heads = WholeHeads(query, key, scale, dtype, cpu_tile_bytes())
+            # Up to three tiles are there at once, besides the tensors.
+            heads = WholeHeads(query, key, scale, dtype, cpu_tile_bytes() // 4)
             out = heads.attention(flat_value, iterations, by_columns=normalize == "columns")
         elif impl == "dense":
             out = _dense(flat_query, flat_key, flat_value, scale, dtype, iterations, tolerance, normalize)
