@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -29,30 +28,38 @@ class LayerHeads:
 
     def __init__(self, address: Address, wanted: Heads) -> None:
         self.address, self.wanted = address, wanted
+        # All heads, the chosen ones first, and each head's place there; int64, on the layer's device.
         self.order: Tensor | None = None
+        self.places: Tensor | None = None
         self.chosen = 0
+        numbers = wanted.numbers()
+        self.in_order = bool(numbers) and numbers == list(range(len(numbers)))
 
-    def ordered(self, query: Tensor, key: Tensor) -> Tensor:
-        """The numbers of all heads, int64 on the tensors' device; the first `chosen` are the chosen ones.
+    def choose(self, query: Tensor, key: Tensor) -> int:
+        """How many heads are chosen. Chooses them when the layer first runs; query and key are (batch, heads, tokens,
+        head_dim), of its image tokens.
 
-        query and key are (batch, heads, tokens, head_dim), of the layer's image tokens. Raises BlocksError when the
-        layer lacks a head that is named.
+        Raises BlocksError when the layer lacks a head that is named.
         """
-        count = query.shape[1]
-        if self.order is None or self.order.shape[0] != count:
-            self.wanted.check(self.address, count)
-            self.order, self.chosen = self._choose(query, key)
-        self.order = self.order.to(query.device)
-        return self.order
-
-    def _choose(self, query: Tensor, key: Tensor) -> tuple[Tensor, int]:
-        """All heads, the chosen ones first, and how many those are."""
         count, numbers = query.shape[1], self.wanted.numbers()
-        if not numbers:
-            by_alignment = torch.sort(alignment(query, key), descending=True, stable=True).indices
-            return by_alignment, max(count // ALIGNED_ONE_IN, 1)
-        others = [number for number in range(count) if number not in numbers]
-        return torch.tensor(numbers + others, device=query.device), len(numbers)
+        if self.order is None or self.order.shape[0] != count or self.order.device != query.device:
+            self.wanted.check(self.address, count)
+            if numbers:
+                others = [number for number in range(count) if number not in numbers]
+                self.order, self.chosen = torch.tensor(numbers + others, device=query.device), len(numbers)
+            else:
+                self.order = torch.sort(alignment(query, key), descending=True, stable=True).indices
+                self.chosen = max(count // ALIGNED_ONE_IN, 1)
+            self.places = torch.argsort(self.order)
+        return self.chosen
+
+    def sorted(self, tensor: Tensor) -> Tensor:
+        """A tensor (batch, heads, …) with the chosen heads first."""
+        return tensor if self.in_order else tensor[:, self.order]
+
+    def back(self, tensor: Tensor) -> Tensor:
+        """The contrary."""
+        return tensor if self.in_order else tensor[:, self.places]
 
     def told(self) -> list[int] | None:
         """The chosen heads, in order; None before the layer ran. Reads them from the device."""
@@ -106,13 +113,13 @@ class OnHeads(Operator):
     heads: LayerHeads
 
     def plain(self, query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        def weakened(heads: Tensor) -> Tensor:
-            return self.operator.plain(query[:, heads], key[:, heads], value[:, heads], grid)
-
-        def ordinary(heads: Tensor) -> Tensor:
-            return F.scaled_dot_product_attention(query[:, heads], key[:, heads], value[:, heads])
-
-        return self._together(query, key, weakened, ordinary)
+        chosen = self.heads.choose(query, key)
+        query, key, value = (self.heads.sorted(each) for each in (query, key, value))
+        weakened = self.operator.plain(query[:, :chosen], key[:, :chosen], value[:, :chosen], grid)
+        if chosen == query.shape[1]:
+            return self.heads.back(weakened)
+        ordinary = F.scaled_dot_product_attention(query[:, chosen:], key[:, chosen:], value[:, chosen:])
+        return self.heads.back(torch.cat([weakened, ordinary.to(weakened.dtype)], dim=1))
 
     def joint(
         self,
@@ -123,33 +130,24 @@ class OnHeads(Operator):
         grid: tuple[int, int] | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        def mask_of(heads: Tensor) -> Tensor | None:
-            return mask if mask is None or mask.shape[1] == 1 else mask[:, heads]
-
-        def weakened(heads: Tensor) -> Tensor:
-            return self.operator.joint(query[:, heads], key[:, heads], value[:, heads], image, grid, mask_of(heads))
-
-        def ordinary(heads: Tensor) -> Tensor:
-            given = query[:, heads], key[:, heads], value[:, heads]
-            return F.scaled_dot_product_attention(*given, attn_mask=mask_of(heads))
-
-        return self._together(query[:, :, image], key[:, :, image], weakened, ordinary)
+        chosen = self.heads.choose(query[:, :, image], key[:, :, image])
+        query, key, value = (self.heads.sorted(each) for each in (query, key, value))
+        masks = [mask, mask]
+        if mask is not None and mask.shape[1] > 1:
+            mask = self.heads.sorted(mask)
+            masks = [mask[:, :chosen], mask[:, chosen:]]
+        weakened = self.operator.joint(query[:, :chosen], key[:, :chosen], value[:, :chosen], image, grid, masks[0])
+        if chosen == query.shape[1]:
+            return self.heads.back(weakened)
+        others = query[:, chosen:], key[:, chosen:], value[:, chosen:]
+        ordinary = F.scaled_dot_product_attention(*others, attn_mask=masks[1])
+        return self.heads.back(torch.cat([weakened, ordinary.to(weakened.dtype)], dim=1))
 
     def map_rows(self, query: Tensor, key: Tensor, chosen: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        def weakened(heads: Tensor) -> Tensor:
-            return self.operator.map_rows(query[:, heads], key[:, heads], chosen, grid)
-
-        def ordinary(heads: Tensor) -> Tensor:
-            return softmax_rows(query[:, heads][:, :, chosen], key[:, heads], 1 / math.sqrt(query.shape[3]))
-
-        return self._together(query, key, weakened, ordinary)
-
-    def _together(
-        self, query: Tensor, key: Tensor, weakened: Callable[[Tensor], Tensor], ordinary: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        """What the two make of their heads, in the heads' order."""
-        order, chosen = self.heads.ordered(query, key), self.heads.chosen
-        parts = [weakened(order[:chosen])]
-        if chosen < order.shape[0]:
-            parts.append(ordinary(order[chosen:]).to(parts[0].dtype))
-        return torch.cat(parts, dim=1)[:, torch.argsort(order)]
+        first = self.heads.choose(query, key)
+        query, key = self.heads.sorted(query), self.heads.sorted(key)
+        weakened = self.operator.map_rows(query[:, :first], key[:, :first], chosen, grid)
+        if first == query.shape[1]:
+            return self.heads.back(weakened)
+        ordinary = softmax_rows(query[:, first:][:, :, chosen], key[:, first:], 1 / math.sqrt(query.shape[3]))
+        return self.heads.back(torch.cat([weakened, ordinary], dim=1))

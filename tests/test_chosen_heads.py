@@ -84,7 +84,7 @@ def test_the_aligned_heads_are_those_of_the_largest_mean_cosine() -> None:
 def test_a_quarter_of_the_heads_is_aligned_and_at_least_one(count: int, taken: int) -> None:
     query = torch.randn(1, count, 6, 4)
     heads = LayerHeads(MID, Heads())
-    heads.ordered(query, query)
+    heads.choose(query, query)
     assert len(heads.told() or []) == taken
 
 
@@ -95,9 +95,9 @@ def test_the_aligned_heads_are_kept_for_a_run_and_chosen_anew_in_the_next() -> N
         key = -first
         key[:, number] = first[:, number]
         kept = run.of(module, MID, Heads())
-        kept.ordered(first, key)
+        kept.choose(first, key)
         for later in (first, -first):
-            run.of(module, MID, Heads()).ordered(later, later.roll(1, dims=1))
+            run.of(module, MID, Heads()).choose(later, later.roll(1, dims=1))
         assert run.told() == run.told(aligned=True) == {MID: [number]}
         assert run.of(module, MID, Heads()) is kept
         run.forget()
@@ -109,7 +109,7 @@ def test_each_layer_has_heads_of_its_own_and_named_ones_are_told_too() -> None:
     there, here = run.of(one, Address("in", 4, 0), Heads(((3, 3), (1, 1)))), run.of(other, MID, Heads())
     assert run.of(one, Address("in", 4, 1), Heads()) is not there
     for each in (there, here):
-        each.ordered(query, query)
+        each.choose(query, query)
     assert run.told() == {Address("in", 4, 0): [1, 3], MID: here.told()}
     assert run.told(aligned=True) == {MID: here.told()}
 
@@ -159,7 +159,11 @@ def test_a_cuda_device_is_never_waited_for(wanted: Heads, text: int) -> None:
             operator.joint(query, key, value, image)
         with fake.recording() as record:
             operator.joint(query, key, value, image)
+        with fake.recording() as whole:
+            make_operator("asag").joint(query, key, value, image)
     assert [f"{op.waits} at {op.site}" for op in record.waits] == []
+    # Three tensors with the chosen heads first, attention of the others, both in one, and back in order.
+    assert record.kernels <= whole.kernels + 6 + 2 * bool(text)
 
 
 # In models -----------------------------------------------------------------------------------------------------------

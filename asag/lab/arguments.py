@@ -30,10 +30,13 @@ MODELS = ("unet", "mmdit")
 ROWS = (
     "scale",
     "blocks",
+    "heads",
     "method",
+    "amount",
     "iterations",
     "strength",
     "window",
+    "noise",
     "schedule",
     "rescale",
     "contrast",

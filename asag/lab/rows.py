@@ -27,9 +27,17 @@ ROWS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
         "Blocks, at scale 2",
         {name: {"blocks": name} for name in ("in.1", "in.3", "mid", "out.0", "out.1", "all")},
     ),
+    "heads": (
+        "Heads, at scale 2",
+        {name: {"blocks": name} for name in ("in.1", "in.1:h0", "in.1:h1", "all", "all:aligned", "all:h0")},
+    ),
     "method": (
         "Method, in block in.1 at scale 2",
         {name: {"method": name} for name in ("asag", "pag", "seg", "uniform", "similarity")},
+    ),
+    "amount": (
+        "Amount, in block in.1 at scale 4",
+        {f"{value:g}": {"amount": value, "scale": 4.0} for value in (0, 0.1, 0.3, 0.6, 1)},
     ),
     "iterations": (
         "Iterations, in block in.1 at scale 2",
@@ -44,6 +52,13 @@ ROWS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
         {
             f"{start:g} to {end:g}": {"start": start, "end": end, "scale": 4.0}
             for start, end in ((0, 1), (0, 0.6), (0, 0.3), (0.4, 1), (0.7, 1))
+        },
+    ),
+    "noise": (
+        "Start and end by noise, in block in.1 at scale 4",
+        {
+            f"{start} to {end}": {"start": start, "end": end, "scale": 4.0}
+            for start, end in (("0%", "30%"), ("30%", "60%"), ("60%", "100%"), ("σ 5", "σ 1"))
         },
     ),
     "schedule": (
