@@ -10,12 +10,12 @@ from asag.option import InUnit
 # paper: the scale multiplies δ. push: the scale is the size of the push. cfg: it is that size beside CFG's own push.
 UNITS = ("paper", "push", "cfg")
 # Of the average in unit cfg. δ grows tenfold within a few steps: the average of adaptive guidance, 0.9, lags, so that
-# pushes were up to 5.7 times as large as asked.
+# pushes were up to 5.7 times as large as asked (research/asag/findings.md, "In unit cfg").
 MOMENTUM = 0.5
 # ‖δ‖ beside CFG's push: a smaller δ may be what float16 leaves of a difference, and isn't blown up to CFG's size.
 FLOOR = 2e-3
-# The push that a scale of 1 stands for in unit cfg where there is no CFG. CFG's own is about that large (0.04 to 0.5 at
-# CFG scales 2 to 4), and usual scales, 0.2 to 2, give pushes that are usual in unit push.
+# The push that a scale of 1 stands for in unit cfg where there is no CFG: about the size of CFG's own in the small models,
+# 0.04 to 0.5 at CFG scales of 2 to 4.
 WITHOUT_CFG = 0.1
 
 
@@ -24,7 +24,7 @@ def scales(help: str = "") -> dict[str, InUnit]:
     found = {
         "paper": InUnit(10.0, 0.1, "How strongly ASAG changes the picture. Try 0.5 to 4; the paper uses 1.5."),
         "push": InUnit(0.5, 0.005, "How far ASAG changes the picture in each step. Try 0.02 to 0.2."),
-        "cfg": InUnit(2.0, 0.05, "How strong ASAG is beside CFG: 0.3 is about a third as strong as CFG. Try 0.2 to 1."),
+        "cfg": InUnit(2.0, 0.05, "How strong ASAG is beside CFG: 0.3 is about a third as strong as CFG. Try 0.1 to 0.5."),
     }
     return {unit: shown._replace(help=help or shown.help) for unit, shown in found.items()}
 

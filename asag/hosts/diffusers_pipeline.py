@@ -88,7 +88,7 @@ def asag_guidance(
         unit: what the scale means. "paper": it multiplies the push, whose size differs from block to block. "push": it
             is the size of the push, as an RMS of what the model predicts, in every picture and step.
             "cfg": it is that size beside CFG's own push. Usual: "paper"; with "push" scales of 0.02 to 0.2, with "cfg"
-            of 0.2 to 1. Its earlier spelling, `adaptive` True or False, is read as "push" and "paper".
+            of 0.1 to 0.5. Its earlier spelling, `adaptive` True or False, is read as "push" and "paper".
         blur: for the method "seg" alone, how far queries are blurred, in tokens. Higher: weaker attention. Usual:
             10000, from 9999 on their mean.
         reuse: share the work before the weakened attention with the normal pass. The picture is the same; False is

@@ -74,14 +74,13 @@ def units(folder: Path, model: str) -> Iterator[str]:
         "largest push over the smallest between what they name, the rest being equal (medians).\n\n"
         + unit_spread.table(lines)
     )
-    swept = read_lines(folder / "results" / f"blocks-{model}.jsonl")
-    if swept:
+    if any(line["method"] == "limits" for line in lines):
         yield (
             "The scale at which FD is a quarter above that of CFG 2 alone, ASAG in one block (500 pictures, of the "
             "search over blocks, straight lines between its scales). It was measured in the unit `paper`. The other "
             "columns are what that scale is in the other units: multiplied by the median size of δ, and by its median "
             "size beside CFG's push. Blocks in which FD stays below that up to scale 1.5 are left out.\n\n"
-            + unit_spread.limits(swept, lines)
+            + unit_spread.limits_table(lines)
         )
 
 

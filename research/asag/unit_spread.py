@@ -12,7 +12,7 @@ from asag.units import UNITS, UnitScale
 from research.lines import Line, markdown
 
 # Unit cfg with the average of adaptive guidance, to compare with.
-SLOW = "cfg with an average of 0.9"
+SLOW = "cfg-0.9"
 _MOMENTUM = 0.9
 Cell = tuple[float, str, str]  # CFG scale, method, block
 # An FD that much above CFG's alone is where a scale counts as too much.
@@ -86,12 +86,12 @@ def table(lines: Sequence[Line]) -> str:
     head += ["between CFG scales", "over the steps"]
     rows = [
         [
-            f"`{line['unit']}`" if line["unit"] in UNITS else line["unit"],
+            f"`{line['unit']}`" if line["unit"] in UNITS else "`cfg`, averaged as in adaptive guidance (0.9)",
             f"{line['low']:.2g} to {line['high']:.2g}",
             *(f"{line[name]:.3g}" for name in ("spread", "blocks", "methods", "cfg_scales", "over_steps")),
         ]
         for line in lines
-        if "unit" in line
+        if "unit" in line and line["method"] == "all"
     ]
     return markdown(head, rows)
 
@@ -117,23 +117,32 @@ def too_much(swept: Sequence[Line]) -> dict[str, float]:
     return found
 
 
-def limits(swept: Sequence[Line], lines: Sequence[Line]) -> str:
-    """A row for each block: the scale that is too much, in each unit."""
+def limits(swept: Sequence[Line], lines: Sequence[Line]) -> list[Line]:
+    """A line for each unit: of each block the scale that is too much, what was found in the paper's unit being turned
+    into the others by the median size of δ, and by its median size beside CFG's push. None without a sweep."""
+    if not swept:
+        return []
     cfg_scale = next(line["guidance_scale"] for line in swept if line["condition"] == "conditional")
-    sizes = {
-        line["block"]: torch.tensor(line["sizes"])
-        for line in lines
-        if line.get("guidance_scale") == cfg_scale and line["method"] == "asag"
+    here = [line for line in lines if line.get("guidance_scale") == cfg_scale]
+    own = next(torch.tensor(line["sizes"]) for line in here if line["method"] == "cfg")
+    sizes = {line["block"]: torch.tensor(line["sizes"]) for line in here if line["method"] == "asag"}
+    ways: dict[str, Callable[[Tensor], float]] = {
+        "paper": lambda delta: 1.0,
+        "push": lambda delta: float(delta.median()),
+        "cfg": lambda delta: float((delta / own).median()),
     }
-    (own,) = (
-        torch.tensor(line["sizes"])
-        for line in lines
-        if line.get("guidance_scale") == cfg_scale and line["method"] == "cfg"
-    )
-    found = {
-        block: [scale, scale * float(sizes[block].median()), scale * float((sizes[block] / own).median())]
-        for block, scale in too_much(swept).items()
-    }
-    found["largest : smallest"] = [_quotient(column) for column in zip(*found.values(), strict=True)]
-    rows = [[name, *(f"{each:.2g}" for each in values)] for name, values in found.items()]
-    return markdown(["block", *(f"`{unit}`" for unit in UNITS)], rows)
+    found = []
+    for unit, way in ways.items():
+        scales = {block: float(f"{scale * way(sizes[block]):.3g}") for block, scale in too_much(swept).items()}
+        ends = {"smallest": min(scales.values()), "largest": max(scales.values())}
+        about = {"plan": "units", "model": lines[0]["model"], "unit": unit, "method": "limits"}
+        found.append(about | {"scales": scales} | ends | {"apart": float(f"{ends['largest'] / ends['smallest']:.3g}")})
+    return found
+
+
+def limits_table(lines: Sequence[Line]) -> str:
+    """A row for each block, and what lies between the largest scale and the smallest."""
+    found = {line["unit"]: line for line in lines if line["method"] == "limits"}
+    rows = [[block, *(f"{line['scales'][block]:.2g}" for line in found.values())] for block in found["paper"]["scales"]]
+    rows.append(["largest : smallest", *(f"{line['apart']:.2g}" for line in found.values())])
+    return markdown(["block", *(f"`{unit}`" for unit in found)], rows)

@@ -25,8 +25,8 @@ from research import arguments
 from research.asag.cells import baseline
 from research.asag.sampling import Sampler, captions, trained
 from research.asag.sweeps import BLOCKS
-from research.asag.unit_spread import summaries
-from research.lines import Line, write_lines
+from research.asag.unit_spread import limits, summaries
+from research.lines import Line, read_lines, write_lines
 
 CFG_SCALES = (1.5, 2.0, 4.0)
 _PICTURES, _SEED = 8, 103
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
         args.error(f"--model: {args.model}, which is not trained yet; allowed: {', '.join(trained())}")
     torch.set_num_threads(args.threads)
     lines = measure(Sampler(), args.model)
-    lines += summaries(lines)
+    lines += [*summaries(lines), *limits(read_lines(args.out / f"blocks-{args.model}.jsonl"), lines)]
     write_lines(args.out / f"units-{args.model}.jsonl", lines)
     print(f"{len(lines)} lines: {args.out / f'units-{args.model}.jsonl'}")
     return 0

@@ -59,7 +59,13 @@ def test_the_scale_that_is_too_much_lies_on_the_line_between_two_that_were_measu
     lines += [swept(130.0, blocks="out.0", scale=0.5), swept(101.0, blocks="in.1", scale=1.5)]
     found = unit_spread.too_much(lines)
     assert found == {"mid": pytest.approx(1.0), "out.0": pytest.approx(0.5 * 25 / 30)}
-    rows = unit_spread.limits(lines, LINES).splitlines()
+    limits = unit_spread.limits(lines, LINES)
+    assert [(line["unit"], line["smallest"], line["largest"]) for line in limits] == [
+        ("paper", 0.417, 1.0),
+        ("push", 0.02, 0.0833),
+        ("cfg", 0.1, 0.417),
+    ]
+    rows = unit_spread.limits_table(limits).splitlines()
     assert rows[2:] == [
         "| mid | 1 | 0.02 | 0.1 |",
         "| out.0 | 0.42 | 0.083 | 0.42 |",
