@@ -114,12 +114,13 @@ def cost(results: Path) -> str:
         ["paper: SDXL, seconds of an H100", "1.198 (1)", "1.280 (1.07)", "1.513 (1.26)", "1.551 (1.29)"],
         ["paper: SDXL, memory, GB", "16.41 (1)", "16.46 (1.003)", "16.61 (1.012)", "16.61 (1.012)"],
     ]
-    newest = max(results.glob("*.jsonl"), default=None)
-    found = {
-        (line["case"], line["variant"]): line
-        for line in (read_lines(newest) if newest else [])
-        if line["bench"] == "step" and line["case"].endswith("-mid")
-    }
+    files = [
+        [line for line in read_lines(path) if "ratio_to_cfg" in line and line["case"].endswith("-mid")]
+        for path in sorted(results.glob("*.jsonl"))
+    ]
+    # Other files have kernels, and modelled devices.
+    newest = next((lines for lines in reversed(files) if lines), [])
+    found = {(line["case"], line["variant"]): line for line in newest if line["bench"] == "step"}
     for case in dict.fromkeys(case for case, _ in found):
         whole, *sharing = (found.get((case, name)) for name in ("full-pass", "pag", "seg", "asag"))
         rows.append([f"here: {case}, a whole extra pass", "1", "–", "–", _time(whole)])
