@@ -126,6 +126,15 @@ def test_calls_beyond_those_announced_are_in_the_figure(figures):
     assert figures[0].axes[1].get_ylim() == (0, 1)
 
 
+def test_a_small_push_fills_its_panel_too(figures):
+    trace = Trace()
+    trace.begin_pass(1)
+    trace.add_step(0, 0.5, torch.full((1, 4, 2, 2), 0.01))
+    draw(trace, 0, None, "")
+    assert figures[0].axes[0].get_ylim() == pytest.approx((0, 0.56))
+    assert figures[0].axes[1].get_ylim() == pytest.approx((0, 0.0056))
+
+
 def test_the_push_is_drawn_beside_cfgs_own_where_there_is_cfg(figures):
     trace, delta = Trace(), torch.ones(1, 4, 2, 2)
     trace.begin_pass(3)

@@ -26,7 +26,15 @@ class Given:
 
 def test_rows_are_cut_out_of_whatever_holds_them() -> None:
     rows, other, times = torch.arange(6.0).view(3, 2), torch.arange(4.0), torch.tensor(5.0)
-    given = {"a": [rows, (other, None)], "b": Given(rows), "c": times, "d": "text", "e": Given, "f": {"g": rows}}
+    given = {
+        "a": [rows, (other, None)],
+        "b": Given(rows),
+        "c": times,
+        "d": "text",
+        "e": Given,
+        "h": rows[:, 0],
+        "f": {"g": rows},
+    }
     found = slice_rows(given, slice(1, 3), 3)
     assert list(found) == list(given)
     assert torch.equal(found["a"][0], rows[1:])
@@ -38,6 +46,7 @@ def test_rows_are_cut_out_of_whatever_holds_them() -> None:
     assert found["c"] is times
     assert (found["d"], found["e"]) == ("text", Given)
     assert torch.equal(found["f"]["g"], rows[1:])
+    assert torch.equal(found["h"], rows[1:, 0])
     assert given["b"].rows is rows  # type: ignore[union-attr]
 
 

@@ -58,6 +58,7 @@ TESTS = {
     "asag/branch.py": ["tests/test_perturb.py", "tests/test_branch.py", "tests/hosts/test_forge_step.py"],
     "asag/perturb.py": [
         "tests/test_perturb.py",
+        "tests/test_chosen_heads.py",
         "tests/test_branch.py",
         "tests/models/test_ldm_unet.py",
         *A1111,
