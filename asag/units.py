@@ -14,8 +14,8 @@ UNITS = ("paper", "push", "cfg")
 MOMENTUM = 0.5
 # ‖δ‖ beside CFG's push: a smaller δ may be what float16 leaves of a difference, and isn't blown up to CFG's size.
 FLOOR = 2e-3
-# The push that a scale of 1 stands for in unit cfg where there is no CFG: about the size of CFG's own in the small models,
-# 0.04 to 0.5 at CFG scales of 2 to 4.
+# The push that a scale of 1 stands for in unit cfg where there is no CFG: about the size of CFG's own in the small
+# models, 0.04 to 0.5 at CFG scales of 2 to 4.
 WITHOUT_CFG = 0.1
 
 
