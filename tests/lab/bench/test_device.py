@@ -75,6 +75,37 @@ def test_a_part_that_a_signal_ends(tmp_path: Path) -> None:
     assert found.problem == "ended by signal 11"
 
 
+def test_a_part_with_a_failed_check_says_how_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "lines.jsonl"
+    assert part.write(iter([{"ok": True}, {"ok": False}, {"skipped": "no"}]), path) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "1 of 2 checks failed"
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"ok": True},
+        {"ok": False},
+        {"skipped": "no"},
+    ]
+    assert part.write(iter([{"ok": True}]), path) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (NothingToMeasure("no card"), "no card"),
+        (ModuleNotFoundError("No module named 'x.y'", name="x.y"), "the package x is missing"),
+    ],
+)
+def test_what_a_part_lacks_is_one_line(
+    error: Exception, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lines(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
+        raise error
+        yield {}
+
+    monkeypatch.setattr(layer, "lines", lines)
+    assert part.main(["layer", "cpu", "quick", str(tmp_path / "lines.jsonl")]) == 1
+    assert capsys.readouterr().out == f"{told}\n"
+
+
 def test_the_page_says_which_parts_failed_and_shows_what_each_found() -> None:
     check = {
         "case": "sd15",
