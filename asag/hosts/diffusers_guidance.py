@@ -221,9 +221,12 @@ class Guidance:
         cond = rows[call.cond]
         if self.settings.contrast < 1:
             delta = self.less_contrast(delta, cond, call)
-        uncond = rows[: call.cond.start] if call.cond.start else None
-        guided = cond if uncond is None else uncond + self.current.pipe.guidance_scale * (cond - uncond)
-        added = delta * self.scale_of(call, delta, None if uncond is None else cfg_push(guided, uncond, cond - uncond))
+        guided, cfg = cond, None
+        if call.cond.start and (self.needs_cfg or self.settings.rescale):
+            uncond = rows[: call.cond.start]
+            guided = uncond + self.current.pipe.guidance_scale * (cond - uncond)
+            cfg = cfg_push(guided, uncond, cond - uncond) if self.needs_cfg else None
+        added = delta * self.scale_of(call, delta, cfg)
         if not self.settings.rescale:
             return Shift(added)
         guided = guided + added
@@ -236,8 +239,14 @@ class Guidance:
             zero = velocity_of_grey(call.args, call.kwargs, cond, self.timesteps_of_sigma)
         return Shift(added, Rescaling(rescale_factor(zero - cond, zero - guided, self.settings.rescale), zero))
 
+    @property
+    def needs_cfg(self) -> bool:
+        """Whether CFG's own push has to be known."""
+        return self.settings.unit == "cfg" or self.trace is not None
+
     def scale_of(self, call: DenoiserCall, delta: Tensor, cfg: Tensor | None) -> float | Tensor:
-        """What δ is multiplied by, a number or (images, 1, …); `cfg` is CFG's own push, None without CFG."""
+        """What δ is multiplied by, a number or (images, 1, …); `cfg` is CFG's own push, None without CFG
+        or where it isn't needed."""
         if self.settings.unit == "paper" and not self.trace:
             return call.scale
         current = self.current

@@ -17,7 +17,9 @@ from torch import Tensor
 from asag.attention import adversarial_sinkhorn_attention
 from asag.lab.bench import cli, cuda, cuda_table, shapes
 from asag.lab.bench.fake_cuda import FakeCuda
+from asag.lab.bench.fake_step import step_record
 from asag.lab.bench.roofline import Gpu, Op, Record
+from asag.lab.bench.step_model import step_model
 from asag.operators import Operator
 
 HALF = torch.float16
@@ -215,6 +217,14 @@ def test_the_table_names_sizes_in_pixels_and_puts_triton_last() -> None:
     operator = line(bench="operator", case="sdxl-mid-1024", triton="without", kernels=30)
     row = cuda_table.operator_table([operator]).splitlines()[-1]
     assert row.endswith("| 30 / – | 0 / – | 3.0 / – | 1.5 / – | 1.3 / – |")
+
+
+def test_a_guided_step_adds_four_kernels_besides_the_model() -> None:
+    """δ, its scale, its rows and their sum: nothing is computed that the settings don't need."""
+    with FakeCuda() as fake:
+        denoiser = step_model(shapes.QUICK_STEPS[0], torch.device("cuda"), quick=True)
+        record = step_record(fake, denoiser, {"blocks": "mid"})
+    assert record.of("asag/hosts/", "asag/guidance.py").kernels == 4
 
 
 def test_the_tables_of_the_docs_are_those_of_the_lines() -> None:
