@@ -30,8 +30,9 @@ class Component:
         if event not in ("input", "change", "click"):
             raise AttributeError(event)
 
-        def listen(function: Any, inputs: list[Any], outputs: list[Any], **how: Any) -> None:
+        def listen(function: Any, inputs: list[Any], outputs: list[Any], **how: Any) -> Then:
             self.events[event] = (function, inputs, outputs, how)
+            return Then(self, event)
 
         return listen
 
@@ -45,6 +46,16 @@ class Component:
     @property
     def kind(self) -> str:
         return type(self).__name__
+
+
+class Then:
+    """What gradio gives for an event: more may be done after it."""
+
+    def __init__(self, component: Component, event: str) -> None:
+        self.component, self.event = component, event
+
+    def then(self, function: Any, inputs: list[Any], outputs: list[Any], **how: Any) -> None:
+        self.component.events[f"after {self.event}"] = (function, inputs, outputs, how)
 
 
 class Page:
@@ -63,6 +74,8 @@ class Page:
             for name, held in (("value", self.values), ("choices", self.choices), ("info", self.info)):
                 if name in update:
                     held[output] = update[name]
+        if f"after {event}" in component.events:
+            self.fire(component, f"after {event}")
 
 
 @contextmanager

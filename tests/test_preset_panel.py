@@ -89,7 +89,7 @@ def test_what_the_components_are(panel: Panel) -> None:
     assert (folded.kind, folded.given["open"], folded.given["elem_id"]) == ("Accordion", False, "id_presets")
     listening = [panel.switch, *panel.settings.values(), *own]
     heard = [how for component in listening for *_, how in component.events.values()]
-    assert len(heard) == 4 + len(HELD) + 5
+    assert len(heard) == 6 + len(HELD) + 5
     assert all(how == {"queue": False, "show_progress": "hidden"} for how in heard)
 
 

@@ -99,10 +99,12 @@ class PresetPanel:
         self.list.input(self._choose, [self.list], outputs, **QUIET)
         # Another tab may have saved presets since. Not on focus: gradio 4 would filter the open list by what is chosen.
         switch.change(self._look_again, components, chosen, **QUIET)
-        self.look.click(self._look_again, components, chosen, **QUIET)
+        looked = self.look.click(self._look_again_anew, components, chosen, **QUIET)
+        looked.then(self._touched, components, chosen, **QUIET)
         for component in components:
             component.input(self._touched, components, chosen, **QUIET)
-        self.use.input(self._keep_for, chosen, outputs, **QUIET)
+        kept = self.use.input(self._keep_for, chosen, outputs, **QUIET)
+        kept.then(self._touched, components, chosen, **QUIET)
         self.buttons["Save"].click(self._save, [self.name, *components], outputs, **QUIET)
         self.buttons["Rename"].click(self._rename, [self.list, self.name], outputs, **QUIET)
         self.buttons["Delete"].click(self._delete, [self.list], outputs, **QUIET)
@@ -130,14 +132,22 @@ class PresetPanel:
         name = self._shown(values)
         return gr.update(value=name, choices=names, info=_info(told)), self._use_of(name)
 
+    def _look_again_anew(self, *values: Any) -> tuple[Any, Any]:
+        """As _look_again, with another order of the list: see _keep_for."""
+        listed, use = self._look_again(*values)
+        return ({**listed, "value": CUSTOM} if self._has_uses() else listed), use
+
     def _keep_for(self, chosen: str, use: str) -> list[Any]:
+        """Changes the order of the list. gradio 4 then goes on counting by the old one until the list's value changes,
+        and a click on what stands in the chosen one's old place does nothing: so it's at Custom for a moment."""
+
         def act() -> tuple[str, str, list[Any]]:
             name, known = self._plain(chosen), [ANY, *KIND_NAMES, *self.model().names]
             if use not in known and use != self.presets.uses().get(name):
                 raise PresetError(f"use for: {shown(use)}; allowed: {shown_names(known)}")
             self.presets.keep_for(name, use)
             told = f"{name} is for any model." if use == ANY else f"{name} comes first in the list for {use}."
-            return name, told, self._unchanged()
+            return CUSTOM, told, self._unchanged()
 
         return self._told(act)
 
@@ -217,6 +227,12 @@ class PresetPanel:
             return offered(names, self.presets.uses(), self.model()), self.presets.notice
         except PresetError as error:
             return list(PRESETS), str(error)
+
+    def _has_uses(self) -> bool:
+        try:
+            return bool(self.presets.uses())
+        except PresetError:
+            return False
 
     def _plain(self, chosen: str) -> str:
         """The name of the preset that the list calls so; raises PresetError when the file can't be read."""
