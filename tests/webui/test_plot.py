@@ -49,10 +49,10 @@ def test_every_setting_that_changes_the_picture_has_an_axis(webui: WebUI) -> Non
 
 
 def test_a_window_by_noise_has_axes_of_text(plot: Callable[..., Answer], plain: Image, guided: Image) -> None:
-    answer = plot(("Start (noise)", "30%, sigma 2, 0"), alwayson_scripts=asag())
+    answer = plot(("End (noise)", "30%, sigma 2, 1"), alwayson_scripts=asag())
     _, *cells = answer.images
-    for cell, start in zip(cells, ("30%", "sigma 2", 0), strict=True):
-        assert_same(cell, guided({"start": start}))
+    for cell, end in zip(cells, ("30%", "sigma 2", 1), strict=True):
+        assert_same(cell, guided({"end": end}))
     assert_differ(cells[0], plain())
 
 
