@@ -42,10 +42,19 @@ def test_every_setting_that_changes_the_picture_has_an_axis(webui: WebUI) -> Non
     settings = webui.get("/asag/schema")["properties"]
     expected = []
     for name, each in settings.items():
-        if name != "enabled" and options()[name][1].changes_picture:
+        if name in options() and name != "enabled" and options()[name][1].changes_picture:
             expected.append(f"[ASAG] {each['title']}")
             expected += [f"[ASAG] {each['title']} (noise)"] if options()[name][1].noise else []
-    assert [axis for axis in axes if axis.startswith("[ASAG]")] == expected
+    earlier = ["[ASAG] Adaptive"]
+    assert [axis for axis in axes if axis.startswith("[ASAG]")] == expected + earlier
+
+
+def test_the_unit_has_an_axis_and_its_earlier_label_is_one_still(plot: Callable[..., Answer], guided: Image) -> None:
+    units = plot(("Unit", "paper, push"), alwayson_scripts=asag(scale=0.3))
+    earlier = plot(("Adaptive", "False, True"), alwayson_scripts=asag(scale=0.3))
+    for cell, again, unit in zip(units.images[1:], earlier.images[1:], ("paper", "push"), strict=True):
+        assert_same(cell, guided({"scale": 0.3, "unit": unit}))
+        assert_same(again, cell)
 
 
 def test_a_window_by_noise_has_axes_of_text(plot: Callable[..., Answer], plain: Image, guided: Image) -> None:

@@ -8,7 +8,8 @@ from .server import WebUI
 
 def test_schema_is_what_requests_may_send(webui: WebUI) -> None:
     schema = webui.get("/asag/schema")
-    defaults = {name: each["default"] for name, each in schema["properties"].items()}
+    # Earlier names have none.
+    defaults = {name: each["default"] for name, each in schema["properties"].items() if "default" in each}
     assert webui.txt2img(**request(alwayson_scripts=asag(**{**defaults, "enabled": True}))).status == 200
 
 
