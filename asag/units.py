@@ -9,8 +9,8 @@ from asag.option import InUnit
 
 # paper: the scale multiplies δ. push: the scale is the size of the push. cfg: it is that size beside CFG's own push.
 UNITS = ("paper", "push", "cfg")
-# Of the average in unit cfg. δ grows tenfold within a few steps: the average of adaptive guidance, 0.9, lags, so that
-# pushes were up to 5.7 times as large as asked (research/asag/findings.md, "In unit cfg").
+# Of the average in unit cfg. δ grows tenfold within a few steps. With adaptive guidance's average, 0.9, which lags,
+# pushes at one scale lay within a factor of 4 to 5, and so within one of 2 (research/asag/findings.md).
 MOMENTUM = 0.5
 # ‖δ‖ beside CFG's push: a smaller δ may be what float16 leaves of a difference, and isn't blown up to CFG's size.
 FLOOR = 2e-3
