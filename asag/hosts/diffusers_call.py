@@ -39,6 +39,13 @@ def token_grid_of(args: Any, kwargs: dict[str, Any]) -> TokenGrid:
     return TokenGrid((int(height) + 1, int(width) + 1))
 
 
+def plain_options(kwargs: dict[str, Any]) -> bool:
+    """Whether the dictionaries that attention gets hold nothing with rows: what is in them (GLIGEN, SD3's IP-Adapter)
+    isn't taken along in a branch."""
+    options = [kwargs.get(name) or {} for name in ("cross_attention_kwargs", "joint_attention_kwargs")]
+    return all(isinstance(value, (int, float, str, type(None))) for each in options for value in each.values())
+
+
 def with_rows(output: Any, rows: Tensor) -> Any:
     """A denoiser's output, a tuple or an output object, with another prediction in it."""
     return (rows, *output[1:]) if isinstance(output, tuple) else type(output)(sample=rows)

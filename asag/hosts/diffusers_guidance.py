@@ -28,6 +28,7 @@ from asag.hosts.diffusers_call import (
     grey_of,
     level_of,
     picture_of,
+    plain_options,
     velocity_of_grey,
     with_rows,
 )
@@ -170,11 +171,8 @@ class Guidance:
             self.trace.begin_pass(steps)
 
     def can_branch(self, kwargs: dict[str, Any]) -> bool:
-        """Whether the perturbed rows can be those of a branch: in a compiled call none can begin, and what is in the
-        dictionaries that attention gets (GLIGEN, SD3's IP-Adapter) isn't taken along."""
-        options = [kwargs.get(name) or {} for name in ("cross_attention_kwargs", "joint_attention_kwargs")]
-        plain = all(isinstance(value, (int, float, str, type(None))) for each in options for value in each.values())
-        return self.settings.reuse and self.model is self.denoiser and plain
+        """Whether the perturbed rows can be those of a branch: in a compiled call none can begin."""
+        return self.settings.reuse and self.model is self.denoiser and plain_options(kwargs)
 
     def after(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """The host's prediction, a tuple or an output object as the host asked for, with its rows shifted."""

@@ -11,8 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -22,26 +21,24 @@ from torch import Tensor, nn
 
 from asag.chosen_heads import ChosenHeads
 from asag.guidance import in_window, keep_contrast, scheduled_scale
-from asag.hosts.diffusers_call import token_grid_of, velocity_of_grey
+from asag.hosts.diffusers_call import velocity_of_grey
 from asag.hosts.diffusers_models import FAMILIES, eager
 from asag.hosts.diffusers_other_code import other_code
+from asag.hosts.diffusers_shared import Perturbation, SharedWork
 from asag.kept_delta import KeptDelta
 from asag.models.base import Family, Forward, UnsupportedModel, family_of
 from asag.models.diffusers_mmdit import FluxTransformer
 from asag.models.diffusers_unet import DiffusersUnet
 from asag.noise import NoiseSchedule
-from asag.perturb import choose_layers, forward_replaced, perturbed
+from asag.perturb import choose_layers, forward_replaced
 from asag.settings import AsagSettings, SettingsError, options, read_settings
 from asag.units import WITHOUT_CFG, UnitScale
 
 logger = logging.getLogger(__name__)
 
-# What a call of the denoiser is made in, by its arguments.
-Around = Callable[[Any, dict[str, Any]], AbstractContextManager[None]]
-
-# Settings that mean nothing here: a guider has `enabled` itself, a hires pass is a pipeline call of its own, nothing is
-# shared between passes, and figures need the pictures.
-LEFT_OUT = frozenset({"enabled", "hires", "hires_scale", "hires_blocks", "reuse", "figures"})
+# Settings that mean nothing here: a guider has `enabled` itself, a hires pass is a pipeline call of its own, and
+# figures need the pictures.
+LEFT_OUT = frozenset({"enabled", "hires", "hires_scale", "hires_blocks", "figures"})
 # Arguments that are called as those of diffusers' own guiders are; the others have the settings' names.
 ARGUMENTS = {
     "scale": "adversarial_guidance_scale",
@@ -87,8 +84,8 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         guidance_rescale: 0 to 1; pulls the prediction's spread back to the conditional one's (arXiv 2305.08891,
             section 3.4). It acts on the prediction, as in diffusers' other guiders; the setting rescale acts on the
             picture elsewhere, so that one value isn't equally strong.
-        iterations, strength, method, schedule, contrast, unit, blur, tolerance, amount, every: the settings of these
-            names (see asag.settings). A contrast below 1 works in models that predict a velocity, SD3 and Flux.
+        iterations, strength, method, schedule, contrast, unit, blur, tolerance, amount, every, reuse: the settings of
+            these names (see asag.settings). A contrast below 1 works in models that predict a velocity, SD3 and Flux.
             `every` takes a UNet for one that predicts noise. In unit push the push is one of what the model predicts.
         adaptive: the earlier spelling of unit: True is "push", False "paper".
         use_original_formulation: classifier-free guidance starts from pred_cond, as its paper has it.
@@ -129,6 +126,8 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         self._unit = UnitScale(self.settings.unit)
         self._heads = ChosenHeads()
         self._kept = KeptDelta(self.settings.every)
+        self._shared = SharedWork(self.settings.reuse)
+        self._place: Perturbation | None = None
         self._call: tuple[Any, dict[str, Any]] = (), {}
         # By what a flow-matching model's timestep is its σ; of the model that is perturbed now.
         self._flow_timesteps = 1000
@@ -140,12 +139,14 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
     def set_state(self, step: int, num_inference_steps: int, timestep: Any) -> None:
         """Called before each step."""
         self._placed.close()  # what a loop left behind that ended between prepare_models and the denoiser's call
+        self._forget_step()
         repeated = step == self._step and step > 0
         super().set_state(step, num_inference_steps, timestep)
         if step == 0:
             self._unit.begin_pass()
             self._kept = KeptDelta(self.settings.every)
             self._heads.forget()
+            self._shared.begin_pass()
         elif repeated:
             # A loop over tiles: the last δ would be another tile's.
             self._kept = KeptDelta(1)
@@ -155,36 +156,45 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
             self._kept.reuses(num_inference_steps)
 
     def prepare_models(self, denoiser: nn.Module) -> None:
-        """Called before each batch; for the perturbed one, make the next call of the denoiser a perturbed one."""
+        """Called before each batch. The perturbed prediction is made in the conditional batch's call, or in its own."""
+        self._placed.close()
         super().prepare_models(denoiser)
-        prediction = self._predictions()[self._count_prepared - 1]
-        if prediction == "pred_cond" and self._kept.reused and self.settings.contrast < 1:
+        predictions = self._predictions()
+        prediction = predictions[self._count_prepared - 1]
+        if prediction == "pred_cond_adversarial":
+            self._replace(denoiser, self._shared.weakened(self._perturbation(denoiser)))
+        elif prediction == "pred_cond" and "pred_cond_adversarial" in predictions and self._shared.reuse.on:
+            self._replace(denoiser, self._shared.conditional(self._perturbation(denoiser)))
+        elif prediction == "pred_cond" and self._kept.reused and self.settings.contrast < 1:
             # By what this call is given the picture is known; there is no perturbed one that tells.
-            self._replace(denoiser, denoiser.forward, lambda args, kwargs: nullcontext())
-        if prediction != "pred_cond_adversarial":
-            return
-        model = eager(denoiser)
-        family = family_of(model, FAMILIES)
-        self._check(model, family)
-        layers = choose_layers(model, family, self.settings.blocks, self._heads)
-        operator = self.settings.operator()
+            self._replace(denoiser, denoiser.forward)
 
-        def weakened(args: Any, kwargs: dict[str, Any]) -> AbstractContextManager[None]:
-            return perturbed(layers, family, operator, token_grid_of(args, kwargs))
+    def _replace(self, denoiser: nn.Module, run: Forward) -> None:
+        """Make the denoiser's next call one of `run`, and keep what it is given."""
 
-        self._replace(denoiser, model.forward, weakened)
-
-    def _replace(self, denoiser: nn.Module, original: Forward, around: Around) -> None:
-        """Make the denoiser's next call one of `original` inside `around`, and keep what it is given."""
-
-        # The loop calls cleanup_models only if the denoiser raised nothing, so the operators are placed during the
-        # call alone, and the call itself ends the replacement.
+        # The loop calls cleanup_models only if the denoiser raised nothing, so operators are placed during the call
+        # alone, and the call itself ends the replacement.
         def forward(*args: Any, **kwargs: Any) -> Any:
             self._call = args, kwargs
-            with self._placed, around(args, kwargs):
-                return original(*args, **kwargs)
+            with self._placed:
+                return run(*args, **kwargs)
 
         self._placed.enter_context(forward_replaced(denoiser, forward))
+
+    def _perturbation(self, denoiser: nn.Module) -> Perturbation:
+        """How the denoiser is perturbed; looked up once a step: it has hundreds of modules."""
+        if self._place is None or self._place.denoiser is not denoiser:
+            model = eager(denoiser)
+            family = family_of(model, FAMILIES)
+            self._check(model, family)
+            layers = choose_layers(model, family, self.settings.blocks, self._heads)
+            self._place = Perturbation(denoiser, model, family, layers, self.settings.operator())
+        return self._place
+
+    def _forget_step(self) -> None:
+        """Hold neither a model nor what it was given from one step to the next."""
+        self._place = None
+        self._shared.forget()
 
     def _check(self, model: nn.Module, family: Family) -> None:
         """Refuse what would be guided wrong."""
@@ -219,6 +229,7 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         self, pred_cond: Tensor, pred_uncond: Tensor | None = None, pred_cond_adversarial: Tensor | None = None
     ) -> GuiderOutput:
         """The guided prediction from those that ran, all (batch, …)."""
+        self._forget_step()
         pred = pred_cond
         if pred_uncond is not None:
             start = pred_cond if self.use_original_formulation else pred_uncond

@@ -52,15 +52,16 @@ def sd3_call() -> dict[str, Any]:
 
 
 def drive(guider: Any, model: nn.Module, step: int = 0, steps: int = 4) -> tuple[Tensor, list[str]]:
-    """One step of a modular denoising loop: the guided prediction, and which batches it ran."""
-    state = BlockState(**text_inputs("sd3", images=2))
+    """One step of SD3's modular denoising loop: the guided prediction, and which batches it ran."""
+    state, call, timestep = BlockState(**text_inputs("sd3", images=2)), sd3_call(), torch.tensor(500.0)
     guider.set_state(step=step, num_inference_steps=steps, timestep=torch.tensor(500))
     batches = guider.prepare_inputs_from_block_state(state, FIELDS)
     ran: list[str] = []
     for batch in batches:
         guider.prepare_models(model)
         fields = {name: getattr(batch, name) for name in FIELDS}
-        batch.noise_pred = model(**sd3_call(), **fields, return_dict=False)[0]
+        call["timestep"] = timestep.expand(2)
+        batch.noise_pred = model(**call, **fields, return_dict=False)[0]
         guider.cleanup_models(model)
         ran.append(batch.__guidance_identifier__)
         assert guider.is_conditional == (ran[-1] != "pred_uncond")
@@ -97,6 +98,7 @@ def modular_inputs(**more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("original", [False, True], ids=["diffusers", "original"])
 @torch.no_grad()
+@pytest.mark.usefixtures("double")
 def test_the_prediction_is_equation_4(original: bool) -> None:
     model = sd3_transformer()
     cond, uncond, weakened = predictions(model, "joint.2", Sinkhorn())
@@ -108,6 +110,7 @@ def test_the_prediction_is_equation_4(original: bool) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.usefixtures("double")
 def test_without_classifier_free_guidance_it_starts_from_the_conditional_prediction() -> None:
     model = sd3_transformer()
     cond, _, weakened = predictions(model, "joint.0-1", Identity())
@@ -438,6 +441,7 @@ def test_its_configuration_survives_saving(tmp_path: Path) -> None:
         "tolerance": 0.1,
         "amount": 0.7,
         "every": 2,
+        "reuse": False,
         "guidance_rescale": 0.2,
         "use_original_formulation": True,
         "start": 0.05,

@@ -119,7 +119,8 @@ TESTS = {
         *DIFFUSERS,
     ],
     "asag/hosts/diffusers_noise.py": [*DIFFUSERS, "tests/hosts/test_diffusers_guider.py"],
-    "asag/hosts/diffusers_guider.py": ["tests/hosts/test_diffusers_guider.py"],
+    "asag/hosts/diffusers_guider.py": ["tests/hosts/test_diffusers_guider.py", "tests/hosts/test_diffusers_shared.py"],
+    "asag/hosts/diffusers_shared.py": ["tests/hosts/test_diffusers_shared.py"],
     "asag/models/base.py": [
         "tests/models/test_base.py",
         "tests/models/test_ldm_unet.py",
