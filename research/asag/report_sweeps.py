@@ -38,6 +38,11 @@ _SWEEPS = {
         "Every method over the scales of equal push times "
         f"{', '.join(f'{times:g}' for times in STRONG_SEARCHED[:-1])} and {STRONG_SEARCHED[-1]:g}.",
     ),
+    "every": (
+        "Computed in every n-th step",
+        "Two presets; the push is used again in the steps between. [..σ] is the paired difference to the same preset "
+        "at 1.",
+    ),
     "window": ("Window", "Fractions of the steps that are guided."),
     "adaptive": (
         "High scales, fixed, adaptive and without contrast",

@@ -105,3 +105,18 @@ def test_a_push_without_contrast_stands_beside_the_whole_one(tmp_path):
         assert settings.pop("contrast") < 1
         assert dict(cell.rival.settings) == settings
         assert cell.rival.condition == cell.condition
+
+
+@pytest.mark.parametrize("model", plans.EVERY)
+def test_a_preset_computed_less_often_stands_beside_itself_in_every_step(model, tmp_path):
+    """Also one that has `every` itself."""
+    cells = plans.PLANS["every"](model, Scales(tmp_path / "scales.json")).cells
+    first = [cell for cell in cells if cell.method == "asag" and not cell.rival]
+    assert [cell.protocol for cell in first] == [*plans.EVERY[model]]
+    assert all("every" not in dict(cell.run.settings) for cell in first)
+    beside = [cell for cell in cells if cell.rival]
+    assert [dict(cell.run.settings)["every"] for cell in beside] == [2, 3, 4] * len(first)
+    for cell in beside:
+        settings = dict(cell.run.settings)
+        settings.pop("every")
+        assert dict(cell.rival.settings) == settings
