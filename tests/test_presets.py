@@ -42,7 +42,7 @@ def test_the_built_in_ones_are_what_their_pictures_were_made_with():
         "Gentle": AsagSettings(scale=0.8),
         "Strong": AsagSettings(scale=4.0),
         "Clean": AsagSettings(scale=0.6, blocks="late", strength=0.25, contrast=0.0),
-        "Fast": AsagSettings(blocks="late", end=0.6),
+        "Fast": AsagSettings(blocks="late", end=0.6, every=2),
     }
 
 
@@ -327,7 +327,7 @@ def test_a_line_with_a_wrong_setting_names_it():
 
 
 def test_a_shared_line_may_come_with_blanks_and_is_written_as_documented():
-    line = "Fast: scale 1.5; blocks late; end 0.6"
+    line = "Fast: scale 1.5; blocks late; end 0.6; every 2"
     assert write_shared("Fast", complete(PRESETS["Fast"])) == line
     assert read_shared("  My own :  scale  2.0 ;; blocks mid, out.3;\n") == (
         "My own",

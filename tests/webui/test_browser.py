@@ -272,7 +272,8 @@ def test_a_preset_that_is_kept_for_a_kind_of_model_comes_first(webui: WebUI, ope
 
 
 def test_pasting_names_the_preset(page: Page) -> None:
-    text = "a dog\nSteps: 3, Sampler: Euler, CFG scale: 7, Size: 128x128, ASAG: scale 1.5; blocks late; end 0.6"
+    settings = "scale 1.5; blocks late; end 0.6; every 2"
+    text = f"a dog\nSteps: 3, Sampler: Euler, CFG scale: 7, Size: 128x128, ASAG: {settings}"
     page.fill("#txt2img_prompt textarea", text)
     page.click("#paste")
     expect(page.locator("#script_txt2img_asag_preset input")).to_have_value("Fast")

@@ -40,11 +40,13 @@ STEPS = 1000
 
 
 def pipeline_double(denoiser: nn.Module, steps: int = STEPS) -> SimpleNamespace:
-    """What asag_guidance looks at in a pipeline, and nothing else."""
+    """What asag_guidance looks at in a pipeline, and nothing else. Its scheduler takes a UNet for one that predicts
+    noise; that it has ᾱ is looked at, the values aren't."""
+    scheduler = SimpleNamespace(timesteps=list(range(steps)), config={"prediction_type": "epsilon"}, alphas_cumprod=())
     return SimpleNamespace(
         unet=denoiser if isinstance(denoiser, UNet2DConditionModel) else None,
         transformer=denoiser if isinstance(denoiser, (SD3Transformer2DModel, FluxTransformer2DModel)) else None,
-        scheduler=SimpleNamespace(timesteps=list(range(steps))),
+        scheduler=scheduler,
         do_classifier_free_guidance=True,
         guidance_scale=7.0,
     )
