@@ -103,7 +103,7 @@ class KernelChoice:
         """Which implementation attends on CUDA, and why, in words for a person."""
         named = os.environ.get(VARIABLE, "auto")
         if named not in ("auto", "triton"):
-            return f"{named}: {VARIABLE} names it"
+            return f"{named}: {VARIABLE} says so"
         if self.off:
             return f"streaming: {self.reason}"
         if self.compared:

@@ -87,8 +87,8 @@ class AsagSettings:
     start: float | str = option(
         0.0,
         "Start",
-        "When ASAG begins. 0 is the first step, 0.5 is halfway. Or by noise: sigma 5.4 is a level, 20% is a part of "
-        "the model's noise schedule.",
+        "When ASAG begins. 0 is the first step, 0.5 is halfway. Or by noise: 20% of the model's noise schedule, or a "
+        "noise level such as sigma 5.4.",
         minimum=0.0,
         maximum=1.0,
         step=0.01,
@@ -134,8 +134,8 @@ class AsagSettings:
     unit: str = option(
         "paper",
         "Unit",
-        "What the scale means. paper: what it is in the paper. push: how far ASAG changes each step. cfg: how far "
-        "beside CFG, which means much the same in all blocks and models.",
+        "What the scale means. paper: a factor, as in the paper. push: how far ASAG changes each step. cfg: how far "
+        "compared with CFG, whatever the block and the model.",
         choices=UNITS,
         earlier_names=("adaptive",),
         earlier_values={"true": "push", "false": "paper"},
@@ -179,8 +179,8 @@ class AsagSettings:
     reuse: bool = option(
         True,
         "Share work",
-        "Saves time: what the model has computed already is used again. The picture stays the same. Turn it off when "
-        "memory runs out.",
+        "Saves time: ASAG uses again what the model has already computed. The picture stays the same. Turn it off "
+        "when memory runs out.",
         changes_picture=False,
         group="Speed and figures",
     )
@@ -215,8 +215,8 @@ class AsagSettings:
     every: int = option(
         1,
         "Compute every",
-        "1: ASAG computes its change in each step. 2: in every second one, and uses it again in the step between. "
-        "More is faster and less exact.",
+        "1: ASAG computes its change in each step. 2: in every second step; the step between uses the last change "
+        "again. More is faster and less exact.",
         minimum=1,
         maximum=4,
         step=1,
@@ -247,7 +247,7 @@ class AsagSettings:
         """Why no step is guided, for the user: an empty window, or an amount of 0; empty when some may be."""
         if self.window.empty:
             return self.window.empty
-        return "" if self.amount else "amount is 0, so that attention stays as it is"
+        return "" if self.amount else "amount is 0, so attention stays as it is"
 
     @property
     def window(self) -> Window:

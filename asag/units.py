@@ -25,7 +25,7 @@ def scales(help: str = "") -> dict[str, InUnit]:
         "paper": InUnit(10.0, 0.1, "How strongly ASAG changes the picture. Try 0.5 to 4; the paper uses 1.5."),
         "push": InUnit(0.5, 0.005, "How far ASAG changes the picture in each step. Try 0.02 to 0.2."),
         "cfg": InUnit(
-            2.0, 0.05, "How strong ASAG is beside CFG: 0.3 is about a third as strong as CFG. Try 0.1 to 0.5."
+            2.0, 0.05, "How strong ASAG is compared with CFG: 0.3 is about a third as strong. Try 0.1 to 0.5."
         ),
     }
     return {unit: shown._replace(help=help or shown.help) for unit, shown in found.items()}

@@ -74,4 +74,4 @@ def test_the_setting_makes_the_operator_and_1_adds_nothing_to_it() -> None:
 def test_an_amount_of_0_guides_nothing_and_says_so() -> None:
     settings = AsagSettings(enabled=True, amount=0.0)
     assert not settings.active
-    assert settings.no_effect == "amount is 0, so that attention stays as it is"
+    assert settings.no_effect == "amount is 0, so attention stays as it is"

@@ -209,7 +209,7 @@ def test_it_is_said_which_implementation_is_in_use(monkeypatch: pytest.MonkeyPat
     choice.off = False
     assert choice.in_use().startswith("not known yet")
     monkeypatch.setenv("ASAG_IMPL", "streaming")
-    assert choice.in_use() == "streaming: ASAG_IMPL names it"
+    assert choice.in_use() == "streaming: ASAG_IMPL says so"
 
 
 def test_the_environment_names_what_auto_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -438,4 +438,4 @@ def test_a_text_that_is_no_list_of_blocks_is_taken_as_it_is():
 
 def test_the_schema_says_what_attends_on_a_gpu(monkeypatch):
     monkeypatch.setenv("ASAG_IMPL", "streaming")
-    assert api.schema()["$comment"] == "Attention on a GPU is computed by: streaming: ASAG_IMPL names it"
+    assert api.schema()["$comment"] == "Attention on a GPU is computed by: streaming: ASAG_IMPL says so"

@@ -39,7 +39,7 @@ def contents(path: Path) -> Contents:
 def _contents(path: Path, changed: int, size: int) -> Contents:
     found = recognize(shapes(path))
     if found is None:
-        raise Unreadable("the names in its file are of no model that ASAG knows")
+        raise Unreadable("ASAG doesn't know the model in its file")
     return found
 
 
@@ -50,7 +50,9 @@ def shapes(path: Path) -> Shapes:
         return _safetensors_shapes(path)
     if kind == ".gguf":
         return _gguf_shapes(path)
-    raise Unreadable(f"a {kind or 'nameless'} file doesn't say it before it is loaded; .safetensors and .gguf do")
+    raise Unreadable(
+        f"a {kind or 'nameless'} file shows its blocks only once it is loaded, unlike .safetensors and .gguf"
+    )
 
 
 def _safetensors_shapes(path: Path) -> Shapes:
@@ -61,9 +63,9 @@ def _safetensors_shapes(path: Path) -> Shapes:
     except OSError as error:
         raise Unreadable(f"its file can't be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise Unreadable("its file is broken: it isn't what .safetensors stands for") from error
+        raise Unreadable("its file is broken: it isn't a .safetensors file") from error
     if not isinstance(header, dict):
-        raise Unreadable("its file is broken: it isn't what .safetensors stands for")
+        raise Unreadable("its file is broken: it isn't a .safetensors file")
     found = {name: each.get("shape") for name, each in header.items() if isinstance(each, dict)}
     return {name: shape if isinstance(shape, list) else [] for name, shape in found.items()}
 
@@ -79,7 +81,7 @@ def _gguf_shapes(path: Path) -> Shapes:
     except OSError as error:
         raise Unreadable(f"its file can't be read: {error.strerror}") from error
     except Exception as error:  # whatever the reader meets in a broken file
-        raise Unreadable("its file is broken: it isn't what .gguf stands for") from error
+        raise Unreadable("its file is broken: it isn't a .gguf file") from error
 
 
 def _gguf_package() -> Any:

@@ -51,8 +51,8 @@ from asag.watched import Watched
 logger = logging.getLogger(__name__)
 
 NO_CFG = (
-    "ASAG takes unit push at %g times the scale: unit cfg goes by CFG, and there is none in the calls (CFG scale 1, a "
-    "distilled model, or the negative prompt in a call of its own, as in Flux)"
+    "ASAG uses unit push at %g times the scale: unit cfg needs CFG, and the calls have none (CFG scale 1, a distilled "
+    "model, or a separate call for the negative prompt, as in Flux)"
 )
 
 

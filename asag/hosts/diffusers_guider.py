@@ -111,7 +111,7 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
             values["unit" if values["unit"] == AsagSettings.unit else "adaptive"] = given["adaptive"]
         read, problems = read_settings(values)
         problems += [
-            f"{name}: {read[name]}; allowed: fractions of the steps or percentages, since a guider isn't told σ"
+            f"{name}: {read[name]}; allowed: fractions of the steps or percentages, since a guider doesn't know σ"
             for name in ("start", "end")
             if str(read.get(name)).startswith("sigma")
         ]
@@ -201,8 +201,8 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         is_unet = isinstance(family, DiffusersUnet)
         if is_unet and self.settings.contrast < 1:
             raise UnsupportedModel(
-                f"contrast: {self.settings.contrast:g} with a UNet; allowed: 1, since a guider isn't given the "
-                "scheduler, by which the picture is known; or asag_guidance with a classic pipeline"
+                f"contrast: {self.settings.contrast:g} with a UNet; allowed: 1, since a guider doesn't know the "
+                "scheduler, which it needs for the picture; or asag_guidance with a classic pipeline"
             )
         others = other_code(model)
         if others:
@@ -256,7 +256,7 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         before = self._unit.without_cfg
         factor = self._unit(scale, delta, cfg)
         if self._unit.without_cfg and not before:
-            logger.warning("ASAG takes unit push at %g times the scale: there is no CFG for unit cfg", WITHOUT_CFG)
+            logger.warning("ASAG uses unit push at %g times the scale: unit cfg needs CFG", WITHOUT_CFG)
         return factor * delta
 
     def _scale(self) -> float:

@@ -19,9 +19,9 @@ from asag.models.base import AttentionLayer, Family, Forward
 from asag.operators import Operator
 from asag.perturb import branching, perturbed
 
-COMPILED = "torch.compile made the model, and in a compiled call no branch can begin"
-OPTIONS = "attention is given more than numbers, in cross_attention_kwargs or joint_attention_kwargs"
-OTHER_INPUTS = "the weakened batch is given other tensors than the conditional one, as ControlNet makes them"
+COMPILED = "torch.compile made the model, and ASAG can't share work in it"
+OPTIONS = "cross_attention_kwargs or joint_attention_kwargs hold more than numbers"
+OTHER_INPUTS = "the weakened batch gets other inputs than the conditional one (ControlNet makes such)"
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ MOST_LAYERS = 12
 
 
 OTHER_ROWS = (
-    "ASAG may have guided this image wrong: from one step to another the model was asked for other rows than before; "
-    "turn off Share work"
+    "ASAG may have guided this image wrongly: the WebUI gave the model other inputs than in the steps before; turn off "
+    "Share work"
 )
 
 
@@ -33,7 +33,7 @@ def notes_on(run: GuidedRun, family: Family) -> list[str]:
         messages.append(f"ASAG is experimental in {family.name}: checked with random weights, not on real pictures")
     aligned = run.heads.told(aligned=True)
     if aligned:
-        messages.append(f"ASAG took the heads whose queries and keys agree most: {_as_list(aligned)}")
+        messages.append(f"ASAG weakened the heads whose queries and keys agree most: {_as_list(aligned)}")
     extra_passes = run.reuse.comment(run.reused_calls)
     if extra_passes:
         messages.append(extra_passes)
@@ -47,28 +47,28 @@ def notes_on(run: GuidedRun, family: Family) -> list[str]:
     if run.missed_calls:
         messages.append(
             f"ASAG guided {run.guided_calls} steps and left out others: the sampler replaces the "
-            "functions that guide (reForge's CFG++ samplers do); choose another one"
+            "functions that guide (reForge's CFG++ samplers do); choose another sampler"
         )
     elif stopped:
         messages.append(f"ASAG guided {run.guided_calls} of {run.announced} steps: the image was {stopped}")
     elif not run.guided_calls and not run.conflict:
-        messages.append("ASAG guided no step of this image: none lies in its window, or hires fix was off")
+        messages.append("ASAG guided no step of this image: none lies between start and end, or hires fix was off")
     without_cfg = run.scaling.unit.without_cfg
     if without_cfg:
         messages.append(
-            f"ASAG took unit push at {WITHOUT_CFG:g} times the scale in {without_cfg} of {run.guided_calls} guided "
-            "steps: unit cfg goes by CFG, and there was none (CFG scale 1, a distilled model, or CFG left out)"
+            f"ASAG used unit push at {WITHOUT_CFG:g} times the scale in {without_cfg} of {run.guided_calls} guided "
+            "steps: unit cfg needs CFG, and they had none (CFG scale 1, a distilled model, or CFG left out)"
         )
     if run.operator.changes_nothing:
         messages.append(
-            "ASAG changed nothing: in an image this small the weakened blocks have a single token, whose attention is "
-            "what it is; choose others, such as all"
+            "ASAG changed nothing: in an image this small the weakened blocks have a single token, so their attention "
+            "can't change; choose others, such as all"
         )
     elif run.scaling.largest is not None and not bool(run.scaling.largest):
         messages.append("ASAG changed nothing: the weakened attention gave exactly what the ordinary one gives")
     elif run.settings.unit == "cfg" and run.scaling.largest_cfg is not None and run.scaling.largest_cfg < FAINT_CFG:
         messages.append(
-            "ASAG changed next to nothing: unit cfg goes by CFG, which did so, too (are both prompts the same?)"
+            "ASAG changed almost nothing: unit cfg follows CFG, and CFG did the same (are both prompts the same?)"
         )
     return messages
 

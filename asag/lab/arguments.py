@@ -182,7 +182,7 @@ def bench(argv: Arguments) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=threads, help="default: OMP_NUM_THREADS, else 2")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for a busy machine and one thread")
     parser.add_argument("--device", help="cuda: real sizes, half precision; default: cpu, of the bench device cuda")
-    parser.add_argument("--minutes", type=float, default=25.0, help="device: after so many no further part begins")
+    parser.add_argument("--minutes", type=float, default=25.0, help="device: no part begins after so many minutes")
     parser.add_argument("--dense-gib", type=float, default=3.0, help="dense forms that need more memory are skipped")
     parser.add_argument("--chart", nargs=2, type=Path, metavar=("JSON", "PNG"), help="draw what was written; no bench")
     args = parser.parse_args(argv)

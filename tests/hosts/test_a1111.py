@@ -144,7 +144,7 @@ def test_a_step_that_leaves_cfg_out_goes_by_those_before_it(host: Host) -> None:
 
 
 NO_CFG = (
-    "ASAG took unit push at 0.1 times the scale in {} of 2 guided steps: unit cfg goes by CFG, and there was none (CFG "
+    "ASAG used unit push at 0.1 times the scale in {} of 2 guided steps: unit cfg needs CFG, and they had none (CFG "
     "scale 1, a distilled model, or CFG left out)"
 )
 
@@ -163,7 +163,7 @@ def test_cfg_that_changes_nothing_is_told(host: Host) -> None:
     host.prompts = [Prompts([each.negative], [1.0], each.negative) for each in PLAIN]
     guided(host, Options(batched=False), unit="cfg")
     assert host.comments == [
-        "ASAG changed next to nothing: unit cfg goes by CFG, which did so, too (are both prompts the same?)"
+        "ASAG changed almost nothing: unit cfg follows CFG, and CFG did the same (are both prompts the same?)"
     ]
 
 

@@ -26,8 +26,8 @@ def test_addresses_are_those_of_the_model(tmp_path, layout, depth, prefix):
     assert (found.kind, list(found.addresses)) == ("UNet", [layer.address for layer in LdmUnet().layers(unet)])
 
 
-BROKEN = "its file is broken: it isn't what .safetensors stands for"
-UNKNOWN = "the names in its file are of no model that ASAG knows"
+BROKEN = "its file is broken: it isn't a .safetensors file"
+UNKNOWN = "ASAG doesn't know the model in its file"
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_files_that_cannot_be_read(tmp_path):
         contents(tmp_path / "folder.safetensors")
     for name, kind in (("a.ckpt", "a .ckpt file"), ("a.PT", "a .pt file"), ("a", "a nameless file")):
         (tmp_path / name).write_bytes(b"PK\x03\x04" * 100)
-        with pytest.raises(Unreadable, match=f"{kind} doesn't say it before it is loaded"):
+        with pytest.raises(Unreadable, match=f"{kind} shows its blocks only once it is loaded"):
             contents(tmp_path / name)
 
 
@@ -84,7 +84,7 @@ def test_gguf_is_read_by_the_hosts_package(tmp_path, monkeypatch, package):
     found = contents(path)
     assert (found.kind, [str(address) for address in found.addresses]) == ("SDXL", ["mid.0"])
     path.write_bytes(b"broken")
-    with pytest.raises(Unreadable, match=r"its file is broken: it isn't what \.gguf stands for"):
+    with pytest.raises(Unreadable, match=r"its file is broken: it isn't a \.gguf file"):
         contents(path)
 
 

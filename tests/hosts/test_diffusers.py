@@ -454,7 +454,7 @@ def test_without_cfg_unit_cfg_is_a_stated_push_and_the_log_says_so(
     stated = latents(pipe, given, scale=0.05, unit="push")
     assert torch.equal(latents(pipe, given, scale=0.5, unit="cfg"), stated)
     (told,) = caplog.messages
-    assert told.startswith("ASAG takes unit push at 0.1 times the scale: unit cfg goes by CFG, and there is none")
+    assert told.startswith("ASAG uses unit push at 0.1 times the scale: unit cfg needs CFG, and the calls have none")
 
 
 @pytest.mark.parametrize(("before", "unit"), [(True, "push"), (False, "paper")])

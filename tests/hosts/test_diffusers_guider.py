@@ -263,7 +263,7 @@ def test_unit_cfg_gives_the_push_its_size_beside_cfgs_own(original: bool, caplog
     )
     pred, _ = drive(alone, model)
     torch.testing.assert_close(pred, cond + 0.03 / (size(delta) + 1e-3) * delta, rtol=1e-10, atol=1e-10)
-    assert told() == ["ASAG takes unit push at 0.1 times the scale: there is no CFG for unit cfg"]
+    assert told() == ["ASAG uses unit push at 0.1 times the scale: unit cfg needs CFG"]
 
 
 def test_the_earlier_spelling_of_the_unit_is_read_also_in_what_was_saved() -> None:

@@ -210,7 +210,7 @@ def test_a_sampler_that_replaces_what_guides_is_told(host):
     assert host.unguided
     assert host.comments == [
         "ASAG guided 0 steps and left out others: the sampler replaces the functions that guide (reForge's CFG++ "
-        "samplers do); choose another one"
+        "samplers do); choose another sampler"
     ]
     assert not host.model.diffusion_model._forward_pre_hooks
 

@@ -124,7 +124,7 @@ def test_without_cfg_unit_cfg_is_a_stated_push_and_says_so(host: Host, always_un
     found = guided(host, Options(1.0, always_uncond=always_uncond), unit="cfg")
     assert_steps(host, found, CONSTANT, unit="cfg")
     (told,) = host.comments
-    assert told.startswith("ASAG took unit push at 0.1 times the scale in 2 of 2 guided steps: unit cfg goes by CFG")
+    assert told.startswith("ASAG used unit push at 0.1 times the scale in 2 of 2 guided steps: unit cfg needs CFG")
 
 
 @pytest.mark.parametrize("settings", [{"unit": "cfg"}, {"figures": True}])

@@ -50,7 +50,7 @@ def test_the_aligned_head_is_that_of_the_first_step_in_all_of_them_and_is_told(h
     head = most_aligned_head(host.unet, "mid", FIRST[0], options.timesteps[0], host.prompts)
     found = guided(host, options, blocks="mid:aligned", reuse=reuse)
     assert_steps(host, found, CONSTANT * 2, attention_map=part_of(1.0, (head,)))
-    assert host.comments == [f"ASAG took the heads whose queries and keys agree most: mid.0:h{head}"]
+    assert host.comments == [f"ASAG weakened the heads whose queries and keys agree most: mid.0:h{head}"]
 
 
 def test_the_hires_pass_has_heads_of_its_own(host: Any) -> None:

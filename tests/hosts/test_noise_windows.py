@@ -79,4 +79,4 @@ def test_flow_matching_models_of_forge_and_reforge(unet: nn.Module, monkeypatch:
 
 def test_a_window_that_no_step_meets_is_told(host: Any) -> None:
     guided(host, host.new_options(passes=[FIRST + FIRST], timesteps=TIMESTEPS), start="99%")
-    assert host.comments == ["ASAG guided no step of this image: none lies in its window, or hires fix was off"]
+    assert host.comments == ["ASAG guided no step of this image: none lies between start and end, or hires fix was off"]

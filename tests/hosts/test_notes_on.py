@@ -41,8 +41,8 @@ def other_rows() -> Reuse:
 
 WHOLE = "ASAG took a whole extra pass in 3 of 3 guided steps: a reason"
 OTHER_ROWS = (
-    "ASAG may have guided this image wrong: from one step to another the model was asked for other rows than before; "
-    "turn off Share work"
+    "ASAG may have guided this image wrongly: the WebUI gave the model other inputs than in the steps before; turn off "
+    "Share work"
 )
 
 
@@ -50,15 +50,15 @@ def state(monkeypatch: pytest.MonkeyPatch, **what: bool) -> None:
     monkeypatch.setitem(sys.modules, "modules.shared", SimpleNamespace(state=SimpleNamespace(**what)))
 
 
-NO_STEP = "ASAG guided no step of this image: none lies in its window, or hires fix was off"
+NO_STEP = "ASAG guided no step of this image: none lies between start and end, or hires fix was off"
 SINGLE = (
-    "ASAG changed nothing: in an image this small the weakened blocks have a single token, whose attention is what it "
-    "is; choose others, such as all"
+    "ASAG changed nothing: in an image this small the weakened blocks have a single token, so their attention can't "
+    "change; choose others, such as all"
 )
 NOTHING = "ASAG changed nothing: the weakened attention gave exactly what the ordinary one gives"
 MISSED = (
     "ASAG guided 3 steps and left out others: the sampler replaces the functions that guide (reForge's CFG++ samplers "
-    "do); choose another one"
+    "do); choose another sampler"
 )
 NOTES: list[tuple[dict[str, Any], list[str]]] = [
     ({}, []),

@@ -290,7 +290,7 @@ def test_the_slider_ends_at_10_and_the_field_takes_more(page: Page) -> None:
 def test_the_slider_and_its_help_follow_the_unit_and_the_field_takes_all(page: Page) -> None:
     slider, help_text = page.locator("#asag_scale input[type=range]"), page.locator("#asag_scale")
     for unit, most, step, told in (
-        ("cfg", "2", "0.05", "beside CFG"),
+        ("cfg", "2", "0.05", "compared with CFG"),
         ("push", "0.5", "0.005", "in each step"),
         ("paper", "10", "0.1", "the paper uses 1.5"),
     ):

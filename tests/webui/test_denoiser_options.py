@@ -68,7 +68,7 @@ def test_several_parts_and_images(
         assert_differ(image, plain(**payload, seed=7 + index))
 
 
-NO_CFG = "ASAG took unit push at 0.1 times the scale in {} guided steps"
+NO_CFG = "ASAG used unit push at 0.1 times the scale in {} guided steps"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_unit_cfg_says_where_there_is_no_cfg(webui: WebUI, plain: Image, changes
     if not told:
         assert note == ""
     elif told.startswith("of"):
-        assert "ASAG took unit push at 0.1 times the scale in " in note
+        assert "ASAG used unit push at 0.1 times the scale in " in note
     else:
         assert NO_CFG.format(told) in note
 

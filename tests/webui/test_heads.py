@@ -38,7 +38,7 @@ def test_heads_differ_from_the_whole_and_are_the_same_without_a_branch(
 
 def test_the_aligned_heads_are_told_and_can_be_named(webui: WebUI, guided: Image) -> None:
     answer = webui.txt2img(**request(alwayson_scripts=asag(blocks="mid:aligned")))
-    told = "ASAG took the heads whose queries and keys agree most: "
+    told = "ASAG weakened the heads whose queries and keys agree most: "
     text = answer.infotexts[0]
     assert told in text
     named = text.partition(told)[2].partition('"')[0].split(";")[0].split("\n")[0].strip()

@@ -68,7 +68,7 @@ def main(args: argparse.Namespace, command: str) -> int:
         folder = Path(made)
         card = run_part(part_of("card", "The card", CARD_SECONDS, args.device, args.quick), CARD_SECONDS, folder)
         if card.problem or not card.lines:
-            print(f"bench device: {card.problem or 'the card was not told'}", file=sys.stderr)
+            print(f"bench device: {card.problem or 'the card is unknown'}", file=sys.stderr)
             return 2
         facts = card.lines[0]
         path = args.json or RESULTS / f"{date.today().isoformat()}-{slug(str(facts['device']))}.jsonl"
