@@ -225,6 +225,7 @@ def use(panel: Panel, value: str) -> None:
 def test_a_preset_is_kept_for_a_kind_or_a_checkpoint_and_offered_first(panel: Panel) -> None:
     assert panel.panel.use.args == (["any model", "one.safetensors", "SDXL"],)
     use(panel, "SDXL")
+    assert panel.panel.use not in panel.page.choices, "its list is still open in gradio 3: it mustn't be filled anew"
     assert (panel.chosen, panel.notice) == ("Gentle", said("Gentle comes first in the list for SDXL."))
     assert panel.page.choices[panel.panel.list] == ["★ Gentle (SDXL)", *(each for each in BUILT_IN if each != "Gentle")]
     assert panel.given == AsagSettings(scale=0.8)

@@ -104,7 +104,7 @@ class PresetPanel:
         for component in components:
             component.input(self._touched, components, chosen, **QUIET)
         kept = self.use.input(self._keep_for, chosen, outputs, **QUIET)
-        kept.then(self._touched, components, chosen, **QUIET)
+        kept.then(self._shown_list, components, [self.list], **QUIET)
         self.buttons["Save"].click(self._save, [self.name, *components], outputs, **QUIET)
         self.buttons["Rename"].click(self._rename, [self.list, self.name], outputs, **QUIET)
         self.buttons["Delete"].click(self._delete, [self.list], outputs, **QUIET)
@@ -127,6 +127,9 @@ class PresetPanel:
         name = self._shown(values)
         return gr.update(value=name), self._use_of(name)
 
+    def _shown_list(self, *values: Any) -> Any:
+        return gr.update(value=self._shown(values))
+
     def _look_again(self, *values: Any) -> tuple[Any, Any]:
         names, told = self._names()
         name = self._shown(values)
@@ -139,7 +142,9 @@ class PresetPanel:
 
     def _keep_for(self, chosen: str, use: str) -> list[Any]:
         """Changes the order of the list. gradio 4 then goes on counting by the old one until the list's value changes,
-        and a click on what stands in the chosen one's old place does nothing: so it's at Custom for a moment."""
+        and a click on what stands in the chosen one's old place does nothing: so it's at Custom for a moment.
+
+        "Use for" isn't updated: its list is still open in gradio 3, which would then show only what was chosen."""
 
         def act() -> tuple[str, str, list[Any]]:
             name, known = self._plain(chosen), [ANY, *KIND_NAMES, *self.model().names]
@@ -149,7 +154,8 @@ class PresetPanel:
             told = f"{name} is for any model." if use == ANY else f"{name} comes first in the list for {use}."
             return CUSTOM, told, self._unchanged()
 
-        return self._told(act)
+        listed, _, *rest = self._told(act)
+        return [listed, gr.update(), *rest]
 
     def _save(self, name: str, *values: Any) -> list[Any]:
         def act() -> tuple[str, str, list[Any]]:
