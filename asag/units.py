@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 from asag.guidance import AdaptiveScale, rms
@@ -17,6 +20,8 @@ FLOOR = 2e-3
 # The push that a scale of 1 stands for in unit cfg where there is no CFG: about the size of CFG's own in the small
 # models, 0.04 to 0.5 at CFG scales of 2 to 4.
 WITHOUT_CFG = 0.1
+# A CFG's push of less, an RMS of noise or velocity, is one of rounding: both prompts are the same in such a step.
+NO_PUSH = 5e-3
 
 
 def scales(help: str = "") -> dict[str, InUnit]:
@@ -39,7 +44,8 @@ class UnitScale:
     quotient counts as 0.002 at least. It is the same whatever the model predicts: noise, a velocity or a picture.
 
     In unit cfg a step without CFG has nothing to be relative to. It goes by the steps with CFG before it in the pass;
-    where there is none, the scale is 0.1 s in unit push. `without_cfg` counts those steps, over all passes.
+    where there is none, the scale is 0.1 s in unit push. `without_cfg` counts those steps, over all passes. A step in
+    which CFG pushes an image next to nowhere pushes it s times as far, and its quotient is in no average.
     """
 
     def __init__(self, unit: str) -> None:
@@ -50,6 +56,7 @@ class UnitScale:
     def begin_pass(self) -> None:
         """A pass of the sampler begins, whose averages are its own."""
         self._push = AdaptiveScale()
+        # Of each image; inf before the first step that counts.
         self._ratio: Tensor | None = None
 
     def __call__(self, scale: float, delta: Tensor, cfg: Tensor | None) -> float | Tensor:
@@ -68,11 +75,17 @@ class UnitScale:
         before = self._ratio
         if before is not None and before.shape[0] != delta.shape[0]:
             before = None
-        if cfg is not None:
-            now = (rms(delta) / rms(cfg).clamp_min(1e-12)).clamp_min(FLOOR)
-            before = now if before is None else MOMENTUM * before + (1 - MOMENTUM) * now
-        self._ratio = before
-        if before is None:
-            self.without_cfg += 1
-            return self._push(WITHOUT_CFG * scale, delta)
-        return (scale / before).to(delta.dtype)
+        if cfg is None:
+            push = self._push(WITHOUT_CFG * scale, delta)
+            if before is None:
+                self.without_cfg += 1
+                return push
+            return torch.where(before.isinf(), push, scale / before).to(delta.dtype)
+        size = rms(cfg)
+        now = (rms(delta) / size.clamp_min(1e-12)).clamp_min(FLOOR)
+        before = torch.full_like(now, math.inf) if before is None else before
+        average = torch.where(before.isinf(), now, MOMENTUM * before + (1 - MOMENTUM) * now)
+        # Choices on the device: to read a number would make the host wait for it.
+        is_faint = size < NO_PUSH
+        self._ratio = torch.where(is_faint, before, average)
+        return (scale / torch.where(is_faint, now, average)).to(delta.dtype)

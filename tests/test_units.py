@@ -52,6 +52,25 @@ def test_cfg_that_pushes_nowhere_leaves_no_push():
     assert (factor * normal(1)).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize("rounding", [0.0, 1e-3])
+def test_a_step_in_which_cfg_pushes_nowhere_is_in_no_average(rounding: float):
+    """As with [:a cat:0.3], where both prompts are empty at first; the second image's differ in all steps."""
+    unit, deltas = UnitScale("cfg"), [normal(seed, 0.1) for seed in (1, 2, 3, 4)]
+    cfgs = [normal(seed, 0.3) for seed in (5, 6, 7, 8)]
+    for index in (0, 2):
+        cfgs[index][0] *= rounding
+    pushes = [size(unit(0.3, delta, cfg) * delta) for delta, cfg in zip(deltas, cfgs, strict=True)]
+    ratios = [size(delta) / size(cfg).clamp_min(1e-12) for delta, cfg in zip(deltas, cfgs, strict=True)]
+    second, fourth = ratios[1][0], 0.5 * ratios[1][0] + 0.5 * ratios[3][0]
+    expected = [size(cfgs[0])[0], size(deltas[1])[0] / second, size(cfgs[2])[0], size(deltas[3])[0] / fourth]
+    for push, each in zip(pushes, expected, strict=True):
+        torch.testing.assert_close(push[0], 0.3 * each, rtol=1e-9, atol=1e-12)
+    average = ratios[0][1]
+    for push, delta, ratio in zip(pushes, deltas, ratios, strict=True):
+        average = ratio[1] if ratio is ratios[0] else 0.5 * average + 0.5 * ratio[1]
+        torch.testing.assert_close(push[1], 0.3 * size(delta)[1] / average, rtol=1e-9, atol=1e-12)
+
+
 def test_without_cfg_the_scale_is_a_tenth_in_unit_push_until_there_is_cfg():
     unit, first, second, cfg = UnitScale("cfg"), normal(1, 0.1), normal(2, 0.4), normal(3, 0.3)
     torch.testing.assert_close(unit(2.0, first, None), 0.2 / (size(first) + 1e-3), rtol=1e-12, atol=0)
@@ -61,6 +80,9 @@ def test_without_cfg_the_scale_is_a_tenth_in_unit_push_until_there_is_cfg():
     torch.testing.assert_close(unit(2.0, first, cfg), expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(unit(2.0, second, None), expected, rtol=1e-12, atol=0)
     assert unit.without_cfg == 2
+    unit = UnitScale("cfg")
+    unit(2.0, second, 0 * cfg)  # both prompts are the same, so that nothing is known yet
+    torch.testing.assert_close(unit(2.0, first, None), 0.2 / (size(first) + 1e-3), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("name", ["push", "cfg"])
