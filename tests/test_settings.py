@@ -321,6 +321,18 @@ def test_axes_write_into_the_cells_own_copy_and_are_added_once():
         axes["[ASAG] Iterations"].confirm(p, [2, 0])
 
 
+@pytest.mark.parametrize(("first", "other"), [("Start", "Start (noise)"), ("Unit", "Adaptive"), ("Scale", "Scale")])
+def test_two_axes_of_one_setting_are_refused(first: str, other: str):
+    """Else each cell would be of the last, and labelled with both."""
+    plot, cell = PlotDouble(), SimpleNamespace()
+    xyz.add_axes(plot)
+    axes = {axis.label: axis for axis in plot.axis_options}
+    name = first.lower()
+    axes[f"[ASAG] {first}"].apply(cell, "one", [])
+    with pytest.raises(Refused, match=f"{name}: two on one axis and one on another; allowed: one axis of a setting"):
+        axes[f"[ASAG] {other}"].apply(cell, "two", [])
+
+
 def test_args_positional_or_as_an_object_anywhere():
     assert api.read_args([True, 2.0, "mid"]) == AsagSettings(enabled=True, scale=2.0, blocks="mid")
     given = {"enabled": True, "scale": 2}

@@ -53,8 +53,14 @@ def _axis(xyz_grid: Any, name: str, kind: type, label: str, choices: Sequence[st
 
 def _apply(name: str) -> Callable[[Any, Any, Sequence[Any]], None]:
     def apply(p: Any, value: Any, values: Sequence[Any]) -> None:
+        before = overrides(p)
+        if name in before:
+            # Start and Start (noise), or one axis twice: each cell would be of the last, and labelled with both.
+            problem = f"{name}: {value} on one axis and {before[name]} on another; allowed: one axis of a setting"
+            logger.warning(problem)
+            raise Refused(f"ASAG settings: {problem}", 422)
         # A new dict: cells are shallow copies of one another.
-        setattr(p, ATTRIBUTE, {"enabled": True, **overrides(p), name: value})
+        setattr(p, ATTRIBUTE, {"enabled": True, **before, name: value})
 
     return apply
 
