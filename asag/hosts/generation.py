@@ -112,7 +112,8 @@ class GuidedRun:
         is_hires = getattr(denoiser.p, "is_hr_pass", False)
         base, blocks = chosen.in_pass(is_hires)
         self.blocks_field = blocks_field(chosen, is_hires)
-        scale = self._scheduled(base, params)
+        with self.errors_kept():
+            scale = self._scheduled(base, params)
         if scale:
             with self.errors_kept():
                 self.step = self._step_of(params, scale, blocks) if began else self.open_step(params, scale, blocks)

@@ -10,10 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+from asag.hosts.generation import arm
+from asag.hosts.refused import Refused
+from asag.noise import NoiseSchedule
 from asag.settings import AsagSettings
 from tests.hosts import a1111_double, test_heads_in_hosts
 from tests.hosts.guided import FIRST, assert_steps, guided
 from tests.hosts.reference import ALPHAS, real_unet
+from tests.support import snapshot
 
 host = test_heads_in_hosts.host  # a fixture
 TIMESTEPS = (801, 601, 401, 201)
@@ -75,6 +79,22 @@ def test_flow_matching_models_of_forge_and_reforge(unet: nn.Module, monkeypatch:
         schedule, share = run.noise(SimpleNamespace(denoiser=denoiser, sigma=torch.tensor([0.7, 0.7])))
         assert schedule.sigmas == ()
         assert share == pytest.approx(0.3)
+
+
+def test_a_noise_schedule_that_cannot_be_read_ends_the_request(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the callback raises the host swallows: the picture would be unguided, and a window be blamed."""
+
+    def share(schedule: NoiseSchedule, sigma: float) -> float:
+        raise AttributeError("no sigmas")
+
+    monkeypatch.setattr(NoiseSchedule, "share", share)
+    host.options = host.new_options(passes=[FIRST + FIRST], timesteps=TIMESTEPS)
+    chosen = AsagSettings(enabled=True, start="30%")
+    arm(host.adapter, host.p, chosen, unguided=lambda: None)
+    before = snapshot(host.network())
+    with pytest.raises(Refused, match="AttributeError: no sigmas"):
+        host.p.sample()
+    assert snapshot(host.network()) == before
 
 
 def test_a_window_that_no_step_meets_is_told(host: Any) -> None:
