@@ -39,7 +39,8 @@ class A1111Run(GuidedRun):
     def open_step(self, params: Any, scale: float, blocks: str) -> SeenStep:
         rows = rows_of(params.text_cond), rows_of(params.text_uncond)
         network = unet()
-        if self.kept.reuses(network, rows, params.x.shape):
+        # A refiner's weights may come into the same UNet: the host then makes another inner_model around it.
+        if self.kept.reuses(params.denoiser.inner_model, network, rows, params.x.shape):
             return SeenStep(params.denoiser, scale, *rows)
         layers = choose_layers(network, FAMILY, blocks, self.heads)
         if remembers(params.denoiser.p):

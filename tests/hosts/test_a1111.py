@@ -358,6 +358,19 @@ def test_another_unet_computes_its_push(host: Host, monkeypatch: pytest.MonkeyPa
     assert_steps(host, found, CONSTANT)
 
 
+def test_other_weights_in_the_same_unet_compute_their_push(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refiner of the same kind of model (modules/sd_models.py: reload_model_weights); here with the same weights."""
+    forward = CFGDenoiser.forward
+
+    def refined(denoiser: CFGDenoiser, *args: Any) -> torch.Tensor:
+        if denoiser.step:
+            denoiser.inner_model = type(denoiser.inner_model)(host.sd_model)  # update_inner_model
+        return forward(denoiser, *args)
+
+    monkeypatch.setattr(CFGDenoiser, "forward", refined)
+    assert_steps(host, guided(host, Options(), every=4), CONSTANT)
+
+
 @pytest.mark.parametrize(("reuse", "rows"), [(True, [6, 4]), (False, [4, 2, 4])], ids=["shared", "whole"])
 def test_a_step_that_uses_the_last_push_costs_nothing(host: Host, reuse: bool, rows: list[int]) -> None:
     """Rows in the last block of the middle: two images, each with and without its prompt, and the weakened ones."""
