@@ -38,7 +38,11 @@ def read_noise(text: str) -> str | None:
 
 
 def print_moment(moment: Moment) -> str:
-    return moment if isinstance(moment, str) else f"{moment:g}"
+    """As text that is read as the same moment: two thirds in six digits would leave out a step."""
+    if isinstance(moment, str):
+        return moment
+    short = f"{moment:g}"
+    return short if float(short) == moment else repr(moment)
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,14 @@ def test_schedules_go_by_the_share_in_place_of_the_steps(schedule: str) -> None:
     assert Window("sigma 0.8", "sigma 0.4").scale(3.0, "linear", FLOW, 0.3, 10) == pytest.approx(2.25, abs=1e-4)
 
 
+@pytest.mark.parametrize(("moment", "text"), [(0.5, "0.5"), (1.0, "1"), (0.0, "0"), (2 / 3, None), (1 / 3, None)])
+def test_the_page_shows_a_fraction_that_is_read_as_the_same(moment: float, text: str | None) -> None:
+    """Two thirds come out of the axis Start, 0-1 [4], and its infotext; six digits of them leave out a step of 30."""
+    shown = infotext.Pasted({"enabled": True, "start": moment}, []).value("start")
+    assert text in (None, shown)
+    assert AsagSettings.from_mapping({"start": shown}).start == moment
+
+
 # What carries it ------------------------------------------------------------------------------------------------------
 
 
