@@ -54,4 +54,6 @@ class Blended(Operator):
         return self._mixed(ordinary, self.operator.map_rows(query, key, chosen, grid))
 
     def _mixed(self, ordinary: Tensor, weakened: Tensor) -> Tensor:
-        return torch.lerp(ordinary, weakened, self.amount)
+        # Of large logits a map is computed in float64.
+        dtype = torch.promote_types(ordinary.dtype, weakened.dtype)
+        return torch.lerp(ordinary.to(dtype), weakened.to(dtype), self.amount)

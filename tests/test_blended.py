@@ -66,6 +66,17 @@ def test_the_plan_in_the_mixed_map_is_pots() -> None:
             torch.testing.assert_close(out[image, head], expected @ value[image, head], rtol=0, atol=1e-9)
 
 
+def test_the_rows_of_a_map_that_needs_float64_are_mixed() -> None:
+    """Figures look at them. Logits of 1000 are more than float32 holds to what is promised."""
+    query, key, _ = (60 * each.float() for each in double_sequence(text=0))
+    chosen = torch.tensor([0, 7])
+    ordinary = torch.softmax(query.double() @ key.double().transpose(-1, -2) / math.sqrt(8), dim=-1)[:, :, chosen]
+    weakened = Sinkhorn(iterations=2).map_rows(query, key, chosen)
+    assert weakened.dtype == torch.float64
+    rows = Blended(Sinkhorn(iterations=2), 0.3).map_rows(query, key, chosen)
+    torch.testing.assert_close(rows, 0.7 * ordinary + 0.3 * weakened, rtol=0, atol=1e-3)
+
+
 def test_the_setting_makes_the_operator_and_1_adds_nothing_to_it() -> None:
     assert AsagSettings(amount=0.25).operator() == Blended(Sinkhorn(), 0.25)
     assert AsagSettings(amount=1.0).operator() == Sinkhorn()
