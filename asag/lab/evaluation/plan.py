@@ -13,7 +13,7 @@ from typing import Any
 
 from asag.lab.arguments import DTYPES
 from asag.operators import METHODS
-from asag.settings import AsagSettings, SettingsError, options
+from asag.settings import AsagSettings, SettingsError, current_names, options
 
 PROMPT_FIELDS = ("caption", "prompt")
 # Every image is a pass of its own here, nothing shows figures, and a method that is switched off is `cfg`.
@@ -180,7 +180,7 @@ def _check_settings(method: Method) -> None:
     if method.settings is None:
         return
     allowed = [name for name in options() if name not in _NOT_OF_A_METHOD]
-    unknown = [name for name in method.settings if name not in allowed]
+    unknown = [name for name in current_names(method.settings) if name not in allowed]
     if unknown:
         raise SettingsError([f"{name}: not one of a method; allowed: {', '.join(allowed)}" for name in unknown])
     AsagSettings.from_mapping(method.settings)
