@@ -54,6 +54,15 @@ def test_joint_has_the_mixed_map_for_image_queries(method: str, image: slice, am
     torch.testing.assert_close(out, expected @ value, **EXACT)
 
 
+def test_a_mask_of_one_row_is_that_of_every_query() -> None:
+    query, key, value = double_sequence(text=5)
+    row = torch.zeros(1, 1, 1, 17, dtype=torch.float64)
+    row[..., 1] = -2.0
+    operator, image = Blended(Sinkhorn(), 0.3), slice(5, 17)
+    expected = operator.joint(query, key, value, image, (3, 4), row.expand(1, 1, 17, 17))
+    torch.testing.assert_close(operator.joint(query, key, value, image, (3, 4), row), expected, **EXACT)
+
+
 def test_the_plan_in_the_mixed_map_is_pots() -> None:
     query, key, value = double_sequence(text=0)
     out = Blended(Sinkhorn(iterations=400), 0.4).plain(query, key, value)

@@ -45,7 +45,7 @@ def test_what_is_parsed() -> None:
 
 
 WRONG = ["mid:", "mid:0", "mid:h", "mid:h-1", "mid:hx", "mid:h1-2-3", "mid:best", "mid:h1,x", "mid:aligned,3", "mid, 3"]
-WRONG += [":h1", "h1", "mid:h99999", "mid:h1:h2", "mid.0:h1.5", "all:h1, mid", "mid:h3-1", "mid:h١", "all:"]
+WRONG += [":h1", "h1", "mid:h99999", "mid:h1:h2", "mid.0:h1.5", "all:h1, mid", "mid:h3-1", "mid:h١", "all:", "mid:hx,3"]
 
 
 @pytest.mark.parametrize("text", WRONG)

@@ -75,6 +75,8 @@ def test_refused_before_it_loads(host, settings, more, message):
         assert message in refused.value.detail
         assert refused.value.status_code == 422
         assert host.loaded == "sd15"
+        # Other scripts still find what was asked for.
+        assert (p.override_settings["sd_model_checkpoint"], p.override_settings.get("eta")) == ("flux", 1)
     # What scripts do with a request that is asked for again, with other settings.
     assert host.process_images(p, {"enabled": True}) == {"sd_model_checkpoint": None, "eta": None}
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from asag.hosts.checkpoints import Unreadable, contents
@@ -24,6 +25,12 @@ def test_addresses_are_those_of_the_model(tmp_path, layout, depth, prefix):
     save_file(tensors, path, metadata={"format": "pt"})
     found = contents(path)
     assert (found.kind, list(found.addresses)) == ("UNet", [layer.address for layer in LdmUnet().layers(unet)])
+
+
+def test_the_width_of_the_text_tells_sdxl(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_file({NAME: torch.zeros(3, 5), NAME.replace("attn1.to_q", "attn2.to_k"): torch.zeros(3, 2048)}, path)
+    assert contents(path).kind == "SDXL"
 
 
 BROKEN = "its file is broken: it isn't a .safetensors file"

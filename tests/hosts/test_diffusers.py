@@ -204,6 +204,12 @@ def test_a_scheduler_that_tells_no_noise_level_is_refused(settings: dict[str, fl
         latents(pipe, given, **settings)
 
 
+def test_a_scheduler_that_tells_no_noise_level_is_guided_with_all_contrast() -> None:
+    pipe, given = sd15_pipe(), inputs("sd15", steps=1)
+    pipe.scheduler = EDMEulerScheduler()
+    assert latents(pipe, given, contrast=1.0).isfinite().all()
+
+
 @pytest.mark.parametrize("kind", PIPES)
 def test_a_batch_is_its_images_one_by_one(kind: str) -> None:
     """In float64: random networks are chaotic enough to blow the rounding of another batch size up."""

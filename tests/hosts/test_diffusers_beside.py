@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from asag import perturb
 from asag.hosts import diffusers_guidance
+from asag.hosts.diffusers_guidance import Guidance
 from asag.hosts.diffusers_other_code import other_code
 from asag.hosts.diffusers_pipeline import asag_guidance
 from asag.models.base import UnsupportedModel
@@ -346,6 +347,14 @@ def test_flux_pipelines_that_share_a_transformer() -> None:
         assert torch.equal(run_second(), alone)
         assert torch.equal(first(**given).images, expected)
     assert isinstance(first, FluxPipeline)
+
+
+def test_each_of_three_pipelines_on_a_unet_has_counts_of_its_own() -> None:
+    unet = sd15_unet()
+    pipes = [sd15_pipe(unet=unet) for _ in range(3)]
+    guidance = Guidance(pipes[0], unet, AsagSettings(enabled=True), lambda each: True)
+    assert [guidance.passes_of(pipe).pipe for pipe in pipes * 2] == pipes * 2
+    assert len(guidance.passes) == 3
 
 
 def test_a_pipeline_of_a_kind_that_cant_be_guided_is_refused_when_it_runs() -> None:

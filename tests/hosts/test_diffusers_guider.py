@@ -414,6 +414,19 @@ def test_steps_between_use_the_last_push(contrast: float) -> None:
 
 
 @torch.no_grad()
+def test_a_step_in_which_the_guider_is_disabled_uses_no_push_again() -> None:
+    model, guider = sd3_transformer(), AdversarialSinkhornAttentionGuidance(1.0, 2.0, every=4)
+    cond = predictions(model, "auto", Sinkhorn())[0]
+    assert not torch.equal(drive(guider, model, 0)[0], cond)
+    guider.disable()
+    pred, ran = drive(guider, model, 1)
+    assert ran == ["pred_cond"]
+    assert torch.equal(pred, cond)
+    guider.enable()
+    assert drive(guider, model, 2)[1] == ["pred_cond", "pred_cond_adversarial"]
+
+
+@torch.no_grad()
 def test_a_loop_over_tiles_computes_every_push() -> None:
     model = sd3_transformer()
     guider = AdversarialSinkhornAttentionGuidance(1.0, every=2)

@@ -1,14 +1,17 @@
 """The ldm UNet of stable-diffusion-sdkit, the very package that AUTOMATIC1111 runs, narrow and with random weights."""
 
+import sys
 from contextlib import nullcontext
+from types import ModuleType
 
 import pytest
 import torch
 from ldm.modules.diffusionmodules import openaimodel
 from torch import nn
 
-from asag.blocks import BlocksError
-from asag.models.base import TokenGrid, UnsupportedModel, family_of, split_heads
+from asag.blocks import Address, BlocksError
+from asag.models.base import AttentionLayer, TokenGrid, UnsupportedModel, family_of, split_heads
+from asag.models.forge_unet import ForgeUnet
 from asag.models.ldm_unet import LdmUnet
 from asag.operators import Identity, QueryBlur, Sinkhorn
 from asag.perturb import choose_layers, perturbed, slice_rows
@@ -227,6 +230,14 @@ def test_masks_are_refused(unet):
         layer.module(x, mask=torch.ones(1, 4))
 
 
+def test_additional_tokens_are_refused(unet):
+    """CrossAttention of sgm takes them; ldm's doesn't."""
+    layer = choose_layers(unet, FAMILY, "mid")[0]
+    x = torch.zeros(1, 4, layer.module.to_q.in_features)
+    with perturbed([layer], FAMILY, Sinkhorn()), pytest.raises(ValueError, match=r"mid\.0: .* additional tokens"):
+        layer.module(x, additional_tokens=torch.ones(1, 2, x.shape[-1]))
+
+
 def test_slice_rows_cuts_every_tensor_of_the_batch_and_nothing_else():
     crossattn = [torch.arange(6).reshape(3, 2)]
     given = {
@@ -242,3 +253,25 @@ def test_slice_rows_cuts_every_tensor_of_the_batch_and_nothing_else():
     assert cut["scale"] is given["scale"]
     assert cut["t"].shape == (1,)
     assert cut["n"] == 3
+
+
+@pytest.mark.parametrize(
+    "home", [("backend.attention", "attention_function"), ("ldm_patched.ldm.modules.attention", "optimized_attention")]
+)
+def test_in_forge_another_extensions_attention_is_weakened_inside(home, monkeypatch):
+    """Doubles of the host's attention, of a block that calls what stands for attn1, and of an extension's function."""
+    module = ModuleType(home[0])
+    setattr(module, home[1], lambda *given: torch.zeros(1))
+    monkeypatch.setitem(sys.modules, home[0], module)
+    x, place = torch.randn(1, 5, 8), ("middle", 0)
+
+    def extension(query, key, value, options):
+        return query + getattr(module, home[1])(query, key, value, options["n_heads"])
+
+    def block(x, context, transformer_options):
+        return transformer_options["patches_replace"]["attn1"][(*place, 0)](x, 2 * x, 3 * x, {"n_heads": 2})
+
+    layer = AttentionLayer(Address("mid", 0, 0), nn.Identity())
+    forward = ForgeUnet().replacement(layer, block, Identity(), TokenGrid(None))
+    options = {"block": place, "patches_replace": {"attn1": {place: extension}}}
+    torch.testing.assert_close(forward(x, None, options), x + 3 * x)

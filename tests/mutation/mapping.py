@@ -100,7 +100,12 @@ TESTS = {
         *FORGE,
     ],
     "asag/hosts/diffusers_pipeline.py": [*DIFFUSERS, "tests/hosts/test_diffusers_beside.py"],
-    "asag/hosts/diffusers_guidance.py": [*DIFFUSERS, "tests/hosts/test_diffusers_beside.py"],
+    "asag/hosts/diffusers_guidance.py": [
+        *DIFFUSERS,
+        "tests/hosts/test_diffusers_noise.py",
+        "tests/hosts/test_diffusers_every.py",
+        "tests/hosts/test_diffusers_beside.py",
+    ],
     "asag/hosts/diffusers_models.py": [
         "tests/hosts/test_diffusers_other_code.py",
         *DIFFUSERS,
