@@ -105,7 +105,7 @@ def test_a_step_of_forge(parts: int) -> None:
         def step() -> None:
             x, text = torch.empty(2, 4, 16, 16), torch.empty(2, 7, 24)
             conds = [{"kind": 0, "text": text} for _ in range(parts)]
-            guided = ForgeStep(network, x, 1.5, layers, ForgeFamily(), Sinkhorn(), reuse)
+            guided = ForgeStep(network, x, 1.5, layers, ForgeFamily(), Sinkhorn(), reuse, 7.0)
             host([{"kind": 1, "text": text}, *conds], x)
             guided.remove()
             guided.predict(lambda given: host(given, x), conds)
@@ -132,7 +132,7 @@ def test_a_step_of_diffusers(family: str, settings: dict[str, Any]) -> None:
 
 def test_flux_tells_a_call_for_its_negative_prompt_by_the_schedulers_count() -> None:
     scheduler = SimpleNamespace(step_index=0)
-    passes = Passes(SimpleNamespace(scheduler=scheduler), FluxTransformer())
+    passes = Passes(SimpleNamespace(scheduler=scheduler), FluxTransformer(), "paper")
     with FakeCuda() as cuda:
         given = {"hidden_states": torch.empty(1, 16, 8, device="cuda"), "timestep": torch.empty(1, device="cuda")}
         with cuda.recording() as record:
