@@ -20,8 +20,8 @@ FLOOR = 2e-3
 # The push that a scale of 1 stands for in unit cfg where there is no CFG: about the size of CFG's own in the small
 # models, 0.04 to 0.5 at CFG scales of 2 to 4.
 WITHOUT_CFG = 0.1
-# Where δ is so many times as large as CFG's push, that push is one of rounding: both prompts are the same in such a step.
-# The largest quotient in the small models was about 40, at a CFG scale of 1.5. It's the same in all prediction spaces.
+# Where δ is so many times as large as CFG's push, that push is one of rounding: both prompts are the same then.
+# The largest quotient in the small models was 20, at a CFG scale of 1.5. It is the same in all prediction spaces.
 FAINT = 200.0
 
 
