@@ -10,16 +10,13 @@ from asag.heads import Heads
 from asag.models.base import Family
 from asag.units import WITHOUT_CFG
 
-# Of noise: float16's rounding, times a high CFG scale, stays below.
-FAINT_CFG = 0.02
-
 if TYPE_CHECKING:
     from asag.hosts.generation import GuidedRun
 
+# Of noise: float16's rounding, times a high CFG scale, stays below.
+FAINT_CFG = 0.02
 # A note lists the heads of so many layers.
 MOST_LAYERS = 12
-
-
 OTHER_ROWS = (
     "ASAG may have guided this image wrongly: the WebUI gave the model other inputs than in the steps before; turn off "
     "Share work"
