@@ -21,7 +21,7 @@ paste_fields = PasteFields(presets)
 
 class AsagScript(scripts.Script):
     def title(self):
-        return "ASAG"
+        return api.TITLE
 
     def show(self, is_img2img):
         return scripts.AlwaysVisible
@@ -36,14 +36,14 @@ class AsagScript(scripts.Script):
         return list(accordion.settings.values())
 
     def before_process(self, p, *args):
-        before_loading.check(host, p, lambda: api.read_args(args, xyz.overrides(p)))
+        before_loading.check(host, p, lambda: api.read_args(args))
 
     def process_batch(self, p, *args, **kwargs):
         generation.disarm(p)
         p.extra_generation_params.pop(infotext.KEY, None)
         notes.forget(p)
         try:
-            settings = gallery_figures.allowed(p, api.read_args(args, xyz.overrides(p)))
+            settings = gallery_figures.allowed(p, api.read_args(args))
             if settings.active:
                 # Already now, for what the host writes before and during sampling; taken back if nothing was guided.
                 p.extra_generation_params[infotext.KEY] = infotext.write(settings)

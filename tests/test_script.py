@@ -82,6 +82,8 @@ def host(unet: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
     host.script, host.grid = module_from_spec(specification), grid
     specification.loader.exec_module(host.script)
     host.asag = host.script.AsagScript()
+    host.asag.args_from, host.asag.args_to = 1, 3
+    host.p.scripts = SimpleNamespace(alwayson_scripts=[host.asag], scripts=[host.asag])
     yield host
     for name in {name for name in sys.modules if name.startswith("asag.")} - before:
         del sys.modules[name]
@@ -150,9 +152,11 @@ def test_an_axis_of_a_plot_sets_its_option(host: Host) -> None:
     host.callbacks.call("on_app_started", None, App())
     labels = [axis.label for axis in host.grid.axis_options]
     assert len(labels) == len(set(labels))
+    host.p.script_args = (0, False, 2.5)
     for label, value in (("[ASAG] Scale", 1.25), ("[ASAG] Method", "pag")):
         host.grid.axis_options[labels.index(label)].apply(host.p, value, [value])
-    assert_steps(host, generate(host, False), [[1.25] * 2], **PAG)
+        host.asag.args_to = len(host.p.script_args)
+    assert_steps(host, generate(host, *host.p.script_args[1:]), [[1.25] * 2], **PAG)
 
 
 def test_the_routes_have_their_names(host: Host) -> None:

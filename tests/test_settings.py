@@ -99,14 +99,15 @@ def test_the_earlier_spelling_of_the_unit_is_read_everywhere(written, unit, tmp_
     assert api.read_args([{"enabled": True, "adaptive": written}]) == expected
     assert api.read_args([*values[:11], written, *values[12:]]) == expected
     # A plot over the unit, in a request that has the earlier name.
-    assert api.read_args([{"enabled": True, "adaptive": written}], {"unit": "cfg"}).unit == "cfg"
+    args = api.changed_args([{"enabled": True, "adaptive": written}], {"unit": "cfg"})
+    assert api.read_args(args) == AsagSettings(enabled=True, unit="cfg")
     # Plots by the axis's earlier label.
-    plot, p = PlotDouble(), SimpleNamespace()
+    plot, p = PlotDouble(), cell_of([])
     xyz.add_axes(plot)
     (axis,) = [axis for axis in plot.axis_options if axis.label == "[ASAG] Adaptive"]
     axis.confirm(p, [written])
     axis.apply(p, written, [written])
-    assert api.read_args([], xyz.overrides(p)) == expected
+    assert api.read_args(own_args(p)) == expected
     # Infotexts, in the API and in the page.
     text = {infotext.KEY: f"scale 1.5; adaptive {str(written).strip()}"}
     assert infotext.read(text) == expected
@@ -277,10 +278,18 @@ def test_a_value_for_every_option_may_be_given_by_position_and_no_more():
         api.read_args([*values, 1])
 
 
-def test_axes_of_a_plot_override_single_settings():
-    args = [{"enabled": True, "scale": 2}]
-    assert api.read_args(args, {"scale": 5.0}) == AsagSettings(enabled=True, scale=5.0)
-    assert api.read_args([False, 2.0], {"enabled": True, "iterations": 3}) == AsagSettings(True, 2.0, iterations=3)
+def test_arguments_with_single_settings_changed():
+    changed = api.changed_args([{"enabled": True, "scale": 2}, 7], {"scale": 5.0})
+    assert changed == [{"enabled": True, "scale": 5.0}, 7]
+    values = [getattr(AsagSettings(scale=2.0), name) for name in options()]
+    changed = api.changed_args(values, {"enabled": True, "iterations": 3})
+    assert len(changed) == len(values)
+    assert api.read_args(changed) == AsagSettings(True, 2.0, iterations=3)
+    assert api.read_args(api.changed_args([False, 2.0], {"every": 2})) == AsagSettings(scale=2.0, every=2)
+    # What was wrong stays wrong.
+    for wrong in ([*values, 1], [{}, {}]):
+        with pytest.raises(SettingsError, match=r"^ASAG settings: args: "):
+            api.read_args(api.changed_args(wrong, {"scale": 5.0}))
 
 
 class PlotDouble:
@@ -294,8 +303,28 @@ class PlotDouble:
             self.label, self.type, self.apply, self.confirm, self.choices = label, type, apply, confirm, choices
 
 
-def test_axes_write_into_the_cells_own_copy_and_are_added_once():
-    plot, p = PlotDouble(), SimpleNamespace()
+def cell_of(args):
+    """The double of a cell's `p`: ASAG has these arguments, between those of two other scripts."""
+    scripts = [("Before", 1, 3), ("ASAG", 3, 3 + len(args)), ("After", 3 + len(args), 4 + len(args))]
+    runner = SimpleNamespace(
+        alwayson_scripts=[
+            SimpleNamespace(title=lambda title=title: title, args_from=first, args_to=end)
+            for title, first, end in scripts
+        ]
+    )
+    return SimpleNamespace(scripts=runner, script_args=(9, "a", "b", *args, "c"))
+
+
+def own_args(p):
+    """What the host gives to ASAG's script (modules/scripts.py)."""
+    assert p.script_args[:3] == (9, "a", "b")
+    assert p.script_args[-1] == "c"
+    return p.script_args[3:-1]
+
+
+def test_axes_write_into_the_cells_own_arguments_and_are_added_once():
+    defaults = [getattr(AsagSettings(), name) for name in options()]
+    plot, p = PlotDouble(), cell_of(defaults)
     xyz.add_axes(plot)
     xyz.add_axes(plot)
     axes = {axis.label: axis for axis in plot.axis_options}
@@ -313,9 +342,9 @@ def test_axes_write_into_the_cells_own_copy_and_are_added_once():
     axes["[ASAG] Scale"].apply(cell, 3.0, [3.0])
     other = copy.copy(cell)
     axes["[ASAG] Blocks"].apply(other, "mid, in.4", [])
-    assert xyz.overrides(p) == {}
-    assert xyz.overrides(cell) == {"enabled": True, "scale": 3.0}
-    assert xyz.overrides(other) == {"enabled": True, "scale": 3.0, "blocks": "mid, in.4"}
+    assert list(own_args(p)) == defaults
+    assert api.read_args(own_args(cell)) == AsagSettings(enabled=True, scale=3.0)
+    assert api.read_args(own_args(other)) == AsagSettings(enabled=True, scale=3.0, blocks="mid, in.4")
     assert axes["[ASAG] Method"].choices() == ["asag", "pag", "seg", "uniform", "similarity"]
     with pytest.raises(Refused, match="iterations: 0"):
         axes["[ASAG] Iterations"].confirm(p, [2, 0])
@@ -324,13 +353,30 @@ def test_axes_write_into_the_cells_own_copy_and_are_added_once():
 @pytest.mark.parametrize(("first", "other"), [("Start", "Start (noise)"), ("Unit", "Adaptive"), ("Scale", "Scale")])
 def test_two_axes_of_one_setting_are_refused(first: str, other: str):
     """Else each cell would be of the last, and labelled with both."""
-    plot, cell = PlotDouble(), SimpleNamespace()
+    plot, cell = PlotDouble(), cell_of([])
     xyz.add_axes(plot)
     axes = {axis.label: axis for axis in plot.axis_options}
     name = first.lower()
     axes[f"[ASAG] {first}"].apply(cell, "one", [])
     with pytest.raises(Refused, match=f"{name}: two on one axis and one on another; allowed: one axis of a setting"):
         axes[f"[ASAG] {other}"].apply(cell, "two", [])
+
+
+@pytest.mark.parametrize("args", [[{"enabled": False, "scale": 2.0, "blocks": "mid"}], [False, 2.0, "mid"]])
+def test_axes_go_to_the_workers_of_other_machines(args):
+    """sd-webui-distributed sends each worker a request: JSON of the script's arguments, under its title."""
+    filled = [*args, *[getattr(AsagSettings(), name) for name in options()][len(args) :]]
+    plot, cell = PlotDouble(), cell_of(filled)
+    xyz.add_axes(plot)
+    axes = {axis.label: axis for axis in plot.axis_options}
+    for label, value in (("Iterations", 3), ("End (noise)", "60%")):
+        axes[f"[ASAG] {label}"].apply(cell, value, [value])
+    scripts = cell.scripts.alwayson_scripts
+    packed = {each.title(): {"args": list(cell.script_args[each.args_from : each.args_to])} for each in scripts}
+    received = json.loads(json.dumps(packed))["ASAG"]["args"]
+    assert len(received) == len(options())
+    expected = AsagSettings(enabled=True, scale=2.0, blocks="mid", iterations=3, end="60%")
+    assert api.read_args(received) == expected
 
 
 def test_args_positional_or_as_an_object_anywhere():

@@ -9,12 +9,15 @@ from asag.kernel_choice import KERNELS
 from asag.option import Option
 from asag.settings import AsagSettings, SettingsError, current_names, options
 
+# The script's, by which requests and other extensions name it.
+TITLE = "ASAG"
 
-def read_args(args: Sequence[Any], overrides: Mapping[str, Any] | None = None) -> AsagSettings:
+
+def read_args(args: Sequence[Any]) -> AsagSettings:
     """Settings from a script's arguments: positional in the user interface's order, or one JSON object anywhere.
 
     With an object only the object counts: what follows it is the host's filling up with defaults. A switch before it
-    is the object's `enabled`, unless it has one. `overrides` (of an X/Y/Z plot) replace single settings.
+    is the object's `enabled`, unless it has one.
 
     Raises:
         SettingsError: listing every problem.
@@ -25,10 +28,22 @@ def read_args(args: Sequence[Any], overrides: Mapping[str, Any] | None = None) -
         raise SettingsError([f"args: {len(objects)} objects; allowed: one object, or values in this order: {names}"])
     if objects:
         switch = {"enabled": args[0]} if isinstance(args[0], bool) else {}
-        return AsagSettings.from_mapping({**switch, **current_names(objects[0]), **(overrides or {})})
+        return AsagSettings.from_mapping({**switch, **current_names(objects[0])})
     if len(args) > len(names):
         raise SettingsError([f"args: {len(args)} values; allowed: at most {len(names)}, in this order: {names}"])
-    return AsagSettings.from_mapping({**dict(zip(names, args, strict=False)), **(overrides or {})})
+    return AsagSettings.from_mapping(dict(zip(names, args, strict=False)))
+
+
+def changed_args(args: Sequence[Any], changes: Mapping[str, Any]) -> list[Any]:
+    """A script's arguments with single settings replaced: in the object, if there is one, otherwise by position."""
+    changed = list(args)
+    for place, value in enumerate(args):
+        if isinstance(value, Mapping):
+            changed[place] = {**current_names(value), **changes}
+            return changed
+    values = {name: field.default for name, (field, _) in options().items()}
+    values |= dict(zip(values, args, strict=False)) | changes
+    return [*values.values(), *changed[len(values) :]]
 
 
 def schema() -> dict[str, Any]:

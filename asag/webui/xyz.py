@@ -1,7 +1,8 @@
 """Axes of the X/Y/Z plot, derived from the settings: one for each that changes the picture, but for the switch; and at
 the end one for each earlier label, which plots of before name.
 
-An axis writes into a dict on the cell's own `p`; a setting on an axis also switches ASAG on.
+An axis writes into the script's arguments, in the cell's own `p`: other extensions hand those to other machines, and
+nothing else of `p` that ASAG could keep. A setting on an axis also switches ASAG on.
 """
 
 from __future__ import annotations
@@ -12,17 +13,13 @@ from typing import Any
 
 from asag.hosts.refused import Refused
 from asag.settings import AsagSettings, SettingsError, options
-from asag.webui import earlier_labels
+from asag.webui import api, earlier_labels
 
 PREFIX = "[ASAG] "
+# The settings that axes have set on a cell.
 ATTRIBUTE = "_asag_axes"
 
 logger = logging.getLogger(__name__)
-
-
-def overrides(p: Any) -> dict[str, Any]:
-    """The settings that axes have set on a cell's `p`."""
-    return getattr(p, ATTRIBUTE, {})
 
 
 def add_axes(xyz_grid: Any) -> None:
@@ -53,16 +50,25 @@ def _axis(xyz_grid: Any, name: str, kind: type, label: str, choices: Sequence[st
 
 def _apply(name: str) -> Callable[[Any, Any, Sequence[Any]], None]:
     def apply(p: Any, value: Any, values: Sequence[Any]) -> None:
-        before = overrides(p)
+        before = getattr(p, ATTRIBUTE, {})
         if name in before:
             # Start and Start (noise), or one axis twice: each cell would be of the last, and labelled with both.
             problem = f"{name}: {value} on one axis and {before[name]} on another; allowed: one axis of a setting"
             logger.warning(problem)
             raise Refused(f"ASAG settings: {problem}", 422)
-        # A new dict: cells are shallow copies of one another.
-        setattr(p, ATTRIBUTE, {"enabled": True, **before, name: value})
+        # A new dict and new arguments: cells are shallow copies of one another.
+        setattr(p, ATTRIBUTE, {**before, name: value})
+        _set_arguments(p, {"enabled": True, name: value})
 
     return apply
+
+
+def _set_arguments(p: Any, changes: dict[str, Any]) -> None:
+    """Replace settings in the script's part of a request's arguments (modules/scripts.py: ScriptRunner)."""
+    script = next(each for each in p.scripts.alwayson_scripts if each.title() == api.TITLE)
+    args = list(p.script_args)
+    args[script.args_from : script.args_to] = api.changed_args(args[script.args_from : script.args_to], changes)
+    p.script_args = tuple(args)
 
 
 def _confirm(name: str) -> Callable[[Any, Sequence[Any]], None]:
