@@ -158,6 +158,8 @@ class AdaptiveScale:
         size = rms(delta)
         before = self.average
         if before is not None and before.shape[0] == size.shape[0]:
-            size = self.momentum * before + (1 - self.momentum) * size
+            average = self.momentum * before + (1 - self.momentum) * size
+            # A step whose δ is no number is in no average.
+            size = torch.where(average.isfinite(), average, torch.where(size.isfinite(), size, before))
         self.average = size
         return (scale / (self.average + self.epsilon)).to(delta.dtype)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from asag.blocks import Address
+from asag.finite import is_finite
 from asag.guidance import rms
 from asag.precision import at_least_float32
 
@@ -89,6 +90,8 @@ class Trace:
         traced = self.passes[-1]
         delta = at_least_float32(delta.detach())
         shift = delta * scale
+        # As the guidance does (asag.finite).
+        shift = torch.where(is_finite(shift), shift, 0.0)
         scales = torch.as_tensor(scale, dtype=delta.dtype).flatten().expand(delta.shape[0])
         sizes, cfg_sizes = (() if each is None else tuple(rms(each).flatten().tolist()) for each in (delta, cfg))
         traced.steps.append(TracedStep(traced.begins + call, tuple(scales.tolist()), sizes, reused, cfg_sizes))

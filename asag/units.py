@@ -85,7 +85,7 @@ class UnitScale:
         now = (rms(delta) / rms(cfg).clamp_min(1e-12)).clamp_min(FLOOR)
         before = torch.full_like(now, math.inf) if before is None else before
         average = torch.where(before.isinf(), now, MOMENTUM * before + (1 - MOMENTUM) * now)
-        # Choices on the device: to read a number would make the host wait for it.
-        is_faint = now > FAINT
+        # Choices on the device: to read a number would make the host wait for it. NaN is in no average, either.
+        is_faint = ~(now <= FAINT)
         self._ratio = torch.where(is_faint, before, average)
         return (scale / torch.where(is_faint, now, average)).to(delta.dtype)

@@ -100,7 +100,7 @@ class A1111Run(GuidedRun):
         pictures = cond if level is None else step.x[: step.cond_rows] - level * cond
         if self.settings.contrast < 1:
             delta = keep_contrast(delta, mean_rows(pictures, weights), self.settings.contrast)
-        shift = delta * self.scale_of(step.scale, delta, sigma, self._cfg_push(rows, weights, step))
+        shift = self.finite(delta * self.scale_of(step.scale, delta, sigma, self._cfg_push(rows, weights, step)))
         # Conditional rows image by image, then a block of one row per image: uncond, or two with InstructPix2Pix.
         images = [image for image, parts in enumerate(weights) for _ in parts]
         images += list(range(step.images)) * ((rows.shape[0] - step.cond_rows) // step.images)

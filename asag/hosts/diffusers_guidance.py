@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from asag.chosen_heads import ChosenHeads
+from asag.finite import FinitePushes
 from asag.guidance import cfg_push, keep_contrast, rescale_factor, scheduled_scale
 from asag.hosts.diffusers_call import (
     DenoiserCall,
@@ -73,7 +74,7 @@ class Guidance:
         self.trace = Trace() if settings.figures else None
         self.operator = Watched(settings.operator(), self.trace) if self.trace else settings.operator()
         self.timesteps_of_sigma = 1 if isinstance(self.family, FluxTransformer) else 1000
-        self.kept = KeptDelta(settings.every)
+        self.kept, self.finite = KeptDelta(settings.every), FinitePushes()
         self.passes = [Passes(pipe, self.family, settings.unit)]
         self.current = self.passes[0]
         self.other_code: list[OtherCode] = []
@@ -160,6 +161,7 @@ class Guidance:
 
     def begin_pass(self, steps: int) -> None:
         """A pipeline begins with a picture: others may have put code into the model, or taken theirs out."""
+        self.finite.log()
         eager(self.denoiser)
         self.other_code = other_code(self.model)
         self.kept.forget()
@@ -224,7 +226,7 @@ class Guidance:
             uncond = rows[: call.cond.start]
             guided = uncond + self.current.pipe.guidance_scale * (cond - uncond)
             cfg = cfg_push(guided, uncond, cond - uncond) if self.needs_cfg else None
-        added = delta * self.scale_of(call, delta, cfg)
+        added = self.finite(delta * self.scale_of(call, delta, cfg))
         if not self.settings.rescale:
             return Shift(added)
         guided = guided + added

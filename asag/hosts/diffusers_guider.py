@@ -20,6 +20,7 @@ from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput, rescale_n
 from torch import Tensor, nn
 
 from asag.chosen_heads import ChosenHeads
+from asag.finite import FinitePushes
 from asag.guidance import in_window, keep_contrast, scheduled_scale
 from asag.hosts.diffusers_call import velocity_of_grey
 from asag.hosts.diffusers_models import FAMILIES, eager
@@ -125,7 +126,7 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         self._placed = ExitStack()
         self._unit = UnitScale(self.settings.unit)
         self._heads = ChosenHeads()
-        self._kept = KeptDelta(self.settings.every)
+        self._kept, self._finite = KeptDelta(self.settings.every), FinitePushes()
         self._shared = SharedWork(self.settings.reuse)
         self._place: Perturbation | None = None
         self._call: tuple[Any, dict[str, Any]] = (), {}
@@ -144,6 +145,7 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         super().set_state(step, num_inference_steps, timestep)
         if step == 0:
             self._unit.begin_pass()
+            self._finite = FinitePushes()
             self._kept = KeptDelta(self.settings.every)
             self._heads.forget()
             self._shared.begin_pass()
@@ -239,6 +241,8 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
             pred = pred + self._push(pred_cond, pred_cond_adversarial, cfg)
         if self.guidance_rescale > 0.0:
             pred = rescale_noise_cfg(pred, pred_cond, self.guidance_rescale)
+        if self._num_inference_steps == (self._step or 0) + 1:
+            self._finite.log()
         return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
 
     def _push(self, pred_cond: Tensor, perturbed_prediction: Tensor | None, cfg: Tensor | None) -> Tensor:
@@ -257,7 +261,7 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         factor = self._unit(scale, delta, cfg)
         if self._unit.without_cfg and not before:
             logger.warning("ASAG uses unit push at %g times the scale: unit cfg needs CFG", WITHOUT_CFG)
-        return factor * delta
+        return self._finite(factor * delta)
 
     def _scale(self) -> float:
         """The scale of this step, 0 outside the window."""

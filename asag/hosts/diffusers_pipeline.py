@@ -177,3 +177,5 @@ def _guided(pipe: Any, settings: AsagSettings) -> Iterator[Trace | None]:
             handle.remove()
         if guidance:
             guidance.close()
+    if guidance:
+        guidance.finite.log()

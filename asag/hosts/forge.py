@@ -149,7 +149,7 @@ class ForgeRun(GuidedRun):
         delta = keep_contrast(delta, args["cond_denoised"], self.settings.contrast)
         # The function that comes first may have been taken out.
         cfg = self._cfg_push(args, step) if step.cfg is None else step.cfg
-        shift = delta * self.scale_of(step.scale, delta, sigma, cfg)
+        shift = self.finite(delta * self.scale_of(step.scale, delta, sigma, cfg))
         guided: Tensor = args["denoised"] + shift
         unconditional = args.get("uncond_denoised")
         # CFG++ samplers renoise with the unconditional prediction, and what guides both rows shifts it as well. It is

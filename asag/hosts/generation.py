@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from asag.blocks import BlocksError
 from asag.chosen_heads import ChosenHeads
 from asag.counted import Counted
+from asag.finite import FinitePushes
 from asag.guidance import scheduled_scale
 from asag.hosts.checked import blocks_field, check_blocks
 from asag.hosts.conflicts import conflict
@@ -55,6 +56,7 @@ class GuidedRun:
         self.operator = Counted(Watched(settings.operator(), self.trace) if self.trace else settings.operator())
         self.heads = ChosenHeads()
         self.scaling, self.kept = Scaling(settings, self.trace), KeptDelta(settings.every)
+        self.finite = FinitePushes()
         self.call = self.announced = 0
         self.guided_calls = self.reused_calls = self.missed_calls = 0
         self.forecast_calls, self.forecaster = 0, ""
@@ -144,8 +146,8 @@ class GuidedRun:
         return None
 
     def tell(self, message: str) -> None:
-        """Have this said under the pictures, once."""
-        if message not in self.notes:
+        """Have this said under the pictures, once; an empty message isn't."""
+        if message and message not in self.notes:
             logger.warning(message)
             self.notes.append(message)
 
@@ -217,6 +219,7 @@ def arm(host: Host, p: Any, settings: AsagSettings, unguided: Callable[[], None]
             raise run.error
         if not run.guided_calls:
             unguided()
+        run.tell(run.finite.message())
         if run.trace:
             run.trace.heads = run.heads.told()
         for message in notes_on(run, family):

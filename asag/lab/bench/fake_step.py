@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -38,9 +38,13 @@ def step_record(
             with cuda.recording(answer) as record:
                 denoiser.predict()
             return record
-        with asag_guidance(denoiser.pipeline(), **settings):
+        with ExitStack() as guided:
+            guided.enter_context(asag_guidance(denoiser.pipeline(), **settings))
             with cuda.recording(answer):
                 denoiser.predict()
             with cuda.recording(answer) as record:
                 denoiser.predict()
+            # At its end the guidance reads what it noted.
+            with cuda.recording(answer):
+                guided.close()
         return record
