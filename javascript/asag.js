@@ -44,14 +44,17 @@
             this.signs = null; // what the page showed then
             this.again = 0; // when to ask once more; 0: not
             this.questions = 0;
-            this.open = 0; // questions without an answer yet
+            this.unanswered = 0; // questions without an answer yet
             this.clicks = Promise.resolve(); // one is done after the other
             this.pressed = false; // a mouse button is down on the map
             this.waiting = null; // the answer to draw when it's up
             this.note = {}; // why a click changed nothing, and the text at which it didn't
             this.drawn = "";
+            this.answer = null; // what is drawn
+            this.opened = ""; // the block whose heads are shown
             this.focused = null;
             place.addEventListener("click", (event) => this.clicked(event));
+            place.addEventListener("change", (event) => this.open(event));
             place.addEventListener("keydown", (event) => this.moved(event));
             place.addEventListener("pointerdown", () => (this.pressed = true));
             for (const end of ["pointerup", "pointercancel"]) {
@@ -71,7 +74,7 @@
                 return;
             }
             // A slow answer isn't asked for again: it would never be the last question's.
-            const settled = this.again && Date.now() > this.again && !this.open;
+            const settled = this.again && Date.now() > this.again && !this.unanswered;
             const now = signs();
             if (now !== this.signs) {
                 if (this.signs !== null) this.again = Date.now() + SETTLED_MS;
@@ -90,10 +93,10 @@
             if (question === this.questions) this.show(answer, text); // else a later question is on its way
         }
 
-        // The field's text without the block, or with it. Where someone wrote in the field meanwhile, that holds.
-        async toggle(block) {
+        // The field's text without a block or head, or with it. Where someone wrote in the field meanwhile, that holds.
+        async toggle(what) {
             const text = this.field().value;
-            const answer = await this.ask({blocks: text, toggle: block});
+            const answer = await this.ask({blocks: text, toggle: what});
             if (this.field().value !== text) return;
             this.questions++;
             if (answer.blocks && answer.text !== text) this.write(answer.text);
@@ -101,7 +104,7 @@
         }
 
         async ask(parameters) {
-            this.open++;
+            this.unanswered++;
             try {
                 const response = await fetch(`${this.place.dataset.route}?${new URLSearchParams(parameters)}`);
                 const answer = await response.json();
@@ -109,7 +112,7 @@
             } catch (error) {
                 return {told: "The block map can't be reached; the list above works all the same."};
             } finally {
-                this.open--;
+                this.unanswered--;
             }
         }
 
@@ -146,15 +149,23 @@
                 this.write(button.dataset.word);
                 this.look(button.dataset.word);
             } else {
-                const act = () => this.toggle(button.dataset.block);
+                const act = () => this.toggle(button.dataset.toggle);
                 this.clicks = this.clicks.then(act, act);
             }
         }
 
-        // Arrow keys walk from block to block; only one of them takes part in the order of Tab.
+        // A block opens into its heads.
+        open(event) {
+            this.opened = event.target.value;
+            this.focused = event.target.dataset.key;
+            this.draw(this.answer);
+        }
+
+        // Arrow keys walk from block to block, or from head to head; only one of them takes part in the order of Tab.
         moved(event) {
             const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key];
-            const blocks = [...this.place.querySelectorAll("button[data-block]")];
+            const group = event.target.matches("button[data-block]") ? "button[data-block]" : "button.asag-head";
+            const blocks = [...this.place.querySelectorAll(group)];
             const at = blocks.indexOf(event.target);
             if (!step || at < 0) return;
             event.preventDefault();
@@ -167,19 +178,23 @@
             const hadFocus = this.place.contains(document.activeElement) ||
                 this.place.contains(this.place.getRootNode().activeElement);
             this.place.replaceChildren();
+            this.answer = answer;
             if (answer.told) {
                 this.place.append(element("p", "asag-told", answer.told));
                 return;
             }
             const notes = element("div", "asag-notes");
             notes.append(...this.notes(answer));
-            this.place.append(this.words(answer), this.network(answer), notes);
-            const buttons = [...this.place.querySelectorAll("button")];
-            const blocks = buttons.filter((each) => each.dataset.block);
-            const kept = buttons.find((each) => each.dataset.key === this.focused);
-            blocks.forEach((each) => (each.tabIndex = -1));
-            const first = kept && kept.dataset.block ? kept : blocks[0];
-            if (first) first.tabIndex = 0;
+            const heads = window.asagHeads ? window.asagHeads(answer, this.opened) : null;
+            this.place.append(this.words(answer), this.network(answer), ...(heads ? [heads] : []), notes);
+            const all = [...this.place.querySelectorAll("[data-key]")];
+            const kept = all.find((each) => each.dataset.key === this.focused);
+            for (const group of ["button[data-block]", "button.asag-head"]) {
+                const buttons = [...this.place.querySelectorAll(group)];
+                buttons.forEach((each) => (each.tabIndex = -1));
+                const first = buttons.includes(kept) ? kept : buttons[0];
+                if (first) first.tabIndex = 0;
+            }
             if (hadFocus && kept) kept.focus();
         }
 
@@ -226,7 +241,7 @@
             const isUnet = block.address === "mid" || /^(in|out)\./.test(block.address);
             const button = element("button", "asag-block", isUnet ? block.address : number);
             button.type = "button";
-            button.dataset.block = button.dataset.key = block.address;
+            button.dataset.block = button.dataset.toggle = button.dataset.key = block.address;
             button.title = `${block.address}: ${block.layers} ${block.layers === 1 ? "layer" : "layers"}, ${said}`;
             button.setAttribute("aria-label", button.title);
             button.setAttribute("aria-pressed", state);

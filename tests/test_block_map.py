@@ -17,8 +17,12 @@ class FamilyDouble:
         return parse_blocks("mid")
 
 
+# in.5 isn't known.
+COUNTS = {Address("in", 4, 0): 4, Address("in", 4, 1): 4, Address("mid", 0, 0): 4, Address("out", 0, 0): 8}
+
+
 def told(blocks="auto", toggle=""):
-    return inventory(FamilyDouble(), ADDRESSES, blocks, toggle)
+    return inventory(FamilyDouble(), ADDRESSES, blocks, toggle, COUNTS)
 
 
 def chosen(answer):
@@ -73,6 +77,64 @@ def test_which_heads_of_a_block_are_chosen(text, heads):
     assert {block["address"]: block["heads"] for block in answer["blocks"]} == heads
     assert answer["problem"] is None
     assert told("mid:h1, mid:aligned")["problem"] == "'mid.0:h1' and 'mid.0:aligned'; allowed: one of them"
+
+
+@pytest.mark.parametrize(
+    ("text", "heads"),
+    [
+        ("auto", {"in.4": "0000", "in.5": None, "mid": "1111", "out.0": "00000000"}),
+        ("mid:h0,2-3, in.4:h1, in.5:h1", {"in.4": "0100", "in.5": None, "mid": "1011", "out.0": "00000000"}),
+        ("in.4.0:h0, in.4.1, out.0:aligned", {"in.4": "1???", "in.5": None, "mid": "0000", "out.0": "00000000"}),
+        ("in.4.1", {"in.4": "????", "in.5": None, "mid": "0000", "out.0": "00000000"}),
+    ],
+)
+def test_a_block_opens_into_its_heads(text, heads):
+    marks = {"true": "1", "mixed": "?", "false": "0"}
+    found = {
+        block["address"]: block["each_head"] and "".join(map(marks.get, block["each_head"]))
+        for block in told(text)["blocks"]
+    }
+    assert found == heads
+
+
+@pytest.mark.parametrize(
+    ("text", "toggle", "expected"),
+    [
+        # Heads of the block as auto has it: on where it wasn't chosen, off where it was.
+        ("auto", "mid:h1", "mid:h0,2-3"),
+        ("auto", "in.4:h1", "in.4:h1"),
+        ("mid, out.0", "mid:h3", "mid:h0-2, out.0"),
+        ("mid:h0-2, out.0", "mid:h3", "mid, out.0"),
+        ("mid:h1, out.0:h0", "mid:h1", "out.0:h0"),
+        ("mid:h1", "mid:h0,1", "mid:h0-1"),
+        ("in.4.0:h0, mid", "in.4:h0", "in.4:h0, mid"),
+        ("in.4.0, in.4.1:h2", "in.4:h2", "in.4.0:h0-1,3"),
+        ("mid:aligned", "mid:h2", "mid:h2"),
+        ("mid:h2", "mid:aligned", "mid:aligned"),
+        ("mid:aligned", "mid:aligned", "mid"),
+        ("late", "mid:aligned", "mid:aligned, out.0"),
+        ("all:h0", "out.0:h7", "in.4-5:h0, mid:h0, out.0:h0,7"),
+        ("d0:h1", "mid:h1", "in.4:h1, mid:h1"),
+    ],
+)
+def test_a_click_changes_a_heads_side(text, toggle, expected):
+    answer = told(text, toggle)
+    assert (answer["text"], answer["note"], answer["problem"]) == (expected, None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "toggle", "note"),
+    [
+        ("mid:h2", "mid:h2", "mid:h2 is all that is weakened"),
+        ("mid", "mid:h4", "'mid.0:h4'; mid.0 has: heads 0 to 3"),
+        ("mid", "in.5:h0", "How many heads in.5 has is known once the model is loaded."),
+        ("mid", "in.9:h0", "This model has no in.9."),
+        ("mid", "mid:x", "'mid:x'; allowed: heads such as"),
+    ],
+)
+def test_a_click_on_heads_that_changes_nothing_says_why(text, toggle, note):
+    answer = told(text, toggle)
+    assert (answer["text"], answer["note"][: len(note)]) == (text, note)
 
 
 def test_what_counted_items_are_here():

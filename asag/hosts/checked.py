@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from asag.blocks import Address, BlocksError, parse_blocks, select
+from asag.blocks import BlocksError, parse_blocks, select, select_heads
 from asag.hosts.checkpoints import Unreadable, contents
 from asag.hosts.refused import Refused
 from asag.models.base import Family
@@ -20,8 +20,8 @@ SAME = (None, "", "Use same checkpoint")
 
 
 def check_blocks(model: nn.Module, family: Family, p: Any, settings: AsagSettings, families: Sequence[Family]) -> None:
-    """Raise Refused when a model of the run lacks the blocks: the one that is loaded, and, as far as the header of its
-    file tells, the one that the hires pass or a refiner brings. `families` are those that the host can run."""
+    """Raise Refused when a model of the run lacks the blocks or heads: the one that is loaded, and, as far as the
+    header of its file tells, the one that the hires pass or a refiner brings. `families`: those the host can run."""
     for is_hires in passes(p):
         scale, blocks = settings.in_pass(is_hires)
         try:
@@ -44,27 +44,31 @@ def _other_in_hires(p: Any) -> bool:
 
 
 def check_file(info: Any, settings: AsagSettings, is_hires: bool, role: str, families: Sequence[Family]) -> None:
-    """Raise Refused when the model in a checkpoint's file lacks the blocks of a pass. What the file doesn't tell, or
-    isn't guided in this host, passes. `info` is the host's CheckpointInfo, or None: there is none."""
+    """Raise Refused when the model in a checkpoint's file lacks the blocks of a pass or the heads of one, or two items
+    of the list contradict each other there. What the file doesn't tell, or isn't guided in this host, passes. `info` is
+    the host's CheckpointInfo, or None: there is none."""
     scale, blocks = settings.in_pass(is_hires)
-    wanted = parse_blocks(blocks)
-    # auto, late and all mean something in every model.
-    if info is None or not scale or wanted.keyword:
+    if info is None or not scale:
         return
-    addresses = _addresses(info, families)
-    try:
-        if addresses:
-            select(wanted, [(address, None) for address in addresses], wanted)
-    except BlocksError as error:
-        raise lacking(settings, is_hires, f"{role} lacks {error}") from None
-
-
-def _addresses(info: Any, families: Sequence[Family]) -> Sequence[Address]:
     try:
         found = contents(Path(info.filename))
     except Unreadable:
-        return ()
-    return found.addresses if family_for(found, families) else ()
+        return
+    family, wanted = family_for(found, families), parse_blocks(blocks)
+    if family is None:
+        return
+    default = family.default_blocks(found.addresses)
+    said = f"{role} lacks "
+    try:
+        select(wanted, [(address, None) for address in found.addresses], default)
+        said = f"{role}: "
+        named = select_heads(wanted, found.addresses, default)
+        said = f"{role} lacks "
+        for address, heads in named.items():
+            if address in found.heads:
+                heads.check(address, found.heads[address])
+    except BlocksError as error:
+        raise lacking(settings, is_hires, f"{said}{error}") from None
 
 
 def family_for(found: Contents, families: Sequence[Family]) -> Family | None:

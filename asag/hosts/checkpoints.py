@@ -8,6 +8,7 @@ and Neo bring with them: no other WebUI loads such files.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -27,12 +28,17 @@ class Unreadable(Exception):
 
 
 def contents(path: Path) -> Contents:
-    """What a checkpoint file holds; raises Unreadable. A file that hasn't changed since is read once."""
+    """What a checkpoint file holds; raises Unreadable. A file that hasn't changed since is read once.
+
+    A configuration beside the file (AUTOMATIC1111's NAME.yaml) may give the model other numbers of heads than its kind
+    has: they aren't told then.
+    """
     try:
         found = path.stat()
     except OSError as error:
         raise Unreadable(f"its file can't be read: {error.strerror}") from error
-    return _contents(path, found.st_mtime_ns, found.st_size)
+    read = _contents(path, found.st_mtime_ns, found.st_size)
+    return replace(read, heads={}) if path.with_suffix(".yaml").exists() else read
 
 
 @lru_cache(maxsize=8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from asag.hosts.checked import family_for
 from asag.hosts.checkpoints import Unreadable, contents
 from asag.hosts.host import Host
 from asag.hosts.refused import Refused
-from asag.models.base import Family
+from asag.models.base import Family, head_count
 from asag.models.tensor_names import KIND_NAMES, recognize
 from asag.preset_uses import Model
 
@@ -20,15 +20,16 @@ from asag.preset_uses import Model
 class Shown:
     """A model's self-attention layers, in the order in which it runs them, and whose they are.
 
-    `kind` is the kind of model as tensor_names.py calls it ("" : unknown), `checkpoint` the name of its file. When it
-    isn't loaded the file said all this. `chosen` is another checkpoint that the next generation loads and whose blocks
-    aren't known, for the reason `problem`; or both are None.
+    `kind` is the kind of model as tensor_names.py calls it ("" : unknown), `checkpoint` the name of its file, `heads`
+    how many heads a layer has, where that is known. When it isn't loaded the file said all this. `chosen` is another
+    checkpoint that the next generation loads and whose blocks aren't known, for the reason `problem`; or both are None.
     """
 
     family: Family
     addresses: Sequence[Address]
     kind: str
     checkpoint: str
+    heads: Mapping[Address, int]
     loaded: bool = True
     chosen: str | None = None
     problem: str | None = None
@@ -46,7 +47,7 @@ def shown(host: Host) -> Shown:
             raise Unreadable(f"it is {found.kind}, which ASAG doesn't guide in this WebUI")
     except Unreadable as error:
         return _of_the_loaded(host, chosen.name, str(error))
-    return Shown(family, found.addresses, found.kind, chosen.name, loaded=False)
+    return Shown(family, found.addresses, found.kind, chosen.name, found.heads, loaded=False)
 
 
 def model_to_run(host: Host) -> Model:
@@ -70,6 +71,7 @@ def _of_the_loaded(host: Host, chosen: str | None = None, problem: str | None = 
             raise
         raise Refused(f"{error.detail}; {chosen} is chosen: {problem}", error.status_code) from None
     found = recognize({name: tensor.shape for name, tensor in model.named_parameters()})
-    addresses = [layer.address for layer in family.layers(model)]
-    kind = found.kind if found else ""
-    return Shown(family, addresses, kind, getattr(loaded, "name", ""), chosen=chosen, problem=problem)
+    counts = {layer.address: head_count(layer.module) for layer in family.layers(model)}
+    heads = {address: count for address, count in counts.items() if count}
+    kind, name = found.kind if found else "", getattr(loaded, "name", "")
+    return Shown(family, list(counts), kind, name, heads, chosen=chosen, problem=problem)

@@ -26,7 +26,7 @@ from asag.hosts.diffusers_models import FAMILIES, denoiser_of
 from asag.hosts.diffusers_pipeline import asag_guidance
 from asag.lab import arguments, demo
 from asag.lab.embedded import drawings, shipped, shipped_mmdit
-from asag.models.base import family_of
+from asag.models.base import family_of, head_count
 from asag.presets import CUSTOM, Presets
 from asag.settings import AsagSettings, SettingsError
 from asag.webui import block_map, ui
@@ -112,7 +112,9 @@ class Studio:
         """What the block map asks of a model, as block_map.inventory has it."""
         denoiser = denoiser_of(self.pipeline(model))
         family = family_of(denoiser, FAMILIES)
-        return block_map.inventory(family, [layer.address for layer in family.layers(denoiser)], blocks, toggle)
+        heads = {layer.address: head_count(layer.module) for layer in family.layers(denoiser)}
+        known = {address: count for address, count in heads.items() if count}
+        return block_map.inventory(family, list(heads), blocks, toggle, known)
 
     def _guided(self, settings: AsagSettings, model: str, *asked: Any) -> Image.Image:
         if not settings.active:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,9 @@ from asag.blocks import (
     select,
     write_list,
 )
-from asag.heads import Heads, joined
+from asag.heads import Heads, joined, split_heads_off
 from asag.models.base import Family
+from asag.webui import map_heads
 
 
 @dataclass
@@ -37,47 +38,58 @@ class Reading:
         return "some" if len(named) > 1 else "".join(named) or None
 
 
-def inventory(family: Family, addresses: Sequence[Address], blocks: str = "auto", toggle: str = "") -> dict[str, Any]:
+def inventory(
+    family: Family,
+    addresses: Sequence[Address],
+    blocks: str = "auto",
+    toggle: str = "",
+    counts: Mapping[Address, int] | None = None,
+) -> dict[str, Any]:
     """The self-attention blocks of a model with these layers, and what the list `blocks` selects of them.
 
+    `toggle` is a block that changes sides, such as "mid", or heads of one, "mid:h3" or "mid:aligned"; `counts` says how
+    many heads a layer has, where that is known.
+
     Returns a JSON object: `family`, `experimental`; `auto` and `late`, what these words mean here, and `auto_reason`;
-    `blocks`, for each its `address`, how many `layers` it has, how many of them are `chosen`, and which `heads` of them
-    such as h0-3, aligned or some, null for all; `unknown`, what the list names and the model lacks; `problem`, why the
-    list can't be used, or null; `counted`, what its items in the spelling d4, m0, u3.1 are here, by item; `text`, the
-    list, in which the block `toggle` has changed sides if one is given; and `note`, why that block has not, or null.
-    A block takes the place of `auto`, which nobody chose.
+    `blocks`, for each its `address`, how many `layers` it has, how many of them are `chosen`, which `heads` of them
+    such as h0-3, aligned or some, null for all, and `each_head`, whether each is chosen ("true", "false", or "mixed":
+    in some layers), null when their number isn't known; `unknown`, what the list names and the model lacks; `problem`,
+    why the list can't be used, or null; `counted`, what its items in the spelling d4, m0, u3.1 are here, by item;
+    `text`, the list after `toggle`; and `note`, why that changed nothing, or null.
+    A block takes the place of `auto`, which nobody chose; heads are those of a block as `auto` has it.
     """
     auto = family.default_blocks(addresses)
     reading, text, note = read(blocks, addresses, auto), blocks, None
+    by_block = {name: [each for each in addresses if block_name(each) == name] for name in map(block_name, addresses)}
     if toggle:
-        before = [] if blocks.strip().lower() == "auto" else reading.chosen
-        changed = toggled(before, addresses, toggle, reading.heads)
-        note = _why_not(changed, addresses, toggle)
-        if note is None:
-            others = {address: heads for address, heads in reading.heads.items() if block_name(address) != toggle}
-            text = write_list(addresses, changed, others)
-            reading = read(text, addresses, auto)
-    names = list(dict.fromkeys(map(block_name, addresses)))
+        try:
+            text = _after(toggle, blocks, reading, by_block, counts or {})
+        except BlocksError as error:
+            note = str(error)
+        reading = read(text, addresses, auto)
     return {
         "family": family.name,
         "experimental": family.experimental,
         "auto": str(auto),
         "auto_reason": family.reason,
         "late": str(late_blocks(addresses)),
-        "blocks": [
-            {
-                "address": name,
-                "layers": sum(block_name(address) == name for address in addresses),
-                "chosen": sum(block_name(address) == name for address in reading.chosen),
-                "heads": reading.heads_of(name),
-            }
-            for name in names
-        ],
+        "blocks": [_told(name, layers, reading, counts or {}) for name, layers in by_block.items()],
         "text": text,
         "unknown": reading.unknown,
         "problem": reading.problem,
         "counted": reading.counted,
         "note": note,
+    }
+
+
+def _told(name: str, layers: Sequence[Address], reading: Reading, counts: Mapping[Address, int]) -> dict[str, Any]:
+    count = map_heads.count_of(layers, counts)
+    return {
+        "address": name,
+        "layers": len(layers),
+        "chosen": sum(layer in reading.chosen for layer in layers),
+        "heads": reading.heads_of(name),
+        "each_head": count and map_heads.states(layers, reading.chosen, reading.heads, count),
     }
 
 
@@ -108,21 +120,36 @@ def read(text: str, addresses: Sequence[Address], auto: BlockList) -> Reading:
     return reading
 
 
-def toggled(
-    chosen: Sequence[Address], addresses: Sequence[Address], block: str, partly: Collection[Address] = ()
-) -> list[Address]:
-    """The chosen layers with a whole block added, or taken away if all of it was chosen; of those in `partly` only some
-    heads were."""
-    layers = [address for address in addresses if block_name(address) == block]
-    if all(address in chosen and address not in partly for address in layers):
-        return [address for address in chosen if address not in layers]
-    return [address for address in addresses if address in chosen or address in layers]
-
-
-def _why_not(changed: Sequence[Address], addresses: Sequence[Address], block: str) -> str | None:
-    """Why a click on a block leaves the list as it is; None when it doesn't."""
-    if block not in map(block_name, addresses):
-        return f"This model has no {block}."
-    if not changed:
-        return f"{block} is the only block that is weakened: choose another one first, or switch ASAG off."
-    return None
+def _after(
+    toggle: str,
+    blocks: str,
+    reading: Reading,
+    by_block: Mapping[str, Sequence[Address]],
+    counts: Mapping[Address, int],
+) -> str:
+    """The list after a click on a block or on heads of one; raises BlocksError, saying why it stays as it is."""
+    block, named = split_heads_off(toggle)
+    layers = by_block.get(block)
+    if layers is None:
+        raise BlocksError(f"This model has no {block}.")
+    is_auto = blocks.strip().lower() == "auto"
+    # None: all heads of the layer.
+    chosen = {each: reading.heads.get(each) for each in reading.chosen}
+    others = {each: heads for each, heads in chosen.items() if each not in layers and not is_auto}
+    if named is None:
+        is_whole = all(each in chosen and chosen[each] is None for each in layers)
+        after = {} if is_whole and not is_auto else dict.fromkeys(layers)
+    else:
+        count = map_heads.count_of(layers, counts)
+        if count is None:
+            raise BlocksError(f"How many heads {block} has is known once the model is loaded.")
+        after = map_heads.toggled(layers, reading.chosen, reading.heads, named, count)
+    if not others and not after:
+        if named is None:
+            raise BlocksError(
+                f"{block} is the only block that is weakened: choose another one first, or switch ASAG off."
+            )
+        raise BlocksError(f"{toggle} is all that is weakened: choose more first, or switch ASAG off.")
+    every = [address for each in by_block.values() for address in each]
+    everything = {**others, **after}
+    return write_list(every, everything, {each: heads for each, heads in everything.items() if heads})

@@ -41,7 +41,7 @@ def add_routes(app: FastAPI, host: Host, page_route: str = BLOCKS) -> None:
         try:
             found = shown(host)
             return {
-                **block_map.inventory(found.family, found.addresses, blocks, toggle),
+                **block_map.inventory(found.family, found.addresses, blocks, toggle, found.heads),
                 "kind": found.kind,
                 "checkpoint": found.checkpoint,
                 "loaded": found.loaded,

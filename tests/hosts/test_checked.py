@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 
 from asag.blocks import Address, parse_blocks
-from asag.hosts.checked import check_blocks
+from asag.hosts.checked import check_blocks, check_file
 from asag.hosts.refused import Refused
 from asag.models.base import AttentionLayer
 from asag.settings import AsagSettings
@@ -118,3 +118,59 @@ def test_the_refiners_file(info: Any, settings: dict[str, Any], message: str) ->
 def test_a_file_that_isnt_read_so_is_no_hindrance(tmp_path: Path) -> None:
     info = SimpleNamespace(filename=str(tmp_path / "missing.ckpt"))
     assert told({"refiner_checkpoint_info": info}, blocks="out.1") == ""
+
+
+@pytest.fixture
+def of_heads(tmp_path: Path) -> Any:
+    """The double of a checkpoint's: SD1.5, whose layers have eight heads, cut to its middle block."""
+    return saved(
+        tmp_path / "sd15.safetensors",
+        {
+            QUERY.format("middle_block.1"): [1280, 1280],
+            QUERY.format("middle_block.1").replace("attn1.to_q", "attn2.to_k"): [1280, 768],
+        },
+    )
+
+
+def saved(path: Path, shapes: dict[str, list[int]]) -> Any:
+    header = json.dumps({name: {"dtype": "F16", "shape": shape} for name, shape in shapes.items()}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    return SimpleNamespace(filename=str(path))
+
+
+class OfSd15(HasMiddle):
+    kinds = ("SD1.5",)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ("mid:h0-7", ""),
+        ("mid:aligned", ""),
+        ("mid:h8", "the refiner lacks 'mid.0:h8'; mid.0 has: heads 0 to 7"),
+        ("auto:h2,9", "the refiner lacks 'mid.0:h2,9'; mid.0 has: heads 0 to 7"),
+        ("all:h8", "the refiner lacks 'mid.0:h8'; mid.0 has: heads 0 to 7"),
+        ("mid:h1, mid.0:aligned", "the refiner: 'mid.0:h1' and 'mid.0:aligned'; allowed: one of them"),
+        ("out.1:h1", "the refiner lacks 'out.1:h1'; this model has: mid"),
+    ],
+)
+def test_heads_that_a_later_model_lacks(of_heads: Any, blocks: str, message: str) -> None:
+    assert refused(of_heads, blocks) == (f"ASAG settings: blocks: {message}" if message else "")
+
+
+def test_heads_where_the_file_does_not_tell_their_number(of_heads: Any, tmp_path: Path) -> None:
+    other = saved(tmp_path / "other.safetensors", {QUERY.format("middle_block.1"): [1280, 1280]})
+    assert refused(other, "mid:h99") == ""
+    # AUTOMATIC1111 takes the number from here.
+    (tmp_path / "sd15.yaml").touch()
+    assert refused(of_heads, "mid:h99") == ""
+
+
+def refused(info: Any, blocks: str) -> str:
+    """What is said of a list that a file's model lacks."""
+    family: Any = OfSd15()
+    try:
+        check_file(info, AsagSettings(enabled=True, blocks=blocks), False, "the refiner", [family])
+    except Refused as error:
+        return error.detail
+    return ""

@@ -470,6 +470,23 @@ def test_the_map_by_keyboard(page: Page) -> None:
     assert page.locator('.asag-map button[data-block][tabindex="0"]').count() == 1
 
 
+def test_a_block_opens_into_its_heads(page: Page) -> None:
+    page.locator(".asag-open").select_option("in.3")
+    heads = page.locator(".asag-head")
+    expect(heads.first).to_have_attribute("aria-pressed", "false")
+    heads.first.click()
+    expect(blocks(page)).to_have_value("in.3:h0")
+    expect(heads.first).to_have_attribute("aria-pressed", "true")
+    expect(block(page, "in.3")).to_have_attribute("aria-pressed", "mixed")
+    page.keyboard.press("ArrowLeft")
+    expect(heads.last).to_be_focused()
+    page.keyboard.press("Space")
+    expect(blocks(page)).to_have_value("in.3:aligned")
+    expect(heads.last).to_be_focused()
+    page.locator(".asag-open").select_option("–")
+    expect(heads).to_have_count(0)
+
+
 def flux(chosen: str) -> dict[str, Any]:
     doubles = [{"address": f"double.{n}", "layers": 1, "chosen": 0} for n in range(19)]
     singles = [{"address": f"single.{n}", "layers": 2, "chosen": int(f"single.{n}" == chosen)} for n in range(38)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import diffusers
 import pytest
 import torch
+from ldm.modules.diffusionmodules import openaimodel
 
 from asag.blocks import Address, summarize
 from asag.models.forge_flux import ForgeFlux
@@ -132,6 +133,47 @@ def test_unets(layout: dict, depth: int, width: int, kind: str, prefix: str) -> 
     assert (unknown.kind, unknown.addresses) == ("UNet", found.addresses)
 
 
+FOUR_LEVELS = {"channel_mult": [1, 2, 4, 4], "attention_resolutions": [4, 2, 1]}
+THREE_LEVELS = {"channel_mult": [1, 2, 4], "attention_resolutions": [4, 2]}
+
+
+@pytest.mark.parametrize(
+    ("layout", "width", "heads"),
+    [
+        (FOUR_LEVELS | {"num_heads": 8}, 768, {8}),
+        (FOUR_LEVELS | {"num_head_channels": 64}, 1024, {5, 10, 20}),
+        (THREE_LEVELS | {"num_head_channels": 64}, 2048, {10, 20}),
+        (THREE_LEVELS | {"num_head_channels": 64}, 1280, {10, 20}),
+    ],
+    ids=["SD1.5", "SD2", "SDXL", "refiner"],
+)
+def test_the_heads_of_unets_as_wide_as_they_are(layout: dict, width: int, heads: set[int]) -> None:
+    with torch.device("meta"):
+        unet = openaimodel.UNetModel(
+            image_size=32, in_channels=4, out_channels=4, model_channels=320, num_res_blocks=2, context_dim=width,
+            use_spatial_transformer=True, use_linear_in_transformer=True, legacy=False, **layout,
+        )  # fmt: skip
+    found = recognize({name: tensor.shape for name, tensor in unet.state_dict().items()})
+    assert found.heads == {layer.address: layer.module.heads for layer in LdmUnet().layers(unet)}
+    assert set(found.heads.values()) == heads
+    # Other UNets have other numbers.
+    others = {name: tensor.shape for name, tensor in unet.state_dict().items() if "attn2" not in name}
+    assert recognize(others).heads == {}
+
+
+@pytest.mark.parametrize("shape", [[4608, 512], [1536, 256], [49152, 1], [49152]])
+def test_heads_of_a_packed_file_are_not_told(shape: list[int]) -> None:
+    names = {"double_blocks.0.img_attn.qkv.weight": shape, "double_blocks.0.img_attn.norm.query_norm.scale": [128]}
+    assert recognize(names).heads == {}
+    names |= {"double_blocks.0.img_attn.qkv.weight": [1536, 512], "single_blocks.0.linear1.weight": shape}
+    assert recognize(names).heads == {Address("double", 0, 0): 4, Address("single", 0, 0): 4}
+
+
+def test_a_norm_of_all_heads_together_tells_nothing() -> None:
+    wan = {"blocks.0.self_attn.q.weight": [512, 512], "blocks.0.self_attn.norm_q.weight": [512], "head.modulation": [1]}
+    assert (recognize(wan).kind, recognize(wan).heads) == ("Wan", {})
+
+
 def test_a_unet_without_attention_in_its_middle() -> None:
     # As SSD-1B's.
     name = "{}.1.transformer_blocks.0.attn1.to_q.weight"
@@ -155,6 +197,8 @@ def test_diffusers_names(name: str) -> None:
         model = getattr(diffusers, name)(**arguments)
     found = recognize({name: tensor.shape for name, tensor in model.state_dict().items()})
     assert (found.kind, summarize(found.addresses)) == (kind, blocks)
+    heads = getattr(model.config, "num_attention_heads", None) or model.config.n_heads
+    assert found.heads == dict.fromkeys(found.addresses, heads)
 
 
 @pytest.mark.parametrize("name", ["SD3Transformer2DModel", "WanTransformer3DModel", "Lumina2Transformer2DModel"])

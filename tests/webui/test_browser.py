@@ -234,6 +234,32 @@ def test_the_block_map_and_the_list_are_in_step(page: Page) -> None:
     expect(page.locator("#script_txt2img_asag_map .asag-unknown")).to_contain_text("out.77")
 
 
+def test_a_block_opens_into_its_heads(page: Page) -> None:
+    generate(page)
+    switch(page)
+    unfold(page)
+    opened = page.locator("#script_txt2img_asag_map select.asag-open")
+    heads = page.locator("#script_txt2img_asag_map button.asag-head")
+    opened.select_option("mid")
+    # auto is the middle block here, with all of its heads.
+    expect(heads.first).to_have_attribute("aria-pressed", "true")
+    page.locator("#script_txt2img_asag_map").get_by_role("button", name="mid:h0", exact=True).click()
+    numbers = heads.count() - 2  # the last one is for the aligned ones
+    expect(page.locator(BLOCKS)).to_have_value("mid:h1" + (f"-{numbers}" if numbers > 1 else ""))
+    expect(block(page, "mid")).to_have_attribute("aria-pressed", "mixed")
+    # By keyboard: the list, then the heads.
+    opened.focus()
+    page.keyboard.press("Tab")
+    expect(heads.first).to_be_focused()
+    page.keyboard.press("Space")
+    expect(page.locator(BLOCKS)).to_have_value("mid")
+    expect(heads.first).to_be_focused()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Space")
+    expect(page.locator(BLOCKS)).to_have_value("mid:aligned")
+    assert "blocks mid:aligned" in generate(page)[0]
+
+
 def test_a_preset_sets_what_is_generated_with(page: Page) -> None:
     switch(page)
     choose(page, "#script_txt2img_asag_preset", "Strong")
