@@ -39,10 +39,10 @@ class AsagScript(scripts.Script):
         before_loading.check(host, p, lambda: api.read_args(args))
 
     def process_batch(self, p, *args, **kwargs):
-        generation.disarm(p)
-        p.extra_generation_params.pop(infotext.KEY, None)
-        notes.forget(p)
         try:
+            generation.disarm(p)
+            p.extra_generation_params.pop(infotext.KEY, None)
+            notes.forget(p)
             settings = gallery_figures.allowed(p, api.read_args(args))
             if settings.active:
                 # Already now, for what the host writes before and during sampling; taken back if nothing was guided.

@@ -8,9 +8,10 @@ count, then the host combines the rows, and then comes the `cfg_after_cfg` callb
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 from modules import script_callbacks
 from torch import Tensor, nn
@@ -189,7 +190,8 @@ class A1111:
     families: Sequence[Family] = (FAMILY,)
 
     def __init__(self) -> None:
-        self.current: A1111Run | None = None
+        # Weak: a request that fails in the middle of a step would leave its run and tensors here.
+        self.current: Callable[[], A1111Run | None] = _nothing
         script_callbacks.on_cfg_denoiser(self._cfg_denoiser)
         script_callbacks.on_cfg_denoised(self._cfg_denoised)
         script_callbacks.on_cfg_after_cfg(self._cfg_after_cfg)
@@ -205,15 +207,20 @@ class A1111:
 
     def _cfg_denoiser(self, params: Any) -> None:
         run = run_of(params.denoiser)
-        self.current = run if isinstance(run, A1111Run) else None
-        if self.current is not None:
-            self.current.on_cfg_denoiser(params)
+        self.current = ref(run) if isinstance(run, A1111Run) else _nothing
+        if run is not None:
+            run.on_cfg_denoiser(params)
 
     def _cfg_denoised(self, params: Any) -> None:
-        if self.current is not None:
-            self.current.on_cfg_denoised(params)
+        run = self.current()
+        if run is not None:
+            run.on_cfg_denoised(params)
 
     def _cfg_after_cfg(self, params: Any) -> None:
-        run, self.current = self.current, None
+        run, self.current = self.current(), _nothing
         if run is not None:
             run.on_cfg_after_cfg(params)
+
+
+def _nothing() -> None:
+    """No run: as a weak reference whose object is gone."""

@@ -91,8 +91,11 @@ class A1111Step(SeenStep):
         self.calls: list[A1111Call] = []
         self.network, self.layers, self.family, self.operator = network, layers, family, operator
         self.reuse = reuse
-        if reuse.on:
-            self._undo.enter_context(forward_replaced(network, self._sharing(network.forward)))
+        with ExitStack() as failing:
+            failing.callback(self.remove)
+            if reuse.on:
+                self._undo.enter_context(forward_replaced(network, self._sharing(network.forward)))
+            failing.pop_all()
 
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         wanted = max(0, min(args[0].shape[0], self.cond_rows - self.recorded_rows))

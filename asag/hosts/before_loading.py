@@ -41,6 +41,9 @@ def check(host: Host, p: Any, read: Callable[[], AsagSettings]) -> None:
         _refuse(p, Refused(str(error), 422))
     except Refused as error:
         _refuse(p, error)
+    except Exception as error:
+        # Nothing is lost: once it is loaded the checkpoint is looked at again.
+        logger.warning("ASAG can't look into the checkpoint before it is loaded: %s: %s", type(error).__name__, error)
 
 
 def _check_chosen(host: Host, p: Any, settings: AsagSettings) -> None:

@@ -85,16 +85,16 @@ class Guidance:
         with perturbed(self.layers, self.family, self.operator):
             pass  # a layer that can't be perturbed says so before sampling starts
 
-    def attach(self) -> list[Any]:
+    def attach(self, undone: ExitStack) -> None:
         """Hook the denoiser, next to its forward: what others hook on or change is outside, for both passes alike.
+        `undone` takes the hooks away.
 
         Hooks and not a replaced forward, since accelerate's offloading replaces that one again after each image.
         """
-        return [
-            self.denoiser.register_forward_pre_hook(self.before, with_kwargs=True),
-            self.denoiser.register_forward_hook(self.after, with_kwargs=True, prepend=True),
-            self.denoiser.register_forward_hook(self.finish, always_call=True),
-        ]
+        undone.callback(self.close)
+        undone.callback(self.denoiser.register_forward_pre_hook(self.before, with_kwargs=True).remove)
+        undone.callback(self.denoiser.register_forward_hook(self.after, with_kwargs=True, prepend=True).remove)
+        undone.callback(self.denoiser.register_forward_hook(self.finish, always_call=True).remove)
 
     def finish(self, *hooked: Any) -> None:
         """The host's call is over, also when it failed; one that another thread's call kept out changes nothing."""
@@ -112,6 +112,8 @@ class Guidance:
             return
         if self.thread not in (None, get_ident()):
             raise UnsupportedModel("model: two threads called it at once; allowed: one call after another")
+        # After a KeyboardInterrupt torch doesn't call `finish`.
+        self.opened.close()
         self.thread, self.call = get_ident(), None
         current = self.current = self.passes_of(calling_pipeline(self.pipe, denoiser))
         if current.repeats_step(args, kwargs, self.settings.rescale):

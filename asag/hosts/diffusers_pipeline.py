@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import get_ident
 from typing import Any, Literal
@@ -167,15 +167,11 @@ def _guided(pipe: Any, settings: AsagSettings) -> Iterator[Trace | None]:
         return stack[-1].guidance is guidance
 
     guidance = Guidance(pipe, denoiser, settings, holds) if settings.active else None
-    handles = guidance.attach() if guidance else []
-    stack.append(OpenGuidance(guidance, get_ident()))
-    try:
-        yield guidance.trace if guidance else None
-    finally:
-        stack.pop()
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as undone:
         if guidance:
-            guidance.close()
+            guidance.attach(undone)
+        stack.append(OpenGuidance(guidance, get_ident()))
+        undone.callback(stack.pop)
+        yield guidance.trace if guidance else None
     if guidance:
         guidance.finite.log()

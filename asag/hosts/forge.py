@@ -64,10 +64,11 @@ class ForgeRun(GuidedRun):
             return self.on_after_cfg(args)
 
         def after_own_pass(args: dict[str, Any]) -> Tensor:
-            if self._is_of_step(args):
-                self.step.remove()
-                # Now, before others change the host's result.
-                self.step.cfg = self._cfg_push(args, self.step)
+            with self.errors_kept():
+                if self._is_of_step(args):
+                    self.step.remove()
+                    # Now, before others change the host's result.
+                    self.step.cfg = self._cfg_push(args, self.step)
             denoised: Tensor = args["denoised"]
             return denoised
 
@@ -107,14 +108,14 @@ class ForgeRun(GuidedRun):
         """Put the post-CFG function on what samples now; a refiner and the hires pass bring other objects."""
         if self.after_cfg in objects.unet.model_options.get("sampler_post_cfg_function", []):
             return
-        before = objects.unet
-        objects.unet = before.clone()
-        functions = objects.unet.model_options.get("sampler_post_cfg_function", [])
+        before, ours = objects.unet, objects.unet.clone()
+        functions = ours.model_options.get("sampler_post_cfg_function", [])
         # What guides comes last, but before what puts a protected area back.
         place = next((i for i, each in enumerate(functions) if _protects(each)), len(functions))
-        ours = [self.after_own_pass, *functions[:place], self.after_cfg, *functions[place:]]
-        objects.unet.model_options = {**objects.unet.model_options, "sampler_post_cfg_function": ours}
-        self.patched.append((objects, before, objects.unet))
+        guiding = [self.after_own_pass, *functions[:place], self.after_cfg, *functions[place:]]
+        ours.model_options = {**ours.model_options, "sampler_post_cfg_function": guiding}
+        self.patched.append((objects, before, ours))
+        objects.unet = ours
 
     def end(self) -> None:
         super().end()
@@ -126,15 +127,15 @@ class ForgeRun(GuidedRun):
     def on_after_cfg(self, args: dict[str, Any]) -> Tensor:
         """The step's result, (images, channels, …), with s δ added. Outside the window what it was given."""
         denoised: Tensor = args["denoised"]
-        if not self._is_of_step(args):
-            return denoised
-        step, self.step = self.step, None
-        step.remove()
-        if not step.ran:
-            # Neo's Spectrum forecasts a step: there is nothing to take a weakened prediction from.
-            self.leave_out(_wrapper_name(args["model_options"]))
-            return denoised
         with self.errors_kept():
+            if not self._is_of_step(args):
+                return denoised
+            step, self.step = self.step, None
+            step.remove()
+            if not step.ran:
+                # Neo's Spectrum forecasts a step: there is nothing to take a weakened prediction from.
+                self.leave_out(_wrapper_name(args["model_options"]))
+                return denoised
             guided = self._guided(args, step)
             self.guided_calls += 1
             self.reused_calls += self.kept.reused

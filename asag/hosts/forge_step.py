@@ -116,10 +116,13 @@ class ForgeStep(SeenStep):
         self.calls: list[ForgeCall] = []
         self.entered: ForgeCall | None = None
         self.ran = False
-        self._undo.callback(network.register_forward_pre_hook(self._record, with_kwargs=True).remove)
-        self._undo.callback(network.register_forward_hook(self._record_output, with_kwargs=True).remove)
-        if reuse.on:
-            self._undo.enter_context(forward_replaced(network, self._sharing(network.forward)))
+        with ExitStack() as failing:
+            failing.callback(self.remove)
+            self._undo.callback(network.register_forward_pre_hook(self._record, with_kwargs=True).remove)
+            self._undo.callback(network.register_forward_hook(self._record_output, with_kwargs=True).remove)
+            if reuse.on:
+                self._undo.enter_context(forward_replaced(network, self._sharing(network.forward)))
+            failing.pop_all()
 
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x, timestep, others = _arguments(args, kwargs)

@@ -29,7 +29,7 @@ from asag.hosts.run_notes import notes_on
 from asag.hosts.sample_wrapper import SampleWrapper
 from asag.hosts.scaling import Scaling
 from asag.kept_delta import KeptDelta
-from asag.models.base import UnsupportedModel
+from asag.models.base import Family, UnsupportedModel
 from asag.noise import NoiseSchedule
 from asag.settings import AsagSettings, SettingsError
 from asag.trace import Trace
@@ -95,10 +95,14 @@ class GuidedRun:
             # reForge's CFG++ samplers give the model options of their own, and what guides isn't called.
             self.missed_calls += 1
         self.close()
-        denoiser = params.denoiser
         if self.error is not None:
-            self.barrier = self.entrance(denoiser).register_forward_pre_hook(self._stop)
+            self.barrier = self.entrance(params.denoiser).register_forward_pre_hook(self._stop)
             return
+        with self.errors_kept():
+            self._begin_step(params)
+
+    def _begin_step(self, params: Any) -> None:
+        denoiser = params.denoiser
         self.call = denoiser.step
         began, self.began = self.began, True
         if denoiser.step == 0:
@@ -114,11 +118,9 @@ class GuidedRun:
         is_hires = getattr(denoiser.p, "is_hr_pass", False)
         base, blocks = chosen.in_pass(is_hires)
         self.blocks_field = blocks_field(chosen, is_hires)
-        with self.errors_kept():
-            scale = self._scheduled(base, params)
+        scale = self._scheduled(base, params)
         if scale:
-            with self.errors_kept():
-                self.step = self._step_of(params, scale, blocks) if began else self.open_step(params, scale, blocks)
+            self.step = self._step_of(params, scale, blocks) if began else self.open_step(params, scale, blocks)
         else:
             self.kept.forget()
 
@@ -172,8 +174,9 @@ class GuidedRun:
         return bool(self.conflict)
 
     @contextmanager
-    def errors_kept(self) -> Iterator[None]:
-        """Whatever is raised inside becomes a Refused, and is kept: the host may swallow it on the way."""
+    def errors_kept(self, failed: str = "the perturbed pass failed") -> Iterator[None]:
+        """Whatever is raised inside becomes a Refused, which says what `failed`, and is kept: the host may swallow it
+        on the way."""
         try:
             yield
         except Refused as error:
@@ -186,7 +189,7 @@ class GuidedRun:
             raise self.error from None
         except Exception as error:
             reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
-            self.error = Refused(f"ASAG: the perturbed pass failed: {reason}", 500)
+            self.error = Refused(f"ASAG: {failed}: {reason}", 500)
             logger.exception(self.error.detail)
             raise self.error from None
 
@@ -212,22 +215,32 @@ def arm(host: Host, p: Any, settings: AsagSettings, unguided: Callable[[], None]
     run = host.run(settings)
 
     def guarded(sample: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        model, family = host.model()
-        check_blocks(model, family, p, settings, host.families)
+        with run.errors_kept("the model can't be looked at"):
+            model, family = host.model()
+            check_blocks(model, family, p, settings, host.families)
         out = sample(*args, **kwargs)
         if run.error is not None:
             raise run.error
         if not run.guided_calls:
             unguided()
-        run.tell(run.finite.message())
-        if run.trace:
-            run.trace.heads = run.heads.told()
-        for message in notes_on(run, family):
+        for message in _notes(run, family):
             note(p, message)
         return out
 
     _wrap_sample(p, run, guarded)
     return run.trace
+
+
+def _notes(run: GuidedRun, family: Family) -> list[str]:
+    """The notes on a run that is over. The picture is there: it isn't lost when they fail."""
+    try:
+        run.tell(run.finite.message())
+        if run.trace:
+            run.trace.heads = run.heads.told()
+        return notes_on(run, family)
+    except Exception as error:
+        logger.exception("ASAG can't tell how the run went")
+        return [f"ASAG can't say whether this image was guided as asked: {type(error).__name__}: {error}"]
 
 
 def refuse(p: Any, error: Exception) -> None:

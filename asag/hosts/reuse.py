@@ -90,19 +90,25 @@ class Reuse:
         `plain` and `branched` run the model. Where it is `uncertain` that rows are independent, the first pass's own
         come from a run without a branch, and are compared.
         """
-        expected = plain() if uncertain and not self.trusted else None
+        if not uncertain or self.trusted:
+            found = self._tried(branched)
+            if found is not None:
+                return found
+            random_state.restore()
+            return plain(), None
+        expected = plain()
+        with random_state.again():
+            found = self._tried(branched)
+        return expected, found[1] if found is not None and self._agree(found[0], expected) else None
+
+    def _tried(self, branched: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
+        """What `branched` gives; None if it fails. The next pass has to run outside of `except`, where the error would
+        still hold what the failed one had computed: it may be that memory was short."""
         try:
-            if expected is None:
-                return branched()
-            with random_state.again():
-                own, copies = branched()
+            return branched()
         except Exception as error:
             self.give_up(f"{type(error).__name__}: {error}".splitlines()[0])
-            if expected is None:
-                random_state.restore()
-                expected = plain()
-            return expected, None
-        return expected, copies if self._agree(own, expected) else None
+            return None
 
     def predict(self, shared: Tensor | None, whole: Callable[[], Tensor], uncertain: bool) -> Tensor:
         """The perturbed prediction: the one that branched off if there is one, checked once where it is `uncertain`."""

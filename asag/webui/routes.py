@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from typing import Any
 
@@ -12,6 +13,8 @@ from asag.hosts.host import Host
 from asag.hosts.refused import Refused
 from asag.hosts.shown import shown
 from asag.webui import api, block_map
+
+logger = logging.getLogger(__name__)
 
 BLOCKS = "asag/blocks"
 # Any route of the host's API.
@@ -50,6 +53,10 @@ def add_routes(app: FastAPI, host: Host, page_route: str = BLOCKS) -> None:
             }
         except Refused as error:
             return JSONResponse({"detail": error.detail}, status_code=error.status_code)
+        except Exception as error:
+            detail = f"ASAG can't tell the blocks: {type(error).__name__}: {error}"
+            logger.exception(detail)
+            return JSONResponse({"detail": detail}, status_code=500)
 
     protection = api_protection(app)
     app.add_api_route("/asag/schema", api.schema, methods=["GET"], dependencies=protection)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -96,6 +97,26 @@ def test_a_branch_that_fails_costs_a_run_and_no_random_number(uncertain: bool) -
     torch.manual_seed(2)
     first, second = float(torch.rand(())), float(torch.rand(()))
     assert (model.drawn, after) == ([first, first], second)
+
+
+@pytest.mark.parametrize("uncertain", [True, False])
+def test_what_a_failed_branch_computed_is_let_go_before_the_model_runs_again(uncertain: bool) -> None:
+    """Where memory is short the second run would fail as well."""
+    held: list[ref[Tensor]] = []
+
+    def branched() -> tuple[Tensor, Tensor]:
+        activations = torch.zeros(3)
+        held.append(ref(activations))
+        raise torch.cuda.OutOfMemoryError("no memory")
+
+    def plain() -> Tensor:
+        assert [each() for each in held] in ([], [None])
+        return OWN
+
+    reuse = Reuse(True)
+    assert reuse.call(plain, branched, RandomState(torch.device("cpu")), uncertain) == (OWN, None)
+    assert reuse.reason == "OutOfMemoryError: no memory"
+    assert [each() for each in held] == [None]
 
 
 def test_what_is_trusted_isnt_compared_again() -> None:
