@@ -23,8 +23,14 @@ def shown(value: object) -> str:
 
 def shown_names(names: Sequence[object]) -> str:
     """Names with commas, the first MOST_NAMES of them, each cut, with the number of the others behind."""
-    named = ", ".join(str(name)[:LONGEST_VALUE] for name in names[:MOST_NAMES])
+    named = ", ".join(_shown_name(name) for name in names[:MOST_NAMES])
     return named if len(names) <= MOST_NAMES else f"{named} and {len(names) - MOST_NAMES} more"
+
+
+def _shown_name(name: object) -> str:
+    """Without quotes; what isn't printable, and what UTF-8 and so an answer can't hold, as Python escapes it."""
+    text = name[:LONGEST_VALUE] if isinstance(name, str) else shown(name)
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def _rest(length: int) -> str:

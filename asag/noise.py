@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from asag.guidance import scale_at
 
 LARGEST_SIGMA = 100000.0
+LONGEST_TEXT = 60
 ALLOWED = "a noise level such as sigma 5.4, or 0% to 100% of the noise schedule"
 
 NUMBER = r"(\d{1,6}(?:\.\d{0,9})?|\.\d{1,9})"
@@ -29,12 +30,19 @@ Moment = float | str
 def read_noise(text: str) -> str | None:
     """A percentage or a noise level as it is kept: "60%", "sigma 5.4"; σ stands for sigma. None when it is neither."""
     text = text.strip().lower()
+    if len(text) > LONGEST_TEXT:
+        return None
     percent, sigma = PERCENT.fullmatch(text), SIGMA.fullmatch(text)
     if percent and float(percent[1]) <= 100:
-        return f"{float(percent[1]):.10g}%"
+        return f"{_written(percent[1])}%"
     if sigma and float(sigma[1]) <= LARGEST_SIGMA:
-        return f"sigma {float(sigma[1]):.10g}"
+        return f"sigma {_written(sigma[1])}"
     return None
+
+
+def _written(number: str) -> str:
+    """As NUMBER reads it: without an exponent."""
+    return f"{float(number):.9f}".rstrip("0").rstrip(".")
 
 
 def print_moment(moment: Moment) -> str:

@@ -99,7 +99,11 @@ class PresetFile:
     def _write(self, content: Mapping[str, Any]) -> None:
         """Whole or not at all: into a file beside it that then takes its place."""
         # A lone surrogate, which JSON may hold and UTF-8 can't, comes out as the escape that JSON has for it.
-        written = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+        try:
+            written = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+        except RecursionError as error:
+            reason = "its entries lie too deep in one another"
+            raise PresetError(f"The presets can't be written to {self.path.name}: {reason}") from error
         try:
             with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=self.path.name) as folder:
                 fresh = Path(folder) / self.path.name

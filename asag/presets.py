@@ -7,7 +7,6 @@ fit every model family.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +35,12 @@ CUSTOM = "Custom"
 
 def compact(settings: AsagSettings) -> dict[str, Any]:
     """What a preset holds of settings: everything but the switch that differs from its default, and the scale."""
-    default = asdict(AsagSettings())
-    return {
-        name: value
-        for name, value in asdict(settings).items()
-        if options()[name][1].changes_picture and name != "enabled" and (name == "scale" or value != default[name])
-    }
+    found = {}
+    for name, (field, option) in options().items():
+        value = getattr(settings, name)
+        if option.changes_picture and name != "enabled" and (name == "scale" or value != field.default):
+            found[name] = value
+    return found
 
 
 def complete(preset: Mapping[str, Any]) -> AsagSettings:

@@ -189,6 +189,7 @@ def test_a_click_changes_a_blocks_side(text, toggle, expected):
     [
         ("mid", "mid", "mid is the only block that is weakened"),
         ("mid", "joint.3", "This model has no joint.3."),
+        ("mid", "x" * 1000, f"This model has no {'x' * 60}."),
         ("mid", "out.0", None),
         ("mid", "", None),
     ],

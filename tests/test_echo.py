@@ -29,4 +29,6 @@ def test_names():
     assert shown_names(list("abcdefgh")) == "a, b, c, d, e, f, g, h"
     assert shown_names([f"n{number}" for number in range(10)]) == "n0, n1, n2, n3, n4, n5, n6, n7 and 2 more"
     assert shown_names(["x" * 1000]) == "x" * 60
+    # A log's line and an answer in UTF-8 can hold it.
+    assert shown_names(["a\nb", "\ud800", "Überholt 🎨", 3, 10**5000]) == r"a\nb, \ud800, Überholt 🎨, 3, a int"
     assert shown_names([]) == ""

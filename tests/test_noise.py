@@ -38,6 +38,9 @@ FLOW = NoiseSchedule()
         ("sigma 5.4", "sigma 5.4"),
         ("SIGMA = 0.03", "sigma 0.03"),
         ("sigma 0", "sigma 0"),
+        ("0.000000001%", "0.000000001%"),
+        ("sigma .00001", "sigma 0.00001"),
+        ("sigma 12345.678912345", "sigma 12345.678912345"),
         ("0.5", None),
         ("101%", None),
         ("-5%", None),
@@ -51,6 +54,8 @@ FLOW = NoiseSchedule()
         ("٥%", None),
         ("60%%", None),
         ("nan%", None),
+        # A pattern that tries each way to share the blanks out would take hours.
+        pytest.param("sigma" + " " * 1_000_000, None, id="a megabyte"),
     ],
 )
 def test_what_is_read(text: str, kept: str | None) -> None:

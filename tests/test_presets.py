@@ -181,6 +181,17 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(presets, monkeypatch):
     assert {path.name for path in presets.file.path.parent.iterdir()} <= {"presets.json", "presets.json.lock"}
 
 
+def test_entries_that_lie_too_deep_to_be_written_are_told(presets):
+    """Newer Pythons read more levels than they write."""
+    presets.save("mine", MINE)
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(PresetError, match=r"can't be written to presets\.json: its entries lie too deep"):
+        presets.file.change(lambda found: {**found, "deep": deep})
+    assert presets.get("mine") == MINE
+
+
 MIXED = {
     "newer": {"scale": 2.0, "sharpness": 3},
     "mine": {"scale": 2.25, "blocks": "mid"},

@@ -44,7 +44,7 @@ def test_the_latest_of_the_earlier_labels_holds(tmp_path):
     assert earlier_labels.start_values(file, is_img2img=True) == {"unit": "paper"}
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "[]", "3"])
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "3", "[" * 100_000])
 def test_a_file_that_cannot_be_read_gives_nothing(tmp_path, text):
     file = tmp_path / "ui-config.json"
     if text is not None:

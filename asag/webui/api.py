@@ -42,7 +42,7 @@ def changed_args(args: Sequence[Any], changes: Mapping[str, Any]) -> list[Any]:
             changed[place] = {**current_names(value), **changes}
             return changed
     values = {name: field.default for name, (field, _) in options().items()}
-    values |= dict(zip(values, args, strict=False)) | changes
+    values |= {**dict(zip(values, args, strict=False)), **changes}
     return [*values.values(), *changed[len(values) :]]
 
 

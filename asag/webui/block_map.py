@@ -16,6 +16,7 @@ from asag.blocks import (
     select,
     write_list,
 )
+from asag.echo import shown_names
 from asag.heads import Heads, joined, split_heads_off
 from asag.models.base import Family
 from asag.webui import map_heads
@@ -131,7 +132,7 @@ def _after(
     block, named = split_heads_off(toggle)
     layers = by_block.get(block)
     if layers is None:
-        raise BlocksError(f"This model has no {block}.")
+        raise BlocksError(f"This model has no {shown_names([block])}.")
     is_auto = blocks.strip().lower() == "auto"
     # None: all heads of the layer.
     chosen = {each: reading.heads.get(each) for each in reading.chosen}

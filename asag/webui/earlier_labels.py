@@ -21,7 +21,7 @@ def start_values(ui_config: Path, is_img2img: bool) -> dict[str, Any]:
     """The settings, by name, whose start values stand in the file under earlier labels and are allowed."""
     try:
         kept = json.loads(ui_config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}  # there is none yet, or the host says that it can't be read
     tab = "img2img" if is_img2img else "txt2img"
     found = {}

@@ -15,15 +15,17 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from asag.echo import shown
 from asag.hosts.refused import Refused
 from asag.preset_file import PresetError
-from asag.presets import CUSTOM, Presets
+from asag.presets import CUSTOM, Presets, compact
 from asag.settings import AsagSettings, SettingsError, options, read_settings
 
 KEY = "ASAG"
 # What on_infotext_pasted leaves among the parameters; the answer of the route png-info shows it, too.
 PROBLEMS_KEY = "ASAG problems"
-
+# Twice what all settings take, with lists of blocks as long as they may be.
+LONGEST_TEXT = 10_000
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +55,7 @@ class Pasted:
 
 def write(settings: AsagSettings) -> str:
     """The value for the infotext key; numbers are written so that reading gives the same number back."""
-    parts = []
-    for name, (field, option) in options().items():
-        value = getattr(settings, name)
-        if option.changes_picture and name != "enabled" and (name == "scale" or value != field.default):
-            parts.append(f"{name} {value}")
-    return "; ".join(parts)
+    return "; ".join(f"{name} {value}" for name, value in compact(settings).items())
 
 
 def read_what_can_be(parameters: Mapping[str, Any]) -> Pasted:
@@ -66,7 +63,10 @@ def read_what_can_be(parameters: Mapping[str, Any]) -> Pasted:
     text = parameters.get(KEY)
     if not text:
         return Pasted({}, [])
-    pairs = [part.strip().partition(" ") for part in str(text).split(";") if part.strip()]
+    text = str(text)
+    if len(text) > LONGEST_TEXT:
+        return Pasted({}, [f"{KEY}: {shown(text)}; allowed: text of at most {LONGEST_TEXT} characters"])
+    pairs = [part.strip().partition(" ") for part in text.split(";") if part.strip()]
     return Pasted(*read_settings({"enabled": True, **{name: value.strip() for name, _, value in pairs}}))
 
 
