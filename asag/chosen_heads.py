@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,18 +20,49 @@ from asag.precision import at_least_float32
 ALIGNED_ONE_IN = 4
 
 
+@dataclass(frozen=True)
+class Order:
+    """All heads of each row, the chosen ones first: `heads`, int64 (rows, heads) on the layer's device; `places`: where
+    each head is there. One row where all have the same."""
+
+    heads: Tensor
+    chosen: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "places", torch.argsort(self.heads, dim=1))
+        object.__setattr__(self, "rows", torch.arange(self.heads.shape[0], device=self.heads.device)[:, None])
+
+    places: Tensor = field(init=False)
+    rows: Tensor = field(init=False)
+
+    def sorted(self, tensor: Tensor) -> Tensor:
+        """A tensor (batch, heads, …), or one row for all of them, with the chosen heads first."""
+        return self._taken(tensor, self.heads)
+
+    def back(self, tensor: Tensor) -> Tensor:
+        """The contrary."""
+        return self._taken(tensor, self.places)
+
+    def _taken(self, tensor: Tensor, heads: Tensor) -> Tensor:
+        if heads.shape[0] == 1:
+            return tensor[:, heads[0]]
+        return tensor[self.rows[: tensor.shape[0]], heads]
+
+
 class LayerHeads:
     """The heads of one layer that attend by the operator, in one run.
 
-    The aligned ones are chosen when the layer first runs, and kept: on the device, so that the host doesn't wait.
+    The aligned ones are chosen when the layer first runs, for each row of the batch, so that a picture's don't depend
+    on the others; and kept: on the device, so that the host doesn't wait. Hosts run rows in the same order in each
+    step. Where they split them into calls of other sizes, each size has heads of its own.
     """
 
     def __init__(self, address: Address, wanted: Heads) -> None:
         self.address, self.wanted = address, wanted
-        # All heads, the chosen ones first, and each head's place there; int64, on the layer's device.
-        self.order: Tensor | None = None
-        self.places: Tensor | None = None
-        self.chosen = 0
+        self.order: Order | None = None
+        # By the number of rows, and of heads; and those of a model that was there before, to be told.
+        self.kept: dict[tuple[int, int], Order] = {}
+        self.earlier: list[Order] = []
         numbers = wanted.numbers()
         self.in_order = bool(numbers) and numbers == list(range(len(numbers)))
 
@@ -41,39 +72,49 @@ class LayerHeads:
 
         Raises BlocksError when the layer lacks a head that is named.
         """
-        count, numbers = query.shape[1], self.wanted.numbers()
-        if self.order is None or self.order.shape[0] != count or self.order.device != query.device:
+        rows, count = query.shape[0], query.shape[1]
+        known = self.kept.get((rows, count))
+        if known is None or known.heads.device != query.device:
             self.wanted.check(self.address, count)
-            if numbers:
-                others = [number for number in range(count) if number not in numbers]
-                self.order, self.chosen = torch.tensor(numbers + others, device=query.device), len(numbers)
-            else:
-                self.order = torch.sort(alignment(query, key), descending=True, stable=True).indices
-                self.chosen = max(count // ALIGNED_ONE_IN, 1)
-            self.places = torch.argsort(self.order)
-        return self.chosen
+            known = self.kept[rows, count] = self._chosen(query, key)
+        self.order = known
+        return known.chosen
+
+    def _chosen(self, query: Tensor, key: Tensor) -> Order:
+        count, numbers = query.shape[1], self.wanted.numbers()
+        if numbers:
+            others = [number for number in range(count) if number not in numbers]
+            return Order(torch.tensor([numbers + others], device=query.device), len(numbers))
+        best = torch.sort(alignment(query, key), dim=1, descending=True, stable=True).indices
+        return Order(best, max(count // ALIGNED_ONE_IN, 1))
 
     def sorted(self, tensor: Tensor) -> Tensor:
-        """A tensor (batch, heads, …) with the chosen heads first."""
-        return tensor if self.in_order else tensor[:, self.order]
+        """A tensor (batch, heads, …) of the rows given to `choose`, or one row for all, with the chosen heads first."""
+        return tensor if self.in_order or self.order is None else self.order.sorted(tensor)
 
     def back(self, tensor: Tensor) -> Tensor:
         """The contrary."""
-        return tensor if self.in_order else tensor[:, self.places]
+        return tensor if self.in_order or self.order is None else self.order.back(tensor)
 
-    def told(self) -> list[int] | None:
-        """The chosen heads, in order; None before the layer ran. Reads them from the device."""
-        return None if self.order is None else sorted(self.order[: self.chosen].tolist())
+    def forget(self, told: bool = False) -> None:
+        """The aligned heads are chosen anew. With `told` those that were chosen so far are told all the same."""
+        self.earlier = [*self.earlier, *self.kept.values()] if told else []
+        self.order, self.kept = None, {}
+
+    def told(self) -> list[tuple[int, ...]]:
+        """The chosen heads, in order; several times where pictures or models differ. Reads them from the device."""
+        found = [row for each in (*self.earlier, *self.kept.values()) for row in each.heads[:, : each.chosen].tolist()]
+        return list(dict.fromkeys(tuple(sorted(row)) for row in found))
 
 
 def alignment(query: Tensor, key: Tensor) -> Tensor:
-    """How much queries and keys of a head agree: the mean over tokens i and the batch of cos(q_i, k_i), (heads,).
+    """How much queries and keys of a head agree: the mean over tokens i of cos(q_i, k_i), (batch, heads).
 
     query and key are (batch, heads, tokens, head_dim); keys may be more, the tokens' own come first.
     """
     own = key[:, :, : query.shape[2]]
     cosines = F.cosine_similarity(at_least_float32(query), at_least_float32(own), dim=-1)
-    return cosines.mean(dim=(0, 2))
+    return cosines.mean(dim=2)
 
 
 class ChosenHeads:
@@ -91,15 +132,21 @@ class ChosenHeads:
         known.append(LayerHeads(address, wanted))
         return known[-1]
 
-    def forget(self) -> None:
-        """A new run begins: the aligned heads are chosen anew."""
+    def forget(self, told: bool = False) -> None:
+        """A new run begins: the aligned heads are chosen anew. With `told` the run goes on with another model, and the
+        first one's heads are told, too."""
         for each in self._all():
-            each.order = None
+            each.forget(told)
 
-    def told(self, aligned: bool = False) -> dict[Address, list[int]]:
-        """The chosen heads by layer, or those of the aligned ones alone. Reads them from the device."""
-        found = {each.address: each.told() for each in self._all() if not aligned or not each.wanted.spans}
-        return {address: heads for address, heads in found.items() if heads is not None}
+    def told(self, aligned: bool = False) -> dict[Address, list[tuple[int, ...]]]:
+        """The chosen heads by layer, or those of the aligned ones alone; several times where pictures, passes or models
+        of the run differ. Reads them from the device."""
+        found: dict[Address, list[tuple[int, ...]]] = {}
+        for each in self._all():
+            if not aligned or not each.wanted.spans:
+                before = found.setdefault(each.address, [])
+                before += [heads for heads in each.told() if heads not in before]
+        return {address: heads for address, heads in found.items() if heads}
 
     def _all(self) -> list[LayerHeads]:
         return [each for known in self.layers.values() for each in known]

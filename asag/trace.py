@@ -56,8 +56,8 @@ class Trace:
 
     def __init__(self) -> None:
         self.passes: list[TracedPass] = []
-        # Of each layer that wasn't weakened whole, the heads that were.
-        self.heads: dict[Address, list[int]] = {}
+        # Of each layer that wasn't weakened whole, the heads that were; several times where pictures or passes differ.
+        self.heads: dict[Address, list[tuple[int, ...]]] = {}
 
     def begin_pass(self, calls: int) -> None:
         """A pass of the sampler begins, which announces `calls` model calls; their numbers go on from the last's."""

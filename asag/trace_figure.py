@@ -156,7 +156,10 @@ def _heads(trace: Trace) -> str:
     """A line for the title: which heads were weakened, where not all of a layer's were."""
     if not trace.heads:
         return ""
-    items = [f"{address}: {', '.join(map(str, heads))}" for address, heads in trace.heads.items()]
+    items = [
+        f"{address}: {' or '.join(', '.join(map(str, heads)) for heads in chosen)}"
+        for address, chosen in trace.heads.items()
+    ]
     rest = len(items) - MOST_HEADS
     line = "; ".join(items[:MOST_HEADS]) + (f"; {rest} more layers" if rest > 0 else "")
     return f"\nof the heads {line}"

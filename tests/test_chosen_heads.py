@@ -63,21 +63,46 @@ def test_the_aligned_heads_are_those_of_the_largest_mean_cosine() -> None:
     query, key, value = (torch.randn(2, 8, 12, 5, generator=generator, dtype=torch.float64) for _ in range(3))
     for number, share in enumerate((0.0, 0.9, 0.1, 0.3, -0.8, 0.7, 0.2, 0.5)):
         key[:, number] = share * query[:, number] + 0.3 * key[:, number]
-    cosines = torch.zeros(8, dtype=torch.float64)
+    key[1] = key[1].roll(1, dims=0) * torch.tensor([1.0, -1.0] * 4, dtype=torch.float64)[:, None, None]
+    cosines = torch.zeros(2, 8, dtype=torch.float64)
     for image in range(2):
         for number in range(8):
             for token in range(12):
                 one, other = query[image, number, token], key[image, number, token]
-                cosines[number] += one @ other / one.norm() / other.norm() / 24
+                cosines[image, number] += one @ other / one.norm() / other.norm() / 12
     torch.testing.assert_close(alignment(query, key), cosines, **EXACT)
     torch.testing.assert_close(alignment(query, torch.cat([key, -key[:, :, :4]], dim=2)), cosines, **EXACT)
-    best = sorted(cosines.topk(2).indices.tolist())
-    assert best == [1, 5]
+    best = [tuple(sorted(row.topk(2).indices.tolist())) for row in cosines]
+    assert best[0] == (1, 5) != best[1]
     heads = LayerHeads(MID, Heads())
-    assert heads.told() is None
+    assert heads.told() == []
     out = OnHeads(make_operator("asag"), heads).plain(query, key, value)
-    torch.testing.assert_close(out, on(make_operator("asag"), *best).plain(query, key, value), **EXACT)
+    for image, numbers in enumerate(best):
+        alone = (each[image : image + 1] for each in (query, key, value))
+        expected = on(make_operator("asag"), *numbers).plain(*alone)
+        torch.testing.assert_close(out[image : image + 1], expected, **EXACT)
     assert heads.told() == best
+
+
+@pytest.mark.parametrize("by_head", [False, True])
+def test_a_pictures_aligned_heads_do_not_depend_on_its_neighbours(by_head: bool) -> None:
+    generator = torch.Generator().manual_seed(4)
+    query, key, value = (torch.randn(3, 8, 17, 5, generator=generator, dtype=torch.float64) for _ in range(3))
+    mask = torch.zeros(1, 8 if by_head else 1, 17, 17, dtype=torch.float64)
+    mask[..., :5] = torch.randn(*mask.shape[:3], 5, generator=generator, dtype=torch.float64)
+    image, rows = slice(5, 17), torch.tensor([0, 7])
+
+    def three(*numbers: int) -> list[Tensor]:
+        operator = OnHeads(operator_of("asag"), LayerHeads(MID, Heads()))
+        given = [each[list(numbers)] for each in (query, key, value)]
+        joint = operator.joint(*given, image, (3, 4), mask)
+        return [joint, operator.plain(*given), operator.map_rows(given[0], given[1], rows)]
+
+    together, turned = three(0, 1, 2), three(2, 0, 1)
+    for number in range(3):
+        for all_rows, others, alone in zip(together, turned, three(number), strict=True):
+            torch.testing.assert_close(all_rows[number], alone[0], **EXACT)
+            torch.testing.assert_close(others[(number + 1) % 3], alone[0], **EXACT)
 
 
 @pytest.mark.parametrize(("count", "taken"), [(1, 1), (3, 1), (4, 1), (8, 2), (10, 2), (20, 5), (24, 6)])
@@ -85,7 +110,7 @@ def test_a_quarter_of_the_heads_is_aligned_and_at_least_one(count: int, taken: i
     query = torch.randn(1, count, 6, 4)
     heads = LayerHeads(MID, Heads())
     heads.choose(query, query)
-    assert len(heads.told() or []) == taken
+    assert len(heads.told()[0]) == taken
 
 
 def test_the_aligned_heads_are_kept_for_a_run_and_chosen_anew_in_the_next() -> None:
@@ -98,10 +123,23 @@ def test_the_aligned_heads_are_kept_for_a_run_and_chosen_anew_in_the_next() -> N
         kept.choose(first, key)
         for later in (first, -first):
             run.of(module, MID, Heads()).choose(later, later.roll(1, dims=1))
-        assert run.told() == run.told(aligned=True) == {MID: [number]}
+        assert run.told() == run.told(aligned=True) == {MID: [(number,)]}
         assert run.of(module, MID, Heads()) is kept
         run.forget()
         assert run.told() == {}
+    kept.choose(query, query)
+    # Another model comes into the same modules: the first one's heads are told, too.
+    run.forget(told=True)
+    kept.choose(query, -query + 3 * query * (torch.arange(4) == 3)[:, None, None])
+    assert run.told()[MID][-1] == (3,)
+    assert len(run.told()[MID]) == 2
+
+
+def test_the_heads_of_both_passes_are_told() -> None:
+    module, run, query = nn.Linear(2, 2), ChosenHeads(), torch.randn(1, 4, 6, 5)
+    for numbers in (((0, 1),), ((3, 3),), ((0, 1),)):
+        run.of(module, MID, Heads(numbers)).choose(query, query)
+    assert run.told() == {MID: [(0, 1), (3,)]}
 
 
 def test_each_layer_has_heads_of_its_own_and_named_ones_are_told_too() -> None:
@@ -110,7 +148,7 @@ def test_each_layer_has_heads_of_its_own_and_named_ones_are_told_too() -> None:
     assert run.of(one, Address("in", 4, 1), Heads()) is not there
     for each in (there, here):
         each.choose(query, query)
-    assert run.told() == {Address("in", 4, 0): [1, 3], MID: here.told()}
+    assert run.told() == {Address("in", 4, 0): [(1, 3)], MID: here.told()}
     assert run.told(aligned=True) == {MID: here.told()}
 
 

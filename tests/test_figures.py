@@ -209,9 +209,16 @@ def test_entropies_are_means_of_a_blocks_layers_with_a_line_between(figures):
 )
 def test_the_heads_that_were_weakened_are_named(figures, layers, line):
     trace = trace_of(blocks=layers)
-    trace.heads = {Address("in", number, 0): [0, 3] for number in range(layers)}
+    trace.heads = {Address("in", number, 0): [(0, 3)] for number in range(layers)}
     draw(trace, 0, None, "heads")
     assert f"Entropy of attention{line}" in [each.get_title() for each in figures[0].axes]
+
+
+def test_the_heads_of_several_pictures_are_named(figures):
+    trace = trace_of(blocks=1)
+    trace.heads = {Address("in", 0, 0): [(0, 3), (1, 2)]}
+    draw(trace, 0, None, "heads")
+    assert "Entropy of attention\nof the heads in.0.0: 0, 3 or 1, 2" in [each.get_title() for each in figures[0].axes]
 
 
 @pytest.mark.parametrize(("blocks", "labels"), [(18, 18), (19, 10), (57, 15)])

@@ -21,7 +21,7 @@ from asag.hosts.a1111_control import fixes_rows, references_spared, remembers
 from asag.hosts.a1111_model import FAMILY, is_timestep_sampler, rows_of, unet
 from asag.hosts.a1111_step import A1111Step, SeenStep
 from asag.hosts.generation import GuidedRun, run_of
-from asag.hosts.loaded import checkpoints
+from asag.hosts.loaded import checkpoints, loaded_model
 from asag.hosts.refused import Refused
 from asag.models.base import Family
 from asag.noise import NoiseSchedule
@@ -36,6 +36,7 @@ class A1111Run(GuidedRun):
         super().__init__(settings)
         self.rescaling: Rescaling | None = None
         self.noise_of: tuple[nn.Module, NoiseSchedule] | None = None
+        self.checkpoint: Any = None
 
     def open_step(self, params: Any, scale: float, blocks: str) -> SeenStep:
         rows = rows_of(params.text_cond), rows_of(params.text_uncond)
@@ -43,6 +44,10 @@ class A1111Run(GuidedRun):
         # A refiner's weights may come into the same UNet: the host then makes another inner_model around it.
         if self.kept.reuses(params.denoiser.inner_model, network, rows, params.x.shape):
             return SeenStep(params.denoiser, scale, *rows)
+        # Not so in a hires pass of the same checkpoint.
+        checkpoint, self.checkpoint = self.checkpoint, getattr(loaded_model(), "sd_checkpoint_info", None)
+        if checkpoint is not self.checkpoint:
+            self.heads.forget(told=True)
         layers = choose_layers(network, FAMILY, blocks, self.heads)
         if remembers(params.denoiser.p):
             self.reuse.give_up("a unit makes the model remember what it sees (reference)")

@@ -70,11 +70,15 @@ def notes_on(run: GuidedRun, family: Family) -> list[str]:
     return messages
 
 
-def _as_list(heads: dict[Address, list[int]]) -> str:
-    """Heads by layer as a list of blocks, cut where it gets long."""
-    items = [f"{address}:{Heads(tuple((number, number) for number in numbers))}" for address, numbers in heads.items()]
+def _as_list(heads: dict[Address, list[tuple[int, ...]]]) -> str:
+    """Heads by layer as a list of blocks, cut where it gets long; with "or" where pictures differ."""
+    items = [f"{address}:{' or '.join(map(_written, chosen))}" for address, chosen in heads.items()]
     rest = len(items) - MOST_LAYERS
     return ", ".join(items[:MOST_LAYERS]) + (f" and those of {rest} more layers" if rest > 0 else "")
+
+
+def _written(numbers: tuple[int, ...]) -> str:
+    return str(Heads(tuple((number, number) for number in numbers)))
 
 
 def how_it_was_stopped() -> str:

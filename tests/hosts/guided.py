@@ -42,13 +42,27 @@ def guided(host: Any, options: Any, **settings: Any) -> list[Tensor]:
     return results
 
 
-def expected(host: Any, scales: list[list[float]], blocks: tuple[str, ...] = ("mid", "mid"), **more: Any) -> Any:
-    """The guided and the unconditional noise, and the noise without ASAG, of every step with these scales."""
+def expected(
+    host: Any, scales: list[list[float]], blocks: tuple[str, ...] = ("mid", "mid"), maps: Any = None, **more: Any
+) -> Any:
+    """The guided and the unconditional noise, and the noise without ASAG, of every step with these scales. `maps`: an
+    attention map for each image."""
     options, steps = host.options, []
     cfg = options.cfg / 12.5 if getattr(options, "cfg_plus_plus", False) else options.cfg
     predicts = "velocity" if getattr(options, "denoiser", "") == "velocity" else "noise"
     for latents, pass_scales, block in zip(options.passes, scales, blocks, strict=False):
-        images = [Definition(host.unet, each, cfg, block, predicts=predicts, **more) for each in host.prompts]
+        images = [
+            Definition(
+                host.unet,
+                each,
+                cfg,
+                block,
+                predicts=predicts,
+                **more,
+                **({"attention_map": maps[image]} if maps else {}),
+            )
+            for image, each in enumerate(host.prompts)
+        ]
         for number, (x, scale) in enumerate(zip(latents, pass_scales, strict=True)):
             for image in images:
                 image.cfg = 1.0 if number in getattr(options, "without_uncond", ()) else cfg

@@ -84,8 +84,10 @@ def part_of(amount: float, heads: Sequence[int] = (0, 1, 2, 3)) -> Callable[[Ten
 
 
 @torch.no_grad()
-def most_aligned_head(unet: nn.Module, block: str, latents: Tensor, timestep: int, prompts: list[Prompts]) -> int:
-    """The head of a block whose queries and keys agree most: the mean cosine of those of a token, over all images."""
+def most_aligned_heads(
+    unet: nn.Module, block: str, latents: Tensor, timestep: int, prompts: list[Prompts]
+) -> list[int]:
+    """The head of a block whose queries and keys agree most, of each image: the mean cosine of those of a token."""
     module, seen = unet.get_submodule(LAYERS[block]), []
     hook = module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     for x, prompt in zip(latents, prompts, strict=True):
@@ -94,7 +96,7 @@ def most_aligned_head(unet: nn.Module, block: str, latents: Tensor, timestep: in
     tokens = torch.cat(seen)
     query, key = (each(tokens).unflatten(-1, (module.heads, -1)) for each in (module.to_q, module.to_k))
     cosines = (query * key).sum(dim=-1) / query.norm(dim=-1) / key.norm(dim=-1)
-    return int(cosines.mean(dim=(0, 1)).argmax())
+    return cosines.mean(dim=1).argmax(dim=1).tolist()
 
 
 @contextmanager

@@ -20,7 +20,17 @@ from asag.lab.bench.fake_cuda import FakeCuda
 from asag.settings import AsagSettings
 from tests.hosts.a1111_double import CFGDenoiser, CompVisTimestepsDenoiser, Host, Options
 from tests.hosts.guided import FIRST, HIRES, LATER, MIXED, PLAIN, ConvolvedRows, assert_steps, expected, guided
-from tests.hosts.reference import ALPHAS, LAYERS, Prompts, blurred_map, identity_map, real_unet, sinkhorn_map
+from tests.hosts.reference import (
+    ALPHAS,
+    LAYERS,
+    Prompts,
+    blurred_map,
+    identity_map,
+    most_aligned_heads,
+    part_of,
+    real_unet,
+    sinkhorn_map,
+)
 from tests.support import snapshot
 
 OWN = ("asag.hosts.a1111", "asag.hosts.a1111_model", "asag.hosts.loaded")
@@ -369,6 +379,29 @@ def test_other_weights_in_the_same_unet_compute_their_push(host: Host, monkeypat
 
     monkeypatch.setattr(CFGDenoiser, "forward", refined)
     assert_steps(host, guided(host, Options(), every=4), CONSTANT)
+
+
+def test_other_weights_in_the_same_unet_have_aligned_heads_of_their_own(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So as above, with the same weights, on other latents; what they were in both is told."""
+    forward = CFGDenoiser.forward
+
+    def refined(denoiser: CFGDenoiser, *args: Any) -> torch.Tensor:
+        host.sd_model.sd_checkpoint_info = ("first", "refiner")[denoiser.step]
+        return forward(denoiser, *args)
+
+    monkeypatch.setattr(CFGDenoiser, "forward", refined)
+    steps = [LATER[0], LATER[3]]
+    found, times = guided(host, Options(passes=[steps]), blocks="mid:aligned"), Options().timesteps
+    told = [most_aligned_heads(host.unet, "mid", x, time, PLAIN) for x, time in zip(steps, times, strict=True)]
+    assert told[0] != told[1]
+    for number, heads in enumerate(told):
+        host.options = Options(passes=[[steps[number]]], timesteps=times[number:])
+        maps = [part_of(1.0, (head,)) for head in heads]
+        assert_steps(host, [found[number]], [[2.0]], maps=maps)
+    named = " or ".join(f"h{head}" for head in dict.fromkeys([*told[0], *told[1]]))
+    assert host.comments == [f"ASAG weakened the heads whose queries and keys agree most: mid.0:{named}"]
 
 
 @pytest.mark.parametrize(("reuse", "rows"), [(True, [6, 4]), (False, [4, 2, 4])], ids=["shared", "whole"])

@@ -77,7 +77,7 @@ def test_aligned_heads_are_chosen_anew_for_each_picture() -> None:
         pipe(**given | {"latents": -given["latents"]})
         first = trace.heads
         assert torch.equal(pipe(**given).images, alone)
-    (heads,) = trace.heads.values()
+    ((heads,),) = trace.heads.values()
     assert torch.equal(latents(pipe, given, blocks=f"mid:h{','.join(map(str, heads))}"), alone)
     assert set(first) == {Address("mid", 0, 0)}
 

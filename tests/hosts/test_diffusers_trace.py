@@ -75,6 +75,6 @@ def test_heads_that_were_weakened_are_told_for_each_call() -> None:
     assert trace.heads == {}
     with asag_guidance(pipe, figures=True, blocks="in.4:h1, out.3:aligned, mid") as trace:
         pipe(**given)
-    assert trace.heads[Address("in", 4, 0)] == [1]
+    assert trace.heads[Address("in", 4, 0)] == [(1,)]
     assert set(trace.heads) == {Address("in", 4, 0), Address("out", 3, 0)}
     assert set(trace.entropies()) == set(trace.heads) | {Address("mid", 0, 0)}
