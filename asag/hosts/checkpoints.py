@@ -12,12 +12,14 @@ from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from asag.models.tensor_names import Contents, Shapes, recognize
 
 # The format's own limit.
 LONGEST_HEADER = 100_000_000
+# Of a tensor; none that is known is as long.
+LONGEST_NAME = 1000
 SAFETENSORS = (".safetensors", ".sft")
 # Forge's packages_3rdparty, Neo's own.
 GGUF_PACKAGES = ("gguf", "modules_forge.packages.gguf")
@@ -73,7 +75,11 @@ def _safetensors_shapes(path: Path) -> Shapes:
     if not isinstance(header, dict):
         raise Unreadable("its file is broken: it isn't a .safetensors file")
     found = {name: each.get("shape") for name, each in header.items() if isinstance(each, dict)}
-    return {name: shape if isinstance(shape, list) else [] for name, shape in found.items()}
+    return {name: shape if _is_shape(shape) else [] for name, shape in found.items() if len(name) <= LONGEST_NAME}
+
+
+def _is_shape(given: Any) -> TypeGuard[list[int]]:
+    return isinstance(given, list) and all(type(size) is int and size >= 0 for size in given)
 
 
 def _gguf_shapes(path: Path) -> Shapes:

@@ -1,5 +1,6 @@
 """What a checkpoint file holds, from its header, against the layers of the very UNet."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -56,6 +57,23 @@ def test_what_is_no_checkpoint_says_why(tmp_path, content, reason):
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
     with pytest.raises(Unreadable, match=reason):
+        contents(path)
+
+
+@pytest.mark.parametrize("shape", [["a", "b"], [None, 1], [{}], [-1, 0], [True, True], [1e300, 2], [[3], [3]], "wide"])
+def test_shapes_that_are_none_tell_nothing(tmp_path, shape):
+    """The layers are known by their names, how many heads they have isn't."""
+    header = json.dumps({"joint_blocks.0.x_block.attn.qkv.weight": {"shape": shape}}).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    assert (contents(path).kind, dict(contents(path).heads)) == ("SD3", {})
+
+
+def test_names_with_thousands_of_digits_are_no_layers(tmp_path):
+    header = json.dumps({NAME.replace("block.1", f"block.{'1' * 5000}"): {"shape": [3, 5]}}).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(Unreadable, match=UNKNOWN):
         contents(path)
 
 
