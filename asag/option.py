@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field
 from typing import Any, NamedTuple
 
 from asag import noise
 from asag.blocks import BlocksError, parse_blocks
-from asag.echo import shown
+from asag.echo import shown, shown_names
 
 
 class InUnit(NamedTuple):
@@ -122,3 +122,12 @@ def _read_number(name: str, given: Any, known: Option, whole: bool) -> float | i
     if not (known.minimum <= number <= known.maximum) or (whole and not number.is_integer()):
         raise ValueError(f"{name}: {shown(given)}; allowed: {allowed}")
     return int(number) if whole else number
+
+
+def unknown_names(names: Iterable[str], known: Mapping[str, Option]) -> list[str]:
+    """A line for all names that aren't settings', and one for each earlier name of a setting; `known`: by name."""
+    today = {old: name for name, option in known.items() for old in option.earlier_names}
+    unknown = [name for name in names if name not in known and name not in today]
+    problems = [f"{shown_names(unknown)}: unknown; allowed: {', '.join(known)}"] if unknown else []
+    twice = [(name, today[name]) for name in names if name in today]
+    return problems + [f"{name}: an earlier name of {now}; allowed: {now} alone" for name, now in twice]

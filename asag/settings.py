@@ -10,11 +10,10 @@ from dataclasses import Field, dataclass, fields
 from typing import Any
 
 from asag.blended import Blended
-from asag.echo import shown_names
 from asag.guidance import SCHEDULES
 from asag.noise import Window
 from asag.operators import METHODS, Operator, make_operator
-from asag.option import Option, option, read_value
+from asag.option import Option, option, read_value, unknown_names
 from asag.units import UNITS, scales
 
 # The methods that iterate.
@@ -286,8 +285,7 @@ def read_settings(mapping: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
     """
     mapping = current_names(mapping)
     known = {each.name: each for each in fields(AsagSettings)}
-    unknown = [name for name in mapping if name not in known]
-    problems = [f"{shown_names(unknown)}: unknown; allowed: {', '.join(known)}"] if unknown else []
+    problems = unknown_names(mapping, {name: option for name, (_, option) in options().items()})
     given: dict[str, Any] = {}
     for name, each in known.items():
         if name not in mapping:

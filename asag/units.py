@@ -52,6 +52,8 @@ class UnitScale:
     def __init__(self, unit: str) -> None:
         self.unit = unit
         self.without_cfg = 0
+        # Whether in each step with CFG so far it pushed every image next to nowhere; on the device. None: no such step.
+        self.only_faint: Tensor | None = None
         self.begin_pass()
 
     def begin_pass(self) -> None:
@@ -88,4 +90,5 @@ class UnitScale:
         # Choices on the device: to read a number would make the host wait for it. NaN is in no average, either.
         is_faint = ~(now <= FAINT)
         self._ratio = torch.where(is_faint, before, average)
+        self.only_faint = is_faint.all() if self.only_faint is None else self.only_faint & is_faint.all()
         return (scale / torch.where(is_faint, now, average)).to(delta.dtype)

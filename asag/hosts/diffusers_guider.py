@@ -12,7 +12,6 @@ import logging
 import math
 import re
 from contextlib import ExitStack
-from inspect import Parameter, Signature
 from typing import Any
 
 from diffusers.configuration_utils import register_to_config
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from asag.chosen_heads import ChosenHeads
 from asag.finite import FinitePushes
 from asag.guidance import in_window, keep_contrast, scheduled_scale
+from asag.hosts.diffusers_arguments import ARGUMENTS, signature
 from asag.hosts.diffusers_call import velocity_of_grey
 from asag.hosts.diffusers_models import FAMILIES, eager
 from asag.hosts.diffusers_other_code import other_code
@@ -32,45 +32,13 @@ from asag.models.diffusers_mmdit import FluxTransformer
 from asag.models.diffusers_unet import DiffusersUnet
 from asag.noise import NoiseSchedule
 from asag.perturb import choose_layers, forward_replaced
-from asag.settings import AsagSettings, SettingsError, options, read_settings
+from asag.settings import AsagSettings, SettingsError, read_settings
 from asag.units import WITHOUT_CFG, UnitScale
 
 logger = logging.getLogger(__name__)
 
-# Settings that mean nothing here: a guider has `enabled` itself, a hires pass is a pipeline call of its own, and
-# figures need the pictures.
-LEFT_OUT = frozenset({"enabled", "hires", "hires_scale", "hires_blocks", "figures"})
-# Arguments that are called as those of diffusers' own guiders are; the others have the settings' names.
-ARGUMENTS = {
-    "scale": "adversarial_guidance_scale",
-    "blocks": "adversarial_guidance_blocks",
-    "start": "adversarial_guidance_start",
-    "end": "adversarial_guidance_stop",
-    "rescale": "guidance_rescale",
-} | {name: name for name in options() if name not in LEFT_OUT | {"scale", "blocks", "start", "end", "rescale"}}
-
 # Of the noise schedule that a model was trained with, in diffusers.
 TIMESTEPS = 1000
-
-
-def _signature() -> Signature:
-    """The constructor's: guidance_scale and the scale by position, the rest by name; defaults are the settings'."""
-    own: dict[str, Any] = {"guidance_scale": 7.5, "use_original_formulation": False, "start": 0.0, "stop": 1.0}
-    own |= {"enabled": True, "adaptive": None}
-    settings = {ARGUMENTS[name]: each.default for name, (each, _) in options().items() if name in ARGUMENTS}
-    defaults = own | settings
-    by_position = ["guidance_scale", ARGUMENTS["scale"]]
-    return Signature(
-        [
-            Parameter("self", Parameter.POSITIONAL_OR_KEYWORD),
-            *(Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=defaults[name]) for name in by_position),
-            *(
-                Parameter(name, Parameter.KEYWORD_ONLY, default=default)
-                for name, default in defaults.items()
-                if name not in by_position
-            ),
-        ]
-    )
 
 
 class AdversarialSinkhornAttentionGuidance(BaseGuidance):
@@ -102,14 +70,15 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
     _input_predictions = ["pred_cond", "pred_uncond", "pred_cond_adversarial"]  # noqa: RUF012
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        bound = _signature().bind(self, *args, **kwargs)
+        bound = signature().bind(self, *args, **kwargs)
+        gives_unit = "unit" in bound.arguments
         bound.apply_defaults()
         given = bound.arguments
         super().__init__(given["start"], given["stop"], given["enabled"])
         values = {name: given[argument] for name, argument in ARGUMENTS.items()}
         if given["adaptive"] is not None:
-            # An earlier spelling, also in what was saved; beside another unit read_settings names it.
-            values["unit" if values["unit"] == AsagSettings.unit else "adaptive"] = given["adaptive"]
+            # An earlier spelling, also in what was saved; read_settings names it beside a unit.
+            values["adaptive" if gives_unit else "unit"] = given["adaptive"]
         read, problems = read_settings(values)
         problems += [
             f"{name}: {read[name]}; allowed: fractions of the steps or percentages, since a guider doesn't know σ"
@@ -120,6 +89,10 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
             names = "|".join(ARGUMENTS)
             raise SettingsError([re.sub(rf"^({names}):", lambda at: ARGUMENTS[at[1]] + ":", each) for each in problems])
         self.settings = AsagSettings(**read)
+        if given["adaptive"] is not None:
+            # What is saved has the unit alone.
+            others = [name for name in self.config["_use_default_values"] if name != "unit"]
+            self.register_to_config(unit=self.settings.unit, adaptive=None, _use_default_values=others)
         self.guidance_scale = given["guidance_scale"]
         self.guidance_rescale = self.settings.rescale
         self.use_original_formulation = given["use_original_formulation"]
@@ -134,7 +107,7 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         self._flow_timesteps = 1000
 
     # What register_to_config and from_config go by.
-    __init__.__signature__ = _signature()  # type: ignore[attr-defined]
+    __init__.__signature__ = signature()  # type: ignore[attr-defined]
     __init__ = register_to_config(__init__)
 
     def set_state(self, step: int, num_inference_steps: int, timestep: Any) -> None:

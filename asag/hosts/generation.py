@@ -128,7 +128,11 @@ class GuidedRun:
         """The guidance scale of this step, 0 outside the window."""
         chosen, call, calls = self.settings, params.denoiser.step, params.denoiser.total_steps
         if isinstance(chosen.start, str) or isinstance(chosen.end, str):
-            return chosen.window.scale(base, chosen.schedule, *self.noise(params), calls) if base else 0.0
+            if not base:
+                return 0.0
+            with self.errors_kept("the model's noise schedule can't be read"):
+                schedule, share = self.noise(params)
+            return chosen.window.scale(base, chosen.schedule, schedule, share, calls)
         return scheduled_scale(base, chosen.schedule, call, calls, chosen.start, chosen.end)
 
     def _step_of(self, params: Any, scale: float, blocks: str) -> GuidedStep | None:

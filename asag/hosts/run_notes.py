@@ -13,8 +13,6 @@ from asag.units import WITHOUT_CFG
 if TYPE_CHECKING:
     from asag.hosts.generation import GuidedRun
 
-# Of noise: float16's rounding, times a high CFG scale, stays below.
-FAINT_CFG = 0.02
 # A note lists the heads of so many layers.
 MOST_LAYERS = 12
 OTHER_ROWS = (
@@ -63,7 +61,7 @@ def notes_on(run: GuidedRun, family: Family) -> list[str]:
         )
     elif run.scaling.largest is not None and not bool(run.scaling.largest):
         messages.append("ASAG changed nothing: the weakened attention gave exactly what the ordinary one gives")
-    elif run.settings.unit == "cfg" and run.scaling.largest_cfg is not None and run.scaling.largest_cfg < FAINT_CFG:
+    elif run.scaling.unit.only_faint is not None and bool(run.scaling.unit.only_faint):
         messages.append(
             "ASAG changed almost nothing: unit cfg follows CFG, and CFG did the same (are both prompts the same?)"
         )

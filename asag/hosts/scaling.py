@@ -13,14 +13,13 @@ from asag.units import UnitScale
 class Scaling:
     """What δ is multiplied by in the steps of one run.
 
-    `largest` and `largest_cfg` are the largest numbers of δ and of CFG's own push so far, None before the first. They
-    are kept on the device: to read them in every step would wait for it.
+    `largest` is the largest number of δ so far, None before the first. It is kept on the device: to read it in every
+    step would wait for it.
     """
 
     def __init__(self, settings: AsagSettings, trace: Trace | None) -> None:
         self.unit, self.trace = UnitScale(settings.unit), trace
         self.largest: Tensor | None = None
-        self.largest_cfg: Tensor | None = None
 
     @property
     def needs_cfg(self) -> bool:
@@ -40,8 +39,6 @@ class Scaling:
         if self.unit.unit == "paper" and not self.trace:
             return scale
         free, free_cfg = delta / sigma, None if cfg is None else cfg / sigma
-        if free_cfg is not None:
-            self.largest_cfg = _larger(self.largest_cfg, free_cfg)
         used = self.unit(scale, free, free_cfg)
         if self.trace:
             self.trace.add_step(call, used, free, reused=reused, cfg=free_cfg)

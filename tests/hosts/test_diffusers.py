@@ -467,7 +467,7 @@ def test_without_cfg_unit_cfg_is_a_stated_push_and_the_log_says_so(
 def test_the_earlier_spelling_of_the_unit_is_read(before: bool, unit: str) -> None:
     pipe, given = sd15_pipe(), inputs("sd15", steps=2)
     assert torch.equal(latents(pipe, given, scale=0.1, adaptive=before), latents(pipe, given, scale=0.1, unit=unit))
-    with pytest.raises(SettingsError, match="adaptive: unknown"):
+    with pytest.raises(SettingsError, match="adaptive: an earlier name of unit; allowed: unit alone"):
         latents(pipe, given, adaptive=before, unit="cfg")
 
 

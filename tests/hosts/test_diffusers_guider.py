@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 
 from asag.blocks import BlocksError
 from asag.guidance import keep_contrast
-from asag.hosts.diffusers_guider import ARGUMENTS, LEFT_OUT, AdversarialSinkhornAttentionGuidance
+from asag.hosts.diffusers_arguments import ARGUMENTS, LEFT_OUT
+from asag.hosts.diffusers_guider import AdversarialSinkhornAttentionGuidance
 from asag.hosts.diffusers_models import FAMILIES
 from asag.models.base import TokenGrid, UnsupportedModel, family_of
 from asag.operators import Identity, QueryBlur, Sinkhorn
@@ -274,8 +276,11 @@ def test_the_earlier_spelling_of_the_unit_is_read_also_in_what_was_saved() -> No
         saved = {"_class_name": type(guider).__name__, "_use_default_values": ["blur"], "adaptive": before}
         assert AdversarialSinkhornAttentionGuidance.from_config(saved).settings.unit == unit
         assert AdversarialSinkhornAttentionGuidance.from_config(guider.config).settings.unit == unit
-    with pytest.raises(SettingsError, match="adaptive: unknown"):
-        AdversarialSinkhornAttentionGuidance(adaptive=True, unit="cfg")
+        written = json.loads(guider.to_json_string())
+        assert AdversarialSinkhornAttentionGuidance.from_config(written).settings.unit == unit
+    for unit in ("paper", "push", "cfg"):
+        with pytest.raises(SettingsError, match=r"adaptive: an earlier name of unit; allowed: unit alone$"):
+            AdversarialSinkhornAttentionGuidance(adaptive=True, unit=unit)
     with pytest.raises(SettingsError, match="unit: 'on'; allowed: paper, push, cfg"):
         AdversarialSinkhornAttentionGuidance(adaptive="on")
 

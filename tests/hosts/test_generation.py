@@ -206,13 +206,13 @@ def test_cfgs_own_push_is_needed_in_unit_cfg_and_for_figures(settings: dict[str,
     assert Run(figures=True, **settings).scaling.needs_cfg
 
 
-def test_unit_cfg_goes_by_the_quotient_of_the_two_pushes_and_the_largest_of_cfgs_is_known() -> None:
+def test_unit_cfg_goes_by_the_quotient_of_the_two_pushes_and_says_where_cfg_pushed_nowhere() -> None:
     run = Run(unit="cfg", figures=True)
     assert run.trace is not None
     run.trace.begin_pass(4)
     found = run.scale_of(0.5, DELTA, 2.0, 3 * DELTA)
     torch.testing.assert_close(found, torch.full((2, 1, 1), 1.5))
-    assert run.scaling.largest_cfg == 6
+    assert not run.scaling.unit.only_faint
     sizes = [3 * (25 / 2) ** 0.5 / 2, 3 * (1 / 2) ** 0.5 / 2]
     assert run.trace.steps[0].cfg_sizes == pytest.approx(sizes)
 
