@@ -76,8 +76,8 @@ class A1111Run(GuidedRun):
         self.rescaling = None
         if step is None:
             return
-        step.remove()
         with self.errors_kept():
+            step.remove()
             self._guide(params.x, step)
             self.guided_calls += 1
             self.reused_calls += self.kept.reused

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,8 +47,13 @@ class SeenStep:
         self.inner_model: Any = denoiser.inner_model
         self.scale, self.cond_rows, self.images = scale, cond_rows, images
         self.calls: list[Any] = []
+        self.guard: Callable[[], AbstractContextManager[None]] = nullcontext
         self._undo = ExitStack()
-        self._undo.callback(self.inner_model.register_forward_pre_hook(self._record, with_kwargs=True).remove)
+        self._undo.callback(self.inner_model.register_forward_pre_hook(self._before_call, with_kwargs=True).remove)
+
+    def _before_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        with self.guard():
+            self._record(module, args, kwargs)
 
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.calls.append(SeenCall(args[0], args[1]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,7 @@ class SeenStep:
         self.x, self.scale, self.ran = x, scale, True
         self.cfg_scale, self.uncond_ran = cfg_scale, False
         self.cfg: Tensor | None = None
+        self.guard: Callable[[], AbstractContextManager[None]] = nullcontext
         self._undo = ExitStack()
         self._undo.callback(network.register_forward_pre_hook(self._see, with_kwargs=True).remove)
 
@@ -118,13 +119,17 @@ class ForgeStep(SeenStep):
         self.ran = False
         with ExitStack() as failing:
             failing.callback(self.remove)
-            self._undo.callback(network.register_forward_pre_hook(self._record, with_kwargs=True).remove)
+            self._undo.callback(network.register_forward_pre_hook(self._before_call, with_kwargs=True).remove)
             self._undo.callback(network.register_forward_hook(self._record_output, with_kwargs=True).remove)
             if reuse.on:
                 self._undo.enter_context(forward_replaced(network, self._sharing(network.forward)))
             failing.pop_all()
 
-    def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        with self.guard():
+            self._record(args, kwargs)
+
+    def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x, timestep, others = _arguments(args, kwargs)
         rows, self.entered, self.ran = cond_rows(x, others), None, True
         if rows is not None:

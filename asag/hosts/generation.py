@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from asag.guidance import scheduled_scale
 from asag.hosts.checked import blocks_field, check_blocks
 from asag.hosts.conflicts import conflict
 from asag.hosts.host import Host
-from asag.hosts.notes import note
+from asag.hosts.notes import KEY, note
 from asag.hosts.refused import Refused
 from asag.hosts.reuse import Reuse
 from asag.hosts.run_notes import notes_on
@@ -41,7 +41,10 @@ RUN = "_asag_run"
 
 
 class GuidedStep(Protocol):
-    """One denoiser step that is guided, from the `cfg_denoiser` callback on."""
+    """One denoiser step that is guided, from the `cfg_denoiser` callback on. What it does inside the host's pass it
+    does within `guard`, so that an error there is told as any other."""
+
+    guard: Callable[[], AbstractContextManager[None]]
 
     def remove(self) -> None:
         """Take the hooks out of the model; harmless when there are none."""
@@ -121,6 +124,8 @@ class GuidedRun:
         scale = self._scheduled(base, params)
         if scale:
             self.step = self._step_of(params, scale, blocks) if began else self.open_step(params, scale, blocks)
+            if self.step is not None:
+                self.step.guard = self.errors_kept
         else:
             self.kept.forget()
 
@@ -227,24 +232,25 @@ def arm(host: Host, p: Any, settings: AsagSettings, unguided: Callable[[], None]
             raise run.error
         if not run.guided_calls:
             unguided()
-        for message in _notes(run, family):
-            note(p, message)
+        _note(p, run, family)
         return out
 
     _wrap_sample(p, run, guarded)
     return run.trace
 
 
-def _notes(run: GuidedRun, family: Family) -> list[str]:
-    """The notes on a run that is over. The picture is there: it isn't lost when they fail."""
+def _note(p: Any, run: GuidedRun, family: Family) -> None:
+    """Note how a run went that is over. The picture is there: it isn't lost when that fails."""
     try:
         run.tell(run.finite.message())
         if run.trace:
             run.trace.heads = run.heads.told()
-        return notes_on(run, family)
+        for message in notes_on(run, family):
+            note(p, message)
     except Exception as error:
-        logger.exception("ASAG can't tell how the run went")
-        return [f"ASAG can't say whether this image was guided as asked: {type(error).__name__}: {error}"]
+        message = f"ASAG can't say whether this image was guided as asked: {type(error).__name__}: {error}"
+        logger.exception(message)
+        p.extra_generation_params[KEY] = message
 
 
 def refuse(p: Any, error: Exception) -> None:
