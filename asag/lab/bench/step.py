@@ -10,14 +10,15 @@ from itertools import groupby
 from typing import Any
 
 from asag.hosts.diffusers_pipeline import asag_guidance
-from asag.lab.bench.measure import Meter, Variant, record, share
+from asag.lab.bench.measure import Meter, Variant, ratio, record, share
 from asag.lab.bench.models import SIZES, Denoiser, build, pipeline_double
 from asag.presets import PRESETS
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is guided and how. `steps`: how many sampling steps the window of the settings is spread over."""
+    """What is guided and how. `steps`: how many sampling steps the window of the settings is spread over. `whole`:
+    settings to compare with in the same rounds, such as the whole layers of which some heads are weakened."""
 
     family: str
     name: str
@@ -25,6 +26,7 @@ class Case:
     controlled: bool = False
     methods: tuple[str, ...] = ("asag",)
     steps: int = 1
+    whole: dict[str, Any] | None = None
 
     @property
     def title(self) -> str:
@@ -40,6 +42,10 @@ CASES = (
     Case("sd15", "out.3", {"blocks": "out.3"}),
     Case("sd15", "out.6", {"blocks": "out.6"}),
     Case("sd15", "mid-controlnet", MID, controlled=True),
+    Case("sd15", "mid-heads", {"blocks": "mid:h0-1"}, whole=MID),
+    Case("sd15", "mid-aligned", {"blocks": "mid:aligned"}, whole=MID),
+    Case("sd15", "mid-amount", {"blocks": "mid", "amount": 0.5}, whole=MID),
+    Case("sd15", "out.9-heads", {"blocks": "out.9:h0-1"}, whole={"blocks": "out.9"}),
     Case("sd15", "fast", FAST, steps=5),
     Case("sdxl", "mid", MID, methods=ALL_METHODS),
     Case("sdxl", "out.0", {"blocks": "out.0"}),
@@ -77,6 +83,9 @@ def measure_case(meter: Meter, denoiser: Denoiser, case: Case) -> Iterator[dict[
         found["memory_to_cfg"] = round(held[name] / held["cfg"], 4)
         if name not in ("cfg", "full-pass"):
             found["share_of_full_pass"] = share(times[name], times["full-pass"], times["cfg"])
+        if name == "asag" and "whole" in times:
+            middle, spread = ratio(times["asag"], times["whole"])
+            found |= {"ratio_to_whole": round(middle, 4), "spread_to_whole": round(spread, 4)}
         yield found
 
 
@@ -94,6 +103,8 @@ def variants_of(denoiser: Denoiser, case: Case) -> dict[str, Variant]:
     for method in case.methods:
         opened = partial(guidance, denoiser, case.steps, reuse=True, method=method, **case.settings)
         variants[method] = Variant(partial(repeated, step, case.steps), opened, case.steps)
+    if case.whole:
+        variants["whole"] = Variant(step, partial(guidance, denoiser, reuse=True, **case.whole))
     return variants
 
 

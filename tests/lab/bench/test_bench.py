@@ -80,7 +80,7 @@ def test_every_case_guides_what_it_names(family):
         for case in step.CASES:
             if case.family == family:
                 variants = step.variants_of(denoiser, case)
-                assert list(variants) == ["cfg", "full-pass", *case.methods]
+                assert list(variants) == ["cfg", "full-pass", *case.methods, *(["whole"] if case.whole else [])]
                 for name in variants if case.name == "mid" else case.methods:
                     variant = variants[name]
                     assert variant.steps == (case.steps if name == "asag" else 1)
