@@ -7,7 +7,7 @@ TORCH_ARGS ?=
 WEBUI ?=
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo playground test test-webui mutate bench train lint clean
+.PHONY: demo playground test test-webui fuzz mutate bench train lint clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m asag demo
@@ -25,6 +25,11 @@ test: $(VENV)/.test $(VENV)-gradio4/.ready $(VENV)-gradio3/.ready
 # Drives the WebUI installed in the folder WEBUI (the one that holds launch.py) over its API.
 test-webui: $(VENV)/.test
 	ASAG_WEBUI="$(abspath $(WEBUI))" $(RUN) -m pytest tests/webui
+
+# The tests that make up their input, with 10 000 examples each; make test has 500.
+FUZZ ?=
+fuzz: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m fuzz --hypothesis-profile fuzz --timeout 3600 --numprocesses $(TEST_PROCESSES) $(FUZZ)
 
 # Changes the code in one place at a time and looks which changes no test notices; hours for all of it. MUTATE: modules,
 # such as asag/guidance.py, and options; see python -m tests.mutation.run --help.

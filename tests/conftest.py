@@ -11,14 +11,16 @@ from tests.on_device import VARIABLE, OnDevice
 
 # A busy machine is no fault of what is tested; pytest's own time limit ends what hangs.
 settings.register_profile("asag", deadline=None)
+settings.register_profile("fuzz", deadline=None, max_examples=10_000)
 settings.load_profile("asag")
 
 
 ON_DEVICE = OnDevice(os.environ[VARIABLE]) if VARIABLE in os.environ else None
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Before any test module makes its tensors."""
+    config.addinivalue_line("markers", "fuzz: the test makes up its input; make fuzz makes up more of it")
     if ON_DEVICE:
         ON_DEVICE.__enter__()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from asag.blocks import Address, BlockList, BlocksError, Selector, parse_blocks, select, select_heads, write_list
@@ -13,6 +12,7 @@ from asag.heads import Heads
 from asag.presets import read_shared, write_shared
 from asag.settings import AsagSettings
 from asag.webui import infotext
+from tests.fuzzing import fuzz
 from tests.test_blocks import SDXL
 
 MID = parse_blocks("mid")
@@ -64,7 +64,7 @@ HEADS = st.none() | st.lists(SPANS, max_size=3).map(lambda spans: Heads(tuple(sp
 SELECTORS = st.builds(Selector, st.sampled_from(["in", "out"]), SPANS, st.none() | SPANS, st.booleans(), HEADS)
 
 
-@given(st.lists(SELECTORS, min_size=1, max_size=5))
+@fuzz(selectors=st.lists(SELECTORS, min_size=1, max_size=5))
 def test_every_list_of_blocks_and_heads_is_printed_so_that_it_reads_the_same(selectors: list[Selector]) -> None:
     blocks = BlockList(tuple(selectors))
     assert parse_blocks(str(blocks)) == blocks

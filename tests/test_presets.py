@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from hypothesis import given
-from hypothesis import strategies as st
 
 from asag.preset_file import PresetError
-from asag.presets import PRESETS, Presets, compact, complete, read_shared, write_shared
+from asag.presets import PRESETS, Presets, complete, read_shared, write_shared
 from asag.settings import AsagSettings, SettingsError
 
 ROOT = Path(__file__).parent.parent
@@ -302,28 +300,6 @@ def test_four_threads_that_save_at_once_keep_everything(presets):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(save, "abcd"))
     assert len(presets.names()[5:]) == 80
-
-
-settings = st.builds(
-    AsagSettings,
-    scale=st.floats(0, 100),
-    iterations=st.integers(1, 50),
-    blocks=st.sampled_from(["auto", "late", "mid, out.3", "in.4-8"]),
-    method=st.sampled_from(["asag", "seg"]),
-    rescale=st.floats(0, 1),
-    contrast=st.floats(0, 1),
-    unit=st.sampled_from(["paper", "push", "cfg"]),
-)
-
-
-@given(settings)
-def test_a_shared_line_gives_the_same_settings(given):
-    assert read_shared(write_shared("My preset", given)) == ("My preset", given)
-
-
-@given(settings)
-def test_a_compact_preset_is_complete(given):
-    assert complete(json.loads(json.dumps(compact(given)))) == given
 
 
 @pytest.mark.parametrize("text", ["", "no colon", "name:", "name:  "])

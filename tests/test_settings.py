@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, fields
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from asag import option as option_module
 from asag.hosts.generation import Refused
@@ -399,29 +397,6 @@ def test_labels_are_unique_for_they_are_keys_of_the_hosts_configuration():
     labels = [option.label for _, option in options().values()]
     assert len(set(labels)) == len(labels)
     assert all(option.help.endswith(".") or option.help.endswith(").") for _, option in options().values())
-
-
-numbers = {
-    name: st.integers(option.minimum, option.maximum)
-    if isinstance(field.default, int)
-    else st.floats(option.minimum, option.maximum)
-    for name, (field, option) in options().items()
-    if option.minimum is not None
-}
-choices = {name: st.sampled_from(option.choices) for name, (_, option) in options().items() if option.choices}
-
-
-@given(
-    st.fixed_dictionaries(
-        numbers
-        | choices
-        | {"blocks": st.sampled_from(["auto", "all", "mid, in.4-8, out.3.0"])}
-        | {"hires_blocks": st.sampled_from(["same", "mid"])}
-    )
-)
-def test_infotext_reads_back_what_it_wrote(values):
-    settings = AsagSettings.from_mapping({"enabled": True} | values)
-    assert infotext.read({infotext.KEY: infotext.write(settings)}) == settings
 
 
 def test_infotext_is_compact_and_absence_switches_off():
