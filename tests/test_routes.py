@@ -35,6 +35,9 @@ async def statuses(protected, with_api=True):
         dependencies = [Depends(Api().auth)] if protected else []
         app.add_api_route("/sdapi/v1/txt2img", lambda: {}, methods=["POST"], dependencies=dependencies)
     routes.add_routes(app, Host(), page)
+    # What it says of a refusal is what it answers.
+    described = app.openapi()["paths"]["/asag/blocks"]["get"]["responses"]["422"]["content"]["application/json"]
+    assert described["schema"]["properties"]["detail"]["type"] == "string", described
     asked = {"schema": "/asag/schema", "blocks": "/asag/blocks", "page": "/" + page, "guess": "/asag/guess/blocks"}
     given = {"nobody": None, "wrong": ("user", "wrong"), "right": ("user", "right")}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://host") as client:

@@ -17,6 +17,11 @@ from asag.webui import api, block_map
 logger = logging.getLogger(__name__)
 
 BLOCKS = "asag/blocks"
+# What /asag/blocks answers where there is no model to tell of, for the app's OpenAPI description.
+DETAIL = {"type": "object", "properties": {"detail": {"type": "string"}}, "required": ["detail"]}
+REFUSED: dict[int | str, dict[str, Any]] = {
+    422: {"description": "No model", "content": {"application/json": {"schema": DETAIL}}}
+}
 # Any route of the host's API.
 OF_THE_HOST = "/sdapi/v1/txt2img"
 
@@ -60,7 +65,7 @@ def add_routes(app: FastAPI, host: Host, page_route: str = BLOCKS) -> None:
 
     protection = api_protection(app)
     app.add_api_route("/asag/schema", api.schema, methods=["GET"], dependencies=protection)
-    app.add_api_route(f"/{BLOCKS}", blocks, methods=["GET"], dependencies=protection)
+    app.add_api_route(f"/{BLOCKS}", blocks, methods=["GET"], dependencies=protection, responses=REFUSED)
     if page_route != BLOCKS:
         app.add_api_route(f"/{page_route}", blocks, methods=["GET"], include_in_schema=False)
 
