@@ -118,6 +118,11 @@ def train(argv: Arguments) -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=parts, default=["classifier", "unet"], help="what to train")
     parser.add_threads()
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train")
+    folder = "folder of renderings, in which both npm packages are installed; default: drawn shapes"
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help=folder)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the forward pass")
+    parser.add_argument("--compile", action="store_true", help="compile the model, for long runs on a GPU")
+    parser.add_argument("--optimiser", choices=("adamw", "muon"), default="adamw", help="of the model's matrices")
     parser.add_argument("--batch", type=int, default=32, help="pictures in a step")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate")
     parser.add_argument("--classifier-steps", type=int, default=3000, help="training steps of the classifier")
@@ -135,6 +140,8 @@ def quality(argv: Arguments) -> argparse.Namespace:
     parser.add_steps()
     parser.add_seed(1000)
     parser.add_threads()
+    parser.add_argument("--judge", type=Path, metavar="FOLDER", help="of renderings' classifier; default: --model")
+    parser.add_argument("--held-out", action="store_true", help="ask for the names that training left out")
     parser.add_argument("--sheet", type=Path, help="write the first 48 samples of the last guidance here")
     return parser.parse_args(argv)
 

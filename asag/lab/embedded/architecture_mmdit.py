@@ -34,11 +34,11 @@ def new_transformer() -> SD3Transformer2DModel:
     )
 
 
-def new_flow_scheduler() -> FlowMatchEulerDiscreteScheduler:
+def new_flow_scheduler(shift: float = SHIFT) -> FlowMatchEulerDiscreteScheduler:
     """Straight paths from noise to picture, with the noise that the model was trained on."""
-    return FlowMatchEulerDiscreteScheduler(shift=SHIFT)
+    return FlowMatchEulerDiscreteScheduler(shift=shift)
 
 
 def pooled(tokens: torch.Tensor) -> torch.Tensor:
-    """Condition tokens (B,T,64) -> the vector (B,64) that modulates every block, as SD3's pooled text embedding."""
+    """Condition tokens (B,T,D) -> the vector (B,D) that modulates every block, as SD3's pooled text embedding."""
     return tokens.mean(1)

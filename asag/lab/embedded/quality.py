@@ -89,6 +89,10 @@ def contact_sheet(
 def main(argv: list[str] | None = None) -> int:
     args = arguments.quality(argv)
     torch.set_num_threads(args.threads)
+    if (args.model / "words.json").exists():
+        from asag.lab.renderings import quality as renderings
+
+        return renderings.measure_model(args)
     kind = shipped_mmdit if (args.model / "transformer").exists() else shipped
     pipeline = kind.load_pipeline(folder=args.model)
     classifier = shipped.load_classifier()

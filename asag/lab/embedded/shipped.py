@@ -138,7 +138,7 @@ def sample_from(
     noise: torch.Tensor,
     **arguments: Any,
 ) -> torch.Tensor:
-    """Pictures (B,3,32,32) float32 from condition tokens and those of no caption, (B,3,64), and noise (B,12,16,16).
+    """Pictures (B,3,2H,2W) float32 from condition tokens and those of no caption, (B,T,D), and noise (B,12,H,W).
 
     The pipeline is the UNet's or the MMDiT's.
     """
@@ -152,12 +152,12 @@ def sample_from(
 
 
 def to_images(latents: torch.Tensor) -> torch.Tensor:
-    """Latents (B,12,16,16) -> pictures (B,3,32,32) float32 in [-1,1] on the CPU."""
+    """Latents (B,12,H,W) -> pictures (B,3,2H,2W) float32 in [-1,1] on the CPU."""
     return drawings.from_latents(latents.float().cpu()).clamp(-1, 1)
 
 
 def to_pil(images: torch.Tensor, scale: int = 1) -> list[Image.Image]:
-    """Pictures (B,3,32,32) in [-1,1] -> PIL images, enlarged `scale` times without smoothing."""
+    """Pictures (B,3,S,S) in [-1,1] -> PIL images, enlarged `scale` times without smoothing."""
     pixels = ((images + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
-    side = drawings.SIZE * scale
+    side = images.shape[-1] * scale
     return [Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST) for picture in pixels]

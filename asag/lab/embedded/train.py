@@ -1,170 +1,168 @@
 """`python -m asag train`: trains the classifier and a model (UNet or MMDiT) from a seed and exports the folder.
 
-Checkpoints are written every two minutes and `--resume` goes on from the last one, bit for bit where the
-budget is `--images`. A budget of `--minutes` ends on time on any machine, but how many pictures fit is
-then the machine's affair.
+Checkpoints are written every two minutes and when the process is asked to end (SIGTERM), and `--resume` goes on from
+the last one, bit for bit where the budget is `--images`. A budget of `--minutes` ends on time on any machine, but how
+many pictures fit is then the machine's affair.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import signal
 import time
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
-from diffusers import ModelMixin
 from safetensors.torch import save_file
 
 from asag.lab import arguments
-from asag.lab.embedded import drawings
-from asag.lab.embedded.architecture import Conditions, token_rows
 from asag.lab.embedded.classifier import accuracy, train_classifier
+from asag.lab.embedded.source import Drawn, Source
 from asag.lab.embedded.subjects import SUBJECTS, Subject
+from asag.lab.embedded.training import Training, Way, learning_rate
 
-_WARM_UP_STEPS = 200
-_DECAY_SHARE = 0.45  # of the budget: the learning rate falls to 0 over this last part
-_EMA_DECAY = 0.999
-_NULL_SHARE = 0.12  # captions dropped, so that the model also learns to sample without one
 _CHECKPOINT_SECONDS = 120
 _LOG_STEPS = 50
 
 
-def learning_rate(peak: float, step: int, progress: float) -> float:
-    """Warm-up by steps, then constant, then a straight fall to 0; progress is the share of budget used."""
-    return peak * min(1.0, (step + 1) / _WARM_UP_STEPS, max(0.0, (1 - progress) / _DECAY_SHARE))
+class Recipe(Protocol):
+    """What is trained on what; `args` are those of `arguments.train`."""
+
+    def source(self) -> Source: ...
+
+    def subject(self, name: str) -> Subject: ...
+
+    def train_judge(self, folder: Path) -> str:
+        """Train the classifier and write it into the folder; says how good it is."""
+
+    def watch(self, training: Training, out: Path) -> None:
+        """Called after each export into out/model."""
 
 
-class Training:
-    """A model's training state: weights, their running average, optimiser, random generator, counters."""
+class DrawnRecipe:
+    """The drawn shapes' own."""
 
-    def __init__(self, seed: int, device: torch.device, subject: Subject) -> None:
-        torch.manual_seed(seed)
-        self.subject = subject
-        self.model = subject.new().to(device)
-        self.conditions = Conditions().to(device)
-        self.parameters = [*self.model.parameters(), *self.conditions.parameters()]
-        self.average = [parameter.detach().clone() for parameter in self.parameters]
-        options: dict[str, Any] = {"betas": (0.9, 0.99), "weight_decay": 0.0, "fused": True}
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=0.0, **options)
-        self.generator = torch.Generator(device).manual_seed(seed)
-        self.step, self.images, self.seconds = 0, 0, 0.0
+    def __init__(self, args: Namespace) -> None:
+        self.args = args
 
-    def loss(self, batch: int) -> torch.Tensor:
-        """Mean squared error of the velocity on fresh drawings; timesteps spread evenly over the batch."""
-        generator, device = self.generator, self.generator.device
-        images, labels = drawings.draw(batch, generator)
-        clean = drawings.to_latents(images)
-        noise = torch.randn(clean.shape, generator=generator, device=device)
-        u = torch.rand(2, batch, generator=generator, device=device)
-        task = self.subject.task(clean, noise, (torch.arange(batch, device=device) + u[0]) / batch)
-        tokens = self.conditions.table()[token_rows(labels, u[1] < _NULL_SHARE)]
-        return F.mse_loss(self.subject.predict(self.model, task, tokens), task.target)
+    def source(self) -> Source:
+        return Drawn()
 
-    def update(self, batch: int, rate: float) -> float:
-        """One optimiser step; returns the loss."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        loss = self.loss(batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-        self.step += 1
-        self.images += batch
-        # A short horizon at first, or the average would keep remembering the random start.
-        decay = min(_EMA_DECAY, self.step / (self.step + 10))
-        torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.parameters], 1 - decay)
-        return loss.item()
+    def subject(self, name: str) -> Subject:
+        return SUBJECTS[name]()
 
-    def save(self, path: Path) -> None:
-        """Atomically, so that a run killed in the middle of it keeps its last checkpoint."""
-        state = {
-            "model": self.model.state_dict(),
-            "conditions": self.conditions.state_dict(),
-            "average": self.average,
-            "optimiser": self.optimiser.state_dict(),
-            "generator": self.generator.get_state(),
-            "counters": (self.step, self.images, self.seconds),
-        }
-        torch.save(state, path.with_suffix(".part"))
-        os.replace(path.with_suffix(".part"), path)
+    def train_judge(self, folder: Path) -> str:
+        generator = torch.Generator(self.args.device).manual_seed(self.args.seed)
+        classifier = train_classifier(self.args.classifier_steps, generator).cpu()
+        save_file(classifier.state_dict(), folder / "classifier.safetensors")
+        return f"{accuracy(classifier, 2000, self.args.seed + 1):.2%} of 2000 fresh drawings exactly right"
 
-    def load(self, path: Path) -> None:
-        state: dict[str, Any] = torch.load(path, map_location=self.generator.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.conditions.load_state_dict(state["conditions"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.average = state["average"]
-        self.generator.set_state(state["generator"].cpu())
-        self.step, self.images, self.seconds = state["counters"]
-
-    def averaged(self) -> tuple[ModelMixin, Conditions]:
-        """Copies of the model and the condition tokens that hold the averaged weights."""
-        model, conditions = self.subject.new(), Conditions()
-        with torch.no_grad():
-            targets = [*model.parameters(), *conditions.parameters()]
-            torch._foreach_copy_(targets, self.average)
-        return model, conditions
+    def watch(self, training: Training, out: Path) -> None:
+        """Nothing: `python -m asag quality` draws a sheet."""
 
 
-def export(training: Training, folder: Path) -> None:
-    """Model, scheduler and condition table in half precision, in the layout of diffusers' save_pretrained."""
-    model, conditions = training.averaged()
-    training.subject.save(model.half(), folder)
-    save_file({"table": conditions.table().detach().half()}, folder / "conditions.safetensors")
+class Budget(NamedTuple):
+    """`images` pictures where not 0, else `minutes` over all resumed runs; a batch and the highest learning rate."""
+
+    batch: int
+    peak: float
+    images: int = 0
+    minutes: float = 0
+
+    def progress(self, training: Training) -> float:
+        return training.images / self.images if self.images else training.seconds / (60 * self.minutes)
 
 
-def train_model(training: Training, out: Path, *, batch: int, peak: float, images: int = 0, minutes: float = 0) -> None:
-    """Runs until the budget is used: `images` pictures where not 0, else `minutes` over all resumed runs."""
+def train_model(training: Training, out: Path, budget: Budget, recipe: Recipe) -> None:
+    """Runs until the budget is used or SIGTERM comes, then writes the checkpoint and out/model."""
     started = time.monotonic() - training.seconds
     saved, losses = training.seconds, []
-    while True:
-        training.seconds = time.monotonic() - started
-        progress = training.images / images if images else training.seconds / (60 * minutes)
-        if progress >= 1:
-            break
-        losses.append(training.update(batch, learning_rate(peak, training.step, progress)))
-        if training.step % _LOG_STEPS == 0:
-            row = {
-                "step": training.step,
-                "images": training.images,
-                "seconds": round(training.seconds),
-                "loss": round(sum(losses) / len(losses), 5),
-                "progress": round(progress, 4),
-            }
-            losses.clear()
-            with (out / "loss.jsonl").open("a") as log:
-                print(json.dumps(row), file=log)
-        if training.seconds - saved > _CHECKPOINT_SECONDS:
-            saved = training.seconds
-            training.save(out / "checkpoint.pt")
-            export(training, out / "model")
+    with _asked_to_end() as ended:
+        while not ended:
+            training.seconds = time.monotonic() - started
+            progress = budget.progress(training)
+            if progress >= 1:
+                break
+            losses.append(training.update(budget.batch, learning_rate(budget.peak, training.step, progress)))
+            if training.step % _LOG_STEPS == 0:
+                _log(training, float(torch.stack(losses).mean()), progress, out)
+                losses.clear()
+            if training.seconds - saved > _CHECKPOINT_SECONDS:
+                saved = training.seconds
+                _keep(training, out, recipe)
+    _keep(training, out, recipe)
+
+
+def _keep(training: Training, out: Path, recipe: Recipe) -> None:
     training.save(out / "checkpoint.pt")
-    export(training, out / "model")
+    training.export(out / "model")
+    recipe.watch(training, out)
+
+
+def _log(training: Training, loss: float, progress: float, out: Path) -> None:
+    row = {
+        "step": training.step,
+        "images": training.images,
+        "seconds": round(training.seconds),
+        "loss": round(loss, 5),
+        "progress": round(progress, 4),
+    }
+    with (out / "loss.jsonl").open("a") as log:
+        print(json.dumps(row), file=log)
+
+
+def forget_after(step: int, log: Path) -> None:
+    """Take those lines out of a log that were written after the checkpoint of `step`: they will be written again."""
+    if log.exists():
+        lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= step]
+        log.write_text("".join(f"{line}\n" for line in lines))
+
+
+@contextmanager
+def _asked_to_end() -> Iterator[list[int]]:
+    """A list that holds the signal once SIGTERM has come."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _way(args: Namespace) -> Way:
+    return Way(getattr(torch, args.dtype), args.compile, args.optimiser == "muon")
+
+
+def _recipe(args: Namespace) -> Recipe:
+    if args.data is None:
+        return DrawnRecipe(args)
+    from asag.lab.renderings.recipe import RenderingsRecipe
+
+    try:
+        return RenderingsRecipe(args)
+    except FileNotFoundError as error:
+        return args.error(f"--data: {error}")  # type: ignore[no-any-return]
 
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments.train(argv)
     torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
+    recipe = _recipe(args)
     model = args.out / "model"
     model.mkdir(parents=True, exist_ok=True)
-    judge = model / "classifier.safetensors"
-    if "classifier" in args.parts and not (args.resume and judge.exists()):
+    if "classifier" in args.parts and not (args.resume and (model / "classifier.safetensors").exists()):
         torch.manual_seed(args.seed)
-        generator = torch.Generator(device).manual_seed(args.seed)
-        classifier = train_classifier(args.classifier_steps, generator).cpu()
-        save_file(classifier.state_dict(), judge)
-        right = accuracy(classifier, 2000, args.seed + 1)
-        print(f"classifier: {right:.2%} of 2000 fresh drawings exactly right")
+        print(f"classifier: {recipe.train_judge(model)}", flush=True)
     for name in (name for name in SUBJECTS if name in args.parts):
-        training = Training(args.seed, device, SUBJECTS[name]())
+        parts = recipe.subject(name), recipe.source(), _way(args)
+        training = Training(args.seed, torch.device(args.device), *parts)
         if args.resume and (args.out / "checkpoint.pt").exists():
             training.load(args.out / "checkpoint.pt")
-        options = {"batch": args.batch, "peak": args.rate, "images": args.images or 0, "minutes": args.minutes}
-        train_model(training, args.out, **options)
+            forget_after(training.step, args.out / "loss.jsonl")
+        train_model(training, args.out, Budget(args.batch, args.rate, args.images or 0, args.minutes), recipe)
         print(f"{name}: {training.images} pictures in {training.seconds / 60:.1f} minutes, exported to {model}")
     return 0

@@ -8,8 +8,10 @@ import torch
 from asag.lab.embedded import drawings, shipped, train
 from asag.lab.embedded.architecture import NULL, START, new_scheduler, token_rows
 from asag.lab.embedded.architecture_mmdit import new_flow_scheduler
-from asag.lab.embedded.subjects import SUBJECTS
-from asag.lab.embedded.train import Training, learning_rate, main
+from asag.lab.embedded.source import Drawn
+from asag.lab.embedded.subjects import SUBJECTS, UNetSubject
+from asag.lab.embedded.train import forget_after, main
+from asag.lab.embedded.training import Training, Way, learning_rate
 
 
 def test_rate_warms_up_stays_and_falls_to_nothing():
@@ -20,10 +22,11 @@ def test_rate_warms_up_stays_and_falls_to_nothing():
     assert learning_rate(1.0, 5000, 1.2) == 0.0
 
 
-@pytest.mark.parametrize("name", SUBJECTS)
-def test_a_resumed_run_equals_one_that_was_never_stopped(tmp_path, name):
+@pytest.mark.parametrize(("name", "way"), [("unet", Way()), ("mmdit", Way()), ("mmdit", Way(muon=True))])
+def test_a_resumed_run_equals_one_that_was_never_stopped(tmp_path, name, way):
     torch.set_num_threads(1)
-    straight, stopped, resumed = (Training(seed, torch.device("cpu"), SUBJECTS[name]()) for seed in (0, 0, 9))
+    cpu = torch.device("cpu")
+    straight, stopped, resumed = (Training(seed, cpu, SUBJECTS[name](), Drawn(), way) for seed in (0, 0, 9))
     losses = [straight.update(2, 1e-3) for _ in range(4)]
     assert [stopped.update(2, 1e-3) for _ in range(2)] == losses[:2]
     stopped.save(tmp_path / "checkpoint.pt")
@@ -50,6 +53,26 @@ def test_the_flow_task_mixes_along_straight_paths_from_picture_to_noise():
     assert torch.allclose(task.noisy - sigma * task.target, clean, atol=1e-6)
     # The scheduler's own shift, at the middle of its 1000 steps.
     assert task.time[1] == pytest.approx(float(new_flow_scheduler().timesteps[500]), rel=2e-3)
+
+
+@pytest.mark.parametrize("limit", [None, 5.0])
+def test_min_snr_weights_the_error_of_the_picture_by_the_limit_at_most(limit):
+    # A model that says 0 is wrong by v; its picture is wrong by sigma v, and min-SNR weights that by min(SNR, limit).
+    clean, noise = torch.randn(2, 4, 12, 16, 16, generator=torch.Generator().manual_seed(0))
+    subject = UNetSubject(snr_limit=limit)
+    task = subject.task(clean, noise, torch.tensor([0.1, 0.4, 0.7, 0.999]))
+    alpha_bar = subject.alpha_bar[task.time].double()
+    snr = alpha_bar / (1 - alpha_bar)
+    wanted = torch.ones(4).double() if limit is None else snr.clamp(max=limit) * (1 - alpha_bar)
+    assert torch.allclose(task.weight.double(), wanted, atol=1e-6)
+
+
+def test_lines_of_the_log_after_the_checkpoint_are_forgotten(tmp_path):
+    log = tmp_path / "loss.jsonl"
+    forget_after(3, log)
+    log.write_text('{"step": 2}\n{"step": 4}\n')
+    forget_after(3, log)
+    assert log.read_text() == '{"step": 2}\n'
 
 
 def test_one_folder_holds_one_model(capsys):

@@ -1,0 +1,139 @@
+"""The judge: a small conv net that names a picture and its group. Its features are those of distances between sets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from asag.lab.renderings.names import Rendering
+from asag.lab.renderings.pictures import SIDE, Pictures
+
+FEATURES = 256
+_WIDTHS = (3, 32, 64, 128, 256)
+_NOISE = 0.1  # renderings are noiseless; samples are not quite, and must not be judged by that
+_WEIGHTS, _NAMES = "judge.safetensors", "judge.json"
+
+
+class Judge(nn.Module):
+    """images (B,3,64,64) in [-1,1] -> logits (B,names) and (B,groups). `group_of` has each name's group."""
+
+    def __init__(self, group_of: Mapping[str, str]) -> None:
+        super().__init__()
+        self.group_of = dict(group_of)
+        self.names, self.groups = list(group_of), sorted(set(group_of.values()))
+        layers: list[nn.Module] = []
+        for i, (before, after) in enumerate(pairwise(_WIDTHS)):
+            kernel = 5 if i == 0 else 3
+            layers += [nn.Conv2d(before, after, kernel, stride=2, padding=kernel // 2, bias=False)]
+            layers += [nn.BatchNorm2d(after), nn.SiLU(), nn.Conv2d(after, after, 3, padding=1, bias=False)]
+            layers += [nn.BatchNorm2d(after), nn.SiLU()]
+        self.body = nn.Sequential(*layers)
+        self.feature = nn.Linear(_WIDTHS[-1] * (SIDE // 16) ** 2, FEATURES)
+        self.name_head = nn.Linear(FEATURES, len(self.names))
+        self.group_head = nn.Linear(FEATURES, len(self.groups))
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """(B,256): the last hidden layer before its nonlinearity, for distances and as what a picture is."""
+        features: torch.Tensor = self.feature(self.body(images).flatten(1))
+        return features
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = F.silu(self.features(images))
+        return self.name_head(hidden), self.group_head(hidden)
+
+
+class Verdict(NamedTuple):
+    """For each picture, (B,) bool: is it the asked one of all allowed names; is its group the asked one's."""
+
+    name: torch.Tensor
+    group: torch.Tensor
+
+    def shares(self) -> dict[str, float]:
+        return {"name_right": float(self.name.float().mean()), "group_right": float(self.group.float().mean())}
+
+
+@torch.no_grad()
+def verdict(judge: Judge, images: torch.Tensor, asked: Sequence[str], among: Sequence[str]) -> Verdict:
+    """Judges images (B,3,64,64) in [-1,1] against the names asked for; only the names of `among` are allowed."""
+    outputs = [judge(part) for part in images.split(128)]
+    names, groups = (torch.cat(part) for part in zip(*outputs, strict=True))
+    allowed = torch.tensor([judge.names.index(name) for name in among])
+    named = allowed[names[:, allowed].argmax(1)]
+    wanted = torch.tensor([judge.names.index(name) for name in asked])
+    wanted_groups = torch.tensor([judge.groups.index(judge.group_of[name]) for name in asked])
+    return Verdict(named == wanted, groups.argmax(1) == wanted_groups)
+
+
+class JudgeTraining(NamedTuple):
+    """Pictures in a step, highest learning rate, and dtype of the forward pass."""
+
+    batch: int = 64
+    rate: float = 3e-3
+    dtype: torch.dtype = torch.float32
+
+
+def train_judge(
+    renderings: Sequence[Rendering], steps: int, generator: torch.Generator, way: JudgeTraining | None = None
+) -> Judge:
+    """A judge of all the renderings, trained on `steps` batches of augmented pictures, half of them noisy or soft."""
+    way, device = way or JudgeTraining(), generator.device
+    judge = Judge({rendering.name: rendering.group for rendering in renderings})
+    judge = judge.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    group_of = torch.tensor([judge.groups.index(rendering.group) for rendering in renderings], device=device)
+    pictures = Pictures(renderings, device)
+    optimiser = torch.optim.AdamW(judge.parameters(), lr=way.rate, weight_decay=0.02, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=way.rate, total_steps=steps, pct_start=0.1)
+    for _ in range(steps):
+        rows = torch.randint(len(renderings), (way.batch,), generator=generator, device=device)
+        images = worn(pictures.draw(rows, generator), generator).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, way.dtype, enabled=way.dtype != torch.float32):
+            names, kinds = judge(images)
+        loss = F.cross_entropy(names.float(), rows, label_smoothing=0.05)
+        loss = loss + 0.3 * F.cross_entropy(kinds.float(), group_of[rows])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    return judge.cpu().eval()
+
+
+def worn(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Pictures (B,3,64,64) as a model's samples might be: half of them noisy, a quarter at half the resolution."""
+    u = torch.rand(2, len(images), 1, 1, 1, generator=generator, device=generator.device)
+    noise = torch.randn(images.shape, generator=generator, device=generator.device)
+    soft = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2, mode="bilinear", align_corners=False)
+    images = torch.where(u[1] < 0.25, soft, images)
+    return images + _NOISE * (2 * u[0] - 1).clamp(min=0) * noise
+
+
+@torch.no_grad()
+def accuracy(judge: Judge, renderings: Sequence[Rendering], seed: int, rounds: int = 2) -> Verdict:
+    """Verdicts on fresh augmented pictures of each rendering, `rounds` of each."""
+    generator = torch.Generator().manual_seed(seed)
+    pictures = Pictures(renderings, torch.device("cpu"))
+    rows = torch.arange(len(renderings)).repeat(rounds)
+    images = torch.cat([pictures.draw(part, generator) for part in rows.split(128)])
+    return verdict(judge, images, [renderings[row].name for row in rows], judge.names)
+
+
+def save_judge(judge: Judge, folder: Path) -> None:
+    """Weights in half precision, names with their groups beside them."""
+    half = {name: value.half() if value.is_floating_point() else value for name, value in judge.state_dict().items()}
+    save_file({name: value.contiguous() for name, value in half.items()}, folder / _WEIGHTS)
+    (folder / _NAMES).write_text(json.dumps(judge.group_of, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+
+
+def load_judge(folder: Path) -> Judge:
+    """The judge in `folder`, in evaluation mode on the CPU, float32."""
+    judge = Judge(json.loads((folder / _NAMES).read_text(encoding="utf-8")))
+    judge.load_state_dict(load_file(folder / _WEIGHTS))
+    judge.float().eval()
+    return judge

@@ -1,0 +1,56 @@
+"""What `python -m asag train --data FOLDER` trains, on what, and how."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+from asag.lab.embedded.source import Source
+from asag.lab.embedded.subjects import Subject
+from asag.lab.embedded.training import Training
+from asag.lab.renderings import names, shipped, subjects
+from asag.lab.renderings.judge import JudgeTraining, accuracy, save_judge, train_judge
+from asag.lab.renderings.sheet import CAPTIONS, contact_sheet
+from asag.lab.renderings.source import Renderings
+
+_SHEET_SECONDS = 1800
+
+
+class RenderingsRecipe:
+    """The renderings' own; raises FileNotFoundError where the folder doesn't hold them."""
+
+    def __init__(self, args: Namespace) -> None:
+        self.args, self.device = args, torch.device(args.device)
+        self.renderings = names.read(args.data)
+        self._sheet_drawn = 0.0
+
+    def source(self) -> Source:
+        return Renderings(self.renderings, self.device)
+
+    def subject(self, name: str) -> Subject:
+        return subjects.subject(name, self.device)
+
+    def train_judge(self, folder: Path) -> str:
+        generator = torch.Generator(self.device).manual_seed(self.args.seed)
+        way = JudgeTraining(dtype=getattr(torch, self.args.dtype))
+        judge = train_judge(self.renderings, self.args.classifier_steps, generator, way)
+        save_judge(judge, folder)
+        shares = accuracy(judge, self.renderings, self.args.seed + 1).shares()
+        return ", ".join(f"{name} {share:.2%}" for name, share in shares.items()) + " of fresh augmented renderings"
+
+    def watch(self, training: Training, out: Path) -> None:
+        """Every half an hour a sheet of the first fixed captions with CFG 3, named by the number of pictures seen."""
+        if training.seconds - self._sheet_drawn < _SHEET_SECONDS:
+            return
+        self._sheet_drawn = training.seconds
+        texts = [text for text in CAPTIONS if self._known(text)]
+        if texts:
+            pipeline, captions = shipped.fast_pipeline(out / "model"), shipped.Captions(out / "model")
+            steps = shipped.SOLVER_STEPS
+            images = shipped.sample(pipeline, captions, texts, guidance_scale=3.0, num_inference_steps=steps)
+            contact_sheet(images, texts, out / "sheets" / f"{training.images:09d}.png")
+
+    def _known(self, text: str) -> bool:
+        return text in {rendering.name for rendering in self.renderings}

@@ -1,0 +1,53 @@
+"""The renderings of a folder as captioned training pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from asag.lab.embedded.drawings import to_latents
+from asag.lab.embedded.source import NULL_SHARE, Batch
+from asag.lab.renderings.captions import Vocabulary, Words, dropped_rows
+from asag.lab.renderings.names import Rendering, held_out
+from asag.lab.renderings.pictures import Pictures
+
+_GROUP_SHARE = 0.5  # captions that keep their group, so that both kinds are learnt
+TABLE, VOCABULARY = "words.safetensors", "words.json"
+
+
+class Renderings:
+    """Augmented pictures of all renderings whose names aren't held out, each as often as the others."""
+
+    def __init__(self, renderings: Sequence[Rendering], device: torch.device) -> None:
+        held = held_out([rendering.name for rendering in renderings])
+        kept = [rendering for rendering in renderings if rendering.name not in held]
+        self.names = [rendering.name for rendering in kept]
+        # The held-out names' words are all words of kept ones.
+        self.vocabulary = Vocabulary.of(self.names, [rendering.group for rendering in kept])
+        captions = [f"{rendering.name}, {rendering.group}" for rendering in kept]
+        self._rows = torch.tensor([self.vocabulary.rows(caption) for caption in captions], device=device)
+        self._pictures = Pictures(kept, device)
+
+    def conditions(self) -> nn.Module:
+        return Words(len(self.vocabulary))
+
+    def draw(self, count: int, generator: torch.Generator) -> Batch:
+        chosen = torch.randint(len(self.names), (count,), generator=generator, device=generator.device)
+        return Batch(to_latents(self._pictures.draw(chosen, generator)), self._rows[chosen])
+
+    def tokens(self, conditions: nn.Module, labels: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        without_caption = u < NULL_SHARE
+        without_group = u > 1 - _GROUP_SHARE * (1 - NULL_SHARE)
+        tokens: torch.Tensor = conditions(dropped_rows(labels, without_caption, without_group))
+        return tokens
+
+    def save(self, conditions: nn.Module, folder: Path) -> None:
+        table = {name: value.detach().half().contiguous() for name, value in conditions.state_dict().items()}
+        save_file(table, folder / TABLE)
+        words = {"groups": self.vocabulary.groups, "words": self.vocabulary.words}
+        (folder / VOCABULARY).write_text(json.dumps(words, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
