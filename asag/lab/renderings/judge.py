@@ -86,7 +86,7 @@ def train_judge(
     """A judge of all the renderings, trained on `steps` batches of augmented pictures, half of them noisy or soft."""
     way, device = way or JudgeTraining(), generator.device
     judge = Judge({rendering.name: rendering.group for rendering in renderings})
-    judge = judge.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    judge.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     group_of = torch.tensor([judge.groups.index(rendering.group) for rendering in renderings], device=device)
     pictures = Pictures(renderings, device)
     optimiser = torch.optim.AdamW(judge.parameters(), lr=way.rate, weight_decay=0.02, fused=True)
@@ -135,5 +135,4 @@ def load_judge(folder: Path) -> Judge:
     """The judge in `folder`, in evaluation mode on the CPU, float32."""
     judge = Judge(json.loads((folder / _NAMES).read_text(encoding="utf-8")))
     judge.load_state_dict(load_file(folder / _WEIGHTS))
-    judge.float().eval()
-    return judge
+    return judge.eval()

@@ -35,7 +35,7 @@ def measure_model(args: Namespace) -> int:
     pipeline, captions = shipped.fast_pipeline(args.model), shipped.Captions(args.model)
     asked, among = asked_names(judge, args.samples, args.seed, args.held_out)
     for guidance in args.guidance:
-        options = {"guidance_scale": guidance, "num_inference_steps": args.steps}
+        options = {"guidance_scale": guidance, "num_inference_steps": args.steps, "half_size": args.half_size}
         images = shipped.sample(pipeline, captions, asked, seed=args.seed, **options)
         found = verdict(judge, images, asked, among)
         head = f"CFG {guidance:g}, {args.steps} steps, {args.samples} samples, 1 of {len(among)}:"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +28,7 @@ class RenderingsRecipe:
         self._sheet_drawn = 0.0
 
     def source(self) -> Source:
-        return Renderings(self.renderings, self.device)
+        return Renderings(self.renderings, self.device, self.args.half_size)
 
     def subject(self, name: str) -> Subject:
         return subjects.subject(name, self.device)
@@ -48,8 +49,8 @@ class RenderingsRecipe:
         texts = [text for text in CAPTIONS if self._known(text)]
         if texts:
             pipeline, captions = shipped.fast_pipeline(out / "model"), shipped.Captions(out / "model")
-            steps = shipped.SOLVER_STEPS
-            images = shipped.sample(pipeline, captions, texts, guidance_scale=3.0, num_inference_steps=steps)
+            options: dict[str, Any] = {"guidance_scale": 3.0, "num_inference_steps": shipped.SOLVER_STEPS}
+            images = shipped.sample(pipeline, captions, texts, half_size=self.args.half_size, **options)
             contact_sheet(images, texts, out / "sheets" / f"{training.images:09d}.png")
 
     def _known(self, text: str) -> bool:

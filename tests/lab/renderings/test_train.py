@@ -9,6 +9,7 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
 from asag.lab.embedded import quality, train
+from asag.lab.embedded.drawings import from_latents
 from asag.lab.embedded.subjects import Task
 from asag.lab.renderings import recipe, shipped
 from asag.lab.renderings.architecture import LATENT_SHAPE, new_transformer, new_unet
@@ -168,3 +169,25 @@ def test_a_caption_that_the_model_has_not_learnt_is_named(tmp_path, renderings):
     assert captions.null(2).shape == (2, TOKENS, TOKEN_DIM)
     with pytest.raises(ValueError, match="has not learnt unicorn"):
         captions.embed(["red unicorn"])
+
+
+def test_small_pictures_are_means_of_large_ones_and_come_before_them(tmp_path, folder, renderings, capsys):
+    large, small = (Renderings(renderings, CPU, half_size=half) for half in (False, True))
+    batches = [source.draw(2, torch.Generator().manual_seed(4)) for source in (large, small)]
+    wanted, found = (from_latents(batch.latents) for batch in batches)
+    assert found.shape == (2, 3, 32, 32)
+    assert torch.allclose(found, wanted.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5)), atol=1e-6)
+    options = ["--data", str(folder), "--out", str(tmp_path), "--parts", "unet", "--batch", "1"]
+    assert train.main([*options, "--images", "1", "--half-size"]) == 0
+    pipeline, captions = shipped.fast_pipeline(tmp_path / "model"), shipped.Captions(tmp_path / "model")
+    images = shipped.sample(pipeline, captions, ["red heart"], half_size=True, num_inference_steps=1)
+    assert images.shape == (1, 3, 64, 64)
+    assert train.main([*options, "--images", "2", "--resume"]) == 0
+    assert "unet: 2 pictures" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", [[], ["--data", "x", "--parts", "mmdit"]])
+def test_small_pictures_are_for_the_unet_of_renderings(more, capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--half-size", *more])
+    assert "--half-size: allowed: only with --data" in capsys.readouterr().err
