@@ -1,7 +1,9 @@
 """Two copies of the extension, loaded one after the other as a WebUI loads its scripts."""
 
+import io
 import json
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -87,18 +89,17 @@ print(json.dumps({
 """
 
 
-@pytest.mark.parametrize("version", ["gradio4", "gradio3"])
-@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
-def test_the_second_copy_says_so_and_leaves_the_first_alone(tmp_path, version, order):
+def python_of(version):
     python = REPOSITORY / f".venv-{version}" / "bin" / "python"
     if not python.exists():
         pytest.skip(f"{python} isn't there: make test makes it")
-    folders = [str(tmp_path / name) for name in order]
-    for folder in folders:
-        # Links to one folder are two copies all the same.
-        Path(folder).symlink_to(REPOSITORY)
-    program = [str(python), "-W", "ignore", "-c", PROGRAM, *folders, str(tmp_path)]
-    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    return str(python)
+
+
+def check(python, folders, data):
+    """The first of two copies works, and the second one says so."""
+    program = [python, "-W", "ignore", "-c", PROGRAM, *folders, str(data)]
+    done = subprocess.run(program, cwd=data, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     told = f"ASAG is installed twice. The copy in {folders[0]} works; the copy in {folders[1]} does nothing. "
     assert done.stderr.count(told) == 3  # once when it is loaded, once for each request
@@ -109,3 +110,32 @@ def test_the_second_copy_says_so_and_leaves_the_first_alone(tmp_path, version, o
     assert "second copy" in found["label"]
     assert found["off"] == ["image"] * 3
     assert [(status, message.startswith(told)) for status, message in found["on"]] == [(422, True)] * 2
+
+
+@pytest.mark.parametrize("version", ["gradio4", "gradio3"])
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_the_second_copy_says_so_and_leaves_the_first_alone(tmp_path, version, order):
+    python = python_of(version)
+    folders = [str(tmp_path / name) for name in order]
+    for folder in folders:
+        # Links to one folder are two copies all the same.
+        Path(folder).symlink_to(REPOSITORY)
+    check(python, folders, tmp_path)
+
+
+# The first revision with settings' units.
+OLDER = "dae3eab"
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_an_older_copy_beside_a_newer_one(tmp_path, is_first):
+    """Python gives both the package of the first."""
+    python, older = python_of("gradio4"), tmp_path / "older"
+    archive = subprocess.run(["git", "archive", OLDER, "asag", "scripts"], cwd=REPOSITORY, capture_output=True)
+    if archive.returncode:
+        pytest.skip("no clone with the whole history of the repository")
+    older.mkdir()
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+        files.extractall(older, filter="data")
+    folders = [str(older), str(REPOSITORY)]
+    check(python, folders if is_first else folders[::-1], tmp_path)
