@@ -26,10 +26,14 @@ test: $(VENV)/.test $(VENV)-gradio4/.ready $(VENV)-gradio3/.ready
 test-webui: $(VENV)/.test
 	ASAG_WEBUI="$(abspath $(WEBUI))" $(RUN) -m pytest tests/webui
 
-# The tests that make up their input, with 10 000 examples each; make test has 500.
-FUZZ ?=
-fuzz: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m fuzz --hypothesis-profile fuzz --timeout 3600 --numprocesses $(TEST_PROCESSES) $(FUZZ)
+# The tests that make up their input, with 10 000 examples each; make test has 500. Then the routes against their OpenAPI
+# description, and the parsers by atheris for FUZZ_SECONDS, in a copy of the inputs that are kept.
+FUZZ_SECONDS ?= 1800
+fuzz: $(VENV)/.test $(VENV)-fuzz/.ready
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m fuzz --hypothesis-profile fuzz --timeout 7200 --numprocesses $(TEST_PROCESSES)
+	$(VENV)-fuzz/bin/python -m pytest -p no:schemathesis tests/fuzz/test_fuzz_routes.py
+	rm -rf build/corpus && mkdir -p build && cp -r tests/fuzz/corpus build/corpus
+	OMP_NUM_THREADS=1 $(VENV)-fuzz/bin/python -m tests.fuzz.parsers build/corpus -max_len=600 -max_total_time=$(FUZZ_SECONDS)
 
 # Changes the code in one place at a time and looks which changes no test notices; hours for all of it. MUTATE: modules,
 # such as asag/guidance.py, and options; see python -m tests.mutation.run --help.
@@ -71,6 +75,15 @@ $(VENV)/.test: $(VENV)/.demo
 	@echo "Installing what the tests need in $(abspath $(VENV))."
 	$(RUN) -m pip install --progress-bar off --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps stable-diffusion-sdkit
+	touch $@
+
+# What fuzzing needs beside the tests' own packages, which it finds after its own.
+$(VENV)-fuzz/.ready: $(VENV)/.test
+	$(PYTHON) -m venv $(VENV)-fuzz
+	$(VENV)-fuzz/bin/python -c 'import sysconfig, pathlib, sys; pathlib.Path(sysconfig.get_path("purelib"), "base.pth").write_text(sys.argv[1])' \
+		"$$($(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(VENV)-fuzz/bin/python -m pip install --progress-bar off --disable-pip-version-check --no-warn-conflicts \
+		--constraint constraints.txt atheris fastapi schemathesis
 	touch $@
 
 # mypy reads the packages that the code imports.
