@@ -22,51 +22,54 @@ class Muon(torch.optim.Optimizer):
     """`matrices` have two dimensions or more, of which all but the first are taken together; `others` get AdamW."""
 
     def __init__(self, matrices: Iterable[torch.nn.Parameter], others: Iterable[torch.nn.Parameter]) -> None:
-        groups: list[dict[str, Any]] = [{"params": list(matrices)}, {"params": list(others)}]
+        groups: list[dict[str, Any]] = [{"params": list(matrices)}, {"params": list(others), "count": 0}]
         super().__init__(groups, {"lr": 0.0})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step with each group's lr, for gradients that are there already; `closure` is not called."""
         matrices, others = self.param_groups
-        by_shape: dict[torch.Size, list[torch.nn.Parameter]] = {}
+        by_shape: dict[torch.Size, list[torch.Tensor]] = {}
         for parameter in matrices["params"]:
             by_shape.setdefault(parameter.shape, []).append(parameter)
         for parameters in by_shape.values():
             self._step_matrices(parameters, matrices["lr"])
-        for parameter in others["params"]:
-            self._step_adam(parameter, others["lr"])
+        if others["params"]:
+            self._step_adam(others["params"], others["lr"])
 
-    def _step_matrices(self, parameters: list[torch.nn.Parameter], rate: float) -> None:
+    def _step_matrices(self, parameters: list[torch.Tensor], rate: float) -> None:
         """Those of one shape together, which on a GPU takes the time of one."""
-        ahead = []
-        for parameter in parameters:
-            state = self.state[parameter]
-            if not state:
-                state["momentum"] = torch.zeros_like(parameter)
-            gradient = _gradient(parameter)
-            momentum = state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
-            ahead.append(gradient.lerp(momentum, _MOMENTUM).flatten(1))
-        updates = orthogonal(torch.stack(ahead))
+        gradients = _gradients(parameters)
+        momenta = self._states("momentum", parameters)
+        torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
+        ahead = torch._foreach_lerp(gradients, momenta, _MOMENTUM)
+        updates = orthogonal(torch.stack([each.flatten(1) for each in ahead]))
         size = _ADAM_SIZE * max(updates.shape[1:]) ** 0.5
-        for parameter, update in zip(parameters, updates, strict=True):
-            parameter.sub_(update.view_as(parameter), alpha=rate * size)
+        moves = [update.view_as(parameter) for parameter, update in zip(parameters, updates, strict=True)]
+        torch._foreach_add_(parameters, moves, alpha=-rate * size)
 
-    def _step_adam(self, parameter: torch.nn.Parameter, rate: float) -> None:
-        state = self.state[parameter]
-        if not state:
-            state |= {"count": 0, "mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
-        state["count"] += 1
-        gradient = _gradient(parameter)
-        mean = state["mean"].lerp_(gradient, 1 - _ADAM_BETAS[0])
-        square = state["square"].lerp_(gradient**2, 1 - _ADAM_BETAS[1])
-        unbiased = [1 - beta ** state["count"] for beta in _ADAM_BETAS]
-        parameter.addcdiv_(mean, (square / unbiased[1]).sqrt_().add_(1e-8), value=-rate / unbiased[0])
+    def _step_adam(self, parameters: list[torch.Tensor], rate: float) -> None:
+        gradients = _gradients(parameters)
+        means, squares = self._states("mean", parameters), self._states("square", parameters)
+        torch._foreach_lerp_(means, gradients, 1 - _ADAM_BETAS[0])
+        torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 - _ADAM_BETAS[1])
+        count = self.param_groups[1]["count"] = self.param_groups[1]["count"] + 1
+        unbiased = [1 - beta**count for beta in _ADAM_BETAS]
+        scales = torch._foreach_sqrt(torch._foreach_div(squares, unbiased[1]))
+        torch._foreach_add_(scales, 1e-8)
+        torch._foreach_addcdiv_(parameters, means, scales, value=-rate / unbiased[0])
+
+    def _states(self, name: str, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
+        """What is kept of each parameter by this name, zeros at first."""
+        for parameter in parameters:
+            if name not in self.state[parameter]:
+                self.state[parameter][name] = torch.zeros_like(parameter)
+        return [self.state[parameter][name] for parameter in parameters]
 
 
-def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+def _gradients(parameters: list[torch.Tensor]) -> list[torch.Tensor]:
     """Zeros where this step didn't reach a parameter."""
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    return [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
 
 
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,7 @@ class Pictures:
         stored = np.stack([_stored(rendering) for rendering in renderings])
         self.rgba = torch.from_numpy(stored).to(device).permute(0, 3, 1, 2).contiguous()
         self.mirrors = torch.tensor([rendering.mirrors for rendering in renderings], device=device)
+        self._yiq, self._rgb = _YIQ.to(device), _YIQ.inverse().to(device)
         self.tinted = torch.tensor([not rendering.names_colour for rendering in renderings], device=device)
 
     def draw(self, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -38,7 +39,7 @@ class Pictures:
         size = _SMALLEST + (_LARGEST - _SMALLEST) * u[:, 1]
         angle = torch.where(self.tinted[rows], _HUE * (2 * u[:, 4] - 1), 0.0)
         moved = _moved(self.rgba[rows].float() / 255, mirrored, size, _SHIFT * (2 * u[:, 2:4] - 1))
-        return _composed(_turned(moved, angle), background(u[:, 5:9]))
+        return _composed(self._turned(moved, angle), background(u[:, 5:9]))
 
     def plain(self, rows: torch.Tensor, value: float = 0.9) -> torch.Tensor:
         """(B,3,64,64) float32 in [-1,1] of the renderings `rows` (B,) as they are, on one grey."""
@@ -46,6 +47,16 @@ class Pictures:
         none = torch.zeros(count, device=device)
         rgba = _moved(self.rgba[rows].float() / 255, none > 0, none + 1, none[:, None].expand(-1, 2))
         return _composed(rgba, (none + value)[:, None].expand(-1, 3))
+
+    def _turned(self, rgba: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
+        """The hue turned by angles (B,), luma kept."""
+        turn = torch.zeros(len(angle), 3, 3, dtype=torch.float64, device=rgba.device)
+        turn[:, 0, 0] = 1
+        turn[:, 1, 1] = turn[:, 2, 2] = angle.cos().double()
+        turn[:, 1, 2], turn[:, 2, 1] = -angle.sin().double(), angle.sin().double()
+        colours = torch.einsum("bij,bjhw->bihw", (self._rgb @ turn @ self._yiq).float(), rgba[:, :3])
+        alpha = rgba[:, 3:]
+        return torch.cat([torch.minimum(colours.clamp(min=0), alpha), alpha], 1)
 
 
 def background(u: torch.Tensor) -> torch.Tensor:
@@ -68,19 +79,6 @@ def _moved(rgba: torch.Tensor, mirrored: torch.Tensor, size: torch.Tensor, shift
     matrix[:, :, 2] = shift
     grid = F.affine_grid(matrix, [len(rgba), 4, SIDE, SIDE], align_corners=False)
     return F.grid_sample(rgba, grid, align_corners=False)
-
-
-def _turned(rgba: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
-    """The hue turned by angles (B,), luma kept."""
-    yiq = _YIQ.to(rgba.device)
-    turn = torch.zeros(len(angle), 3, 3, dtype=torch.float64, device=rgba.device)
-    turn[:, 0, 0] = 1
-    turn[:, 1, 1] = turn[:, 2, 2] = angle.cos()
-    turn[:, 1, 2], turn[:, 2, 1] = -angle.sin(), angle.sin()
-    matrix = (yiq.inverse() @ turn @ yiq).float()
-    colours = torch.einsum("bij,bjhw->bihw", matrix, rgba[:, :3])
-    alpha = rgba[:, 3:]
-    return torch.cat([torch.minimum(colours.clamp(min=0), alpha), alpha], 1)
 
 
 def _composed(rgba: torch.Tensor, colour: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0, JointAttnProcessor2_0
 
 from asag.lab.embedded import quality, train
 from asag.lab.embedded.drawings import from_latents
@@ -17,7 +17,7 @@ from asag.lab.renderings.captions import TOKEN_DIM, TOKENS
 from asag.lab.renderings.judge import Judge, load_judge, save_judge, verdict, worn
 from asag.lab.renderings.sheet import contact_sheet
 from asag.lab.renderings.source import Renderings
-from asag.lab.renderings.subjects import PlainAttention, subject
+from asag.lab.renderings.subjects import PlainAttention, PlainJointAttention, subject
 
 CPU = torch.device("cpu")
 
@@ -56,6 +56,17 @@ def test_plain_attention_is_torchs_own(cross):
     hidden, context = torch.randn(2, 7, 24).double(), torch.randn(2, 5, 10).double() if cross else None
     wanted = AttnProcessor2_0()(attention, hidden, context)
     assert torch.allclose(PlainAttention()(attention, hidden, context), wanted, atol=1e-12)
+
+
+@pytest.mark.parametrize("pre_only", [False, True])
+def test_plain_joint_attention_is_diffusers_own(pre_only):
+    torch.manual_seed(0)
+    options = {"heads": 3, "dim_head": 8, "added_kv_proj_dim": 24, "context_pre_only": pre_only, "bias": True}
+    attention = Attention(24, qk_norm="rms_norm", eps=1e-6, processor=JointAttnProcessor2_0(), **options).double()
+    hidden, caption = torch.randn(2, 7, 24).double(), torch.randn(2, 5, 24).double()
+    wanted = attention(hidden, caption)
+    for a, b in zip(PlainJointAttention()(attention, hidden, caption), wanted, strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
 
 
 def test_held_out_names_are_not_drawn_and_dropped_captions_are_null(renderings, monkeypatch):
