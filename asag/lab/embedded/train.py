@@ -8,11 +8,8 @@ many pictures fit is then the machine's affair.
 from __future__ import annotations
 
 import json
-import signal
 import time
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -23,7 +20,7 @@ from asag.lab import arguments
 from asag.lab.embedded.classifier import accuracy, train_classifier
 from asag.lab.embedded.source import Drawn, Source
 from asag.lab.embedded.subjects import SUBJECTS, Subject
-from asag.lab.embedded.training import Training, Way, learning_rate
+from asag.lab.embedded.training import Training, Way, asked_to_end, learning_rate
 
 _CHECKPOINT_SECONDS = 120
 _LOG_STEPS = 50
@@ -36,8 +33,8 @@ class Recipe(Protocol):
 
     def subject(self, name: str) -> Subject: ...
 
-    def train_judge(self, folder: Path) -> str:
-        """Train the classifier and write it into the folder; says how good it is."""
+    def train_judge(self, folder: Path) -> str | None:
+        """Train the classifier and write it into the folder; says how good it is. None: it was asked to end before."""
 
     def watch(self, training: Training, out: Path) -> None:
         """Called after each export into out/model."""
@@ -55,7 +52,7 @@ class DrawnRecipe:
     def subject(self, name: str) -> Subject:
         return SUBJECTS[name]()
 
-    def train_judge(self, folder: Path) -> str:
+    def train_judge(self, folder: Path) -> str | None:
         generator = torch.Generator(self.args.device).manual_seed(self.args.seed)
         classifier = train_classifier(self.args.classifier_steps, generator).cpu()
         save_file(classifier.state_dict(), folder / "classifier.safetensors")
@@ -81,7 +78,7 @@ def train_model(training: Training, out: Path, budget: Budget, recipe: Recipe) -
     """Runs until the budget is used or SIGTERM comes, then writes the checkpoint and out/model."""
     started = time.monotonic() - training.seconds
     saved, losses = training.seconds, []
-    with _asked_to_end() as ended:
+    with asked_to_end() as ended:
         while not ended:
             training.seconds = time.monotonic() - started
             progress = budget.progress(training)
@@ -122,17 +119,6 @@ def forget_after(step: int, log: Path) -> None:
         log.write_text("".join(f"{line}\n" for line in lines))
 
 
-@contextmanager
-def _asked_to_end() -> Iterator[list[int]]:
-    """A list that holds the signal once SIGTERM has come."""
-    came: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
-    try:
-        yield came
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _way(args: Namespace) -> Way:
     return Way(getattr(torch, args.dtype), args.compile, args.optimiser == "muon")
 
@@ -154,9 +140,13 @@ def main(argv: list[str] | None = None) -> int:
     recipe = _recipe(args)
     model = args.out / "model"
     model.mkdir(parents=True, exist_ok=True)
-    if "classifier" in args.parts and not (args.resume and (model / "classifier.safetensors").exists()):
+    judged = any(model.glob("classifier.safetensors")) or any(model.glob("judge.safetensors"))
+    if "classifier" in args.parts and not (args.resume and judged):
         torch.manual_seed(args.seed)
-        print(f"classifier: {recipe.train_judge(model)}", flush=True)
+        found = recipe.train_judge(model)
+        print(f"classifier: {found or 'ended, to go on with --resume'}", flush=True)
+        if found is None:
+            return 0
     for name in (name for name in SUBJECTS if name in args.parts):
         parts = recipe.subject(name), recipe.source(), _way(args)
         training = Training(args.seed, torch.device(args.device), *parts)

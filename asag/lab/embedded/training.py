@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +35,17 @@ class Way(NamedTuple):
 def learning_rate(peak: float, step: int, progress: float) -> float:
     """Warm-up by steps, then constant, then a straight fall to 0; progress is the share of budget used."""
     return peak * min(1.0, (step + 1) / _WARM_UP_STEPS, max(0.0, (1 - progress) / _DECAY_SHARE))
+
+
+@contextlib.contextmanager
+def asked_to_end() -> Iterator[list[int]]:
+    """A list that holds the signal once SIGTERM has come."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Training:

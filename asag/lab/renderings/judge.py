@@ -13,12 +13,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from asag.lab.renderings.names import Rendering
-from asag.lab.renderings.pictures import SIDE, Pictures
+from asag.lab.renderings.pictures import SIDE
 
 FEATURES = 256
 _WIDTHS = (3, 32, 64, 128, 256)
-_NOISE = 0.1  # renderings are noiseless; samples are not quite, and must not be judged by that
 _WEIGHTS, _NAMES = "judge.safetensors", "judge.json"
 
 
@@ -70,58 +68,6 @@ def verdict(judge: Judge, images: torch.Tensor, asked: Sequence[str], among: Seq
     wanted = torch.tensor([judge.names.index(name) for name in asked])
     wanted_groups = torch.tensor([judge.groups.index(judge.group_of[name]) for name in asked])
     return Verdict(named == wanted, groups.argmax(1) == wanted_groups)
-
-
-class JudgeTraining(NamedTuple):
-    """Pictures in a step, highest learning rate, and dtype of the forward pass."""
-
-    batch: int = 64
-    rate: float = 3e-3
-    dtype: torch.dtype = torch.float32
-
-
-def train_judge(
-    renderings: Sequence[Rendering], steps: int, generator: torch.Generator, way: JudgeTraining | None = None
-) -> Judge:
-    """A judge of all the renderings, trained on `steps` batches of augmented pictures, half of them noisy or soft."""
-    way, device = way or JudgeTraining(), generator.device
-    judge = Judge({rendering.name: rendering.group for rendering in renderings})
-    judge.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    group_of = torch.tensor([judge.groups.index(rendering.group) for rendering in renderings], device=device)
-    pictures = Pictures(renderings, device)
-    optimiser = torch.optim.AdamW(judge.parameters(), lr=way.rate, weight_decay=0.02, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=way.rate, total_steps=steps, pct_start=0.1)
-    for _ in range(steps):
-        rows = torch.randint(len(renderings), (way.batch,), generator=generator, device=device)
-        images = worn(pictures.draw(rows, generator), generator).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, way.dtype, enabled=way.dtype != torch.float32):
-            names, kinds = judge(images)
-        loss = F.cross_entropy(names.float(), rows, label_smoothing=0.05)
-        loss = loss + 0.3 * F.cross_entropy(kinds.float(), group_of[rows])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-    return judge.cpu().eval()
-
-
-def worn(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Pictures (B,3,64,64) as a model's samples might be: half of them noisy, a quarter at half the resolution."""
-    u = torch.rand(2, len(images), 1, 1, 1, generator=generator, device=generator.device)
-    noise = torch.randn(images.shape, generator=generator, device=generator.device)
-    soft = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2, mode="bilinear", align_corners=False)
-    images = torch.where(u[1] < 0.25, soft, images)
-    return images + _NOISE * (2 * u[0] - 1).clamp(min=0) * noise
-
-
-@torch.no_grad()
-def accuracy(judge: Judge, renderings: Sequence[Rendering], seed: int, rounds: int = 2) -> Verdict:
-    """Verdicts on fresh augmented pictures of each rendering, `rounds` of each."""
-    generator = torch.Generator().manual_seed(seed)
-    pictures = Pictures(renderings, torch.device("cpu"))
-    rows = torch.arange(len(renderings)).repeat(rounds)
-    images = torch.cat([pictures.draw(part, generator) for part in rows.split(128)])
-    return verdict(judge, images, [renderings[row].name for row in rows], judge.names)
 
 
 def save_judge(judge: Judge, folder: Path) -> None:

@@ -10,9 +10,10 @@ import torch
 
 from asag.lab.embedded.source import Source
 from asag.lab.embedded.subjects import Subject
-from asag.lab.embedded.training import Training
+from asag.lab.embedded.training import Training, asked_to_end
 from asag.lab.renderings import names, shipped, subjects
-from asag.lab.renderings.judge import JudgeTraining, accuracy, save_judge, train_judge
+from asag.lab.renderings.judge import save_judge
+from asag.lab.renderings.judge_training import JudgeTraining, accuracy
 from asag.lab.renderings.sheet import CAPTIONS, contact_sheet
 from asag.lab.renderings.source import Renderings
 
@@ -33,10 +34,17 @@ class RenderingsRecipe:
     def subject(self, name: str) -> Subject:
         return subjects.subject(name, self.device)
 
-    def train_judge(self, folder: Path) -> str:
+    def train_judge(self, folder: Path) -> str | None:
         generator = torch.Generator(self.device).manual_seed(self.args.seed)
-        way = JudgeTraining(dtype=getattr(torch, self.args.dtype))
-        judge = train_judge(self.renderings, self.args.classifier_steps, generator, way)
+        dtype = getattr(torch, self.args.dtype)
+        training = JudgeTraining(self.renderings, self.args.classifier_steps, generator, dtype)
+        checkpoint = self.args.out / "judge.pt"
+        if self.args.resume and checkpoint.exists():
+            training.load(checkpoint)
+        with asked_to_end() as ended:
+            if not training.run(checkpoint, ended):
+                return None
+        judge = training.judge.cpu().eval()
         save_judge(judge, folder)
         shares = accuracy(judge, self.renderings, self.args.seed + 1).shares()
         return ", ".join(f"{name} {share:.2%}" for name, share in shares.items()) + " of fresh augmented renderings"

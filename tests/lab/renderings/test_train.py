@@ -14,7 +14,8 @@ from asag.lab.embedded.subjects import Task
 from asag.lab.renderings import recipe, shipped
 from asag.lab.renderings.architecture import LATENT_SHAPE, new_transformer, new_unet
 from asag.lab.renderings.captions import TOKEN_DIM, TOKENS
-from asag.lab.renderings.judge import Judge, load_judge, save_judge, verdict, worn
+from asag.lab.renderings.judge import Judge, load_judge, save_judge, verdict
+from asag.lab.renderings.judge_training import JudgeTraining, worn
 from asag.lab.renderings.sheet import contact_sheet
 from asag.lab.renderings.source import Renderings
 from asag.lab.renderings.subjects import PlainAttention, PlainJointAttention, subject
@@ -114,6 +115,24 @@ def test_a_judge_is_the_same_after_saving_up_to_half_precision(tmp_path):
     images = torch.rand(2, 3, 64, 64)
     for a, b in zip(judge(images), again(images), strict=True):
         assert torch.allclose(a, b, atol=5e-3)
+
+
+def test_a_judges_training_that_is_ended_goes_on_as_if_it_had_not_been(tmp_path, renderings):
+    torch.set_num_threads(1)
+
+    def training(seed):
+        torch.manual_seed(seed)
+        return JudgeTraining(renderings, 2, torch.Generator().manual_seed(seed), torch.float32)
+
+    straight, ended, resumed = training(0), training(0), training(9)
+    assert straight.run(tmp_path / "straight.pt")
+    ended.update()
+    assert not ended.run(tmp_path / "judge.pt", ended=[15])
+    resumed.load(tmp_path / "judge.pt")
+    assert resumed.run(tmp_path / "judge.pt")
+    assert resumed.step == 2
+    for name, value in straight.judge.state_dict().items():
+        assert torch.equal(value, resumed.judge.state_dict()[name]), name
 
 
 def test_some_of_the_judges_pictures_are_noisy_or_soft_and_some_as_they_are():
