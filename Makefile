@@ -27,13 +27,12 @@ test-webui: $(VENV)/.test
 	ASAG_WEBUI="$(abspath $(WEBUI))" $(RUN) -m pytest tests/webui
 
 # The tests that make up their input, with 10 000 examples each; make test has 500. Then the routes against their OpenAPI
-# description, and the parsers by atheris for FUZZ_SECONDS, in a copy of the inputs that are kept.
+# description, and the parsers by atheris for FUZZ_SECONDS.
 FUZZ_SECONDS ?= 1800
 fuzz: $(VENV)/.test $(VENV)-fuzz/.ready
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m fuzz --hypothesis-profile fuzz --timeout 7200 --numprocesses $(TEST_PROCESSES)
 	$(VENV)-fuzz/bin/python -m pytest -p no:schemathesis tests/fuzz/test_fuzz_routes.py
-	rm -rf build/corpus && mkdir -p build && cp -r tests/fuzz/corpus build/corpus
-	OMP_NUM_THREADS=1 $(VENV)-fuzz/bin/python -m tests.fuzz.parsers build/corpus -max_len=600 -max_total_time=$(FUZZ_SECONDS)
+	OMP_NUM_THREADS=1 $(VENV)-fuzz/bin/python -m tests.fuzz.run build/corpus -max_len=600 -max_total_time=$(FUZZ_SECONDS)
 
 # Changes the code in one place at a time and looks which changes no test notices; hours for all of it. MUTATE: modules,
 # such as asag/guidance.py, and options; see python -m tests.mutation.run --help.

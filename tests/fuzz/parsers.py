@@ -1,29 +1,24 @@
-"""atheris on what parses text and bytes from outside: python -m tests.fuzz.parsers tests/fuzz/corpus -max_total_time=60
-
-The first byte of an input chooses the parser. What it raises may be what it documents, and nothing else.
-"""
+"""What reads text and bytes from outside, as functions of bytes: for atheris (run.py) and the inputs that it kept."""
 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import atheris
-
-with atheris.instrument_imports(include=["asag"]):
-    from asag.blocks import BlocksError, parse_blocks, select_heads
-    from asag.hosts.checkpoints import Unreadable, contents
-    from asag.models.ldm_unet import LdmUnet
-    from asag.noise import read_noise
-    from asag.preset_file import PresetError
-    from asag.presets import Presets, read_shared
-    from asag.settings import AsagSettings, SettingsError
-    from asag.webui import api, block_map, earlier_labels, infotext
+from asag.blocks import BlocksError, parse_blocks, select_heads
+from asag.hosts.checkpoints import Unreadable, contents
+from asag.models.ldm_unet import LdmUnet
+from asag.noise import read_noise
+from asag.preset_file import PresetError
+from asag.presets import Presets, read_shared
+from asag.settings import AsagSettings, SettingsError
+from asag.webui import api, block_map, earlier_labels, infotext
 from tests.test_blocks import MID, SDXL
 
+# A line of JSON for each input; a character is a byte.
+CORPUS = Path(__file__).parent / "corpus.jsonl"
 FOLDER = Path(tempfile.mkdtemp())
 
 
@@ -90,6 +85,7 @@ DOCUMENTED = (BlocksError, SettingsError, PresetError, Unreadable)
 
 
 def one_input(data: bytes) -> None:
+    """The first byte chooses the parser. What it raises may be what it documents, and nothing else."""
     if data:
         try:
             PARSERS[data[0] % len(PARSERS)](data[1:])
@@ -97,6 +93,5 @@ def one_input(data: bytes) -> None:
             str(error).encode("utf-8")
 
 
-if __name__ == "__main__":
-    atheris.Setup(sys.argv, one_input)
-    atheris.Fuzz()
+def corpus() -> list[bytes]:
+    return [json.loads(line).encode("latin-1") for line in CORPUS.read_text(encoding="utf-8").splitlines()]
