@@ -18,6 +18,10 @@ COMMANDS = {
     "along": Command("research.asag.along", arguments.along, "measure the attention plans along sampling", _NEEDS),
     "directions": Command("research.asag.directions", arguments.directions, "measure where each method pushes", _NEEDS),
     "units": Command("research.asag.units", arguments.units, "measure pushes beside CFG's own, for the units", _NEEDS),
+    "single": Command(
+        "research.asag.unit_single", arguments.single, "sample one scale of each unit everywhere", _NEEDS
+    ),
+    "best": Command("research.asag.unit_best", arguments.best, "compare the best scales in each unit", _NEEDS),
     "report": Command(
         "research.asag.report",
         arguments.report,

@@ -15,7 +15,7 @@ TEMPERATURES = (0.004, 0.016, 0.063, 0.25, 1.0)
 # What `evaluate` measures, and what it looks for first.
 PLANS = (
     *("main", "search", "blocks", "window", "rescale", "contrast", "strength", "iterations", "rivals", "confirm"),
-    *("plain-search", "plain", "strong-search", "strong", "fresh", "adaptive", "steps", "every"),
+    *("plain-search", "plain", "strong-search", "strong", "fresh", "adaptive", "steps", "every", "presets"),
 )
 CALIBRATIONS = ("calibrate", "calibrate-chosen", "calibrate-rivals", "calibrate-high")
 
@@ -75,6 +75,25 @@ def directions(argv: Arguments) -> argparse.Namespace:
 def units(argv: Arguments) -> argparse.Namespace:
     text = "Measures how large the push is beside CFG's own: every method and block, at several CFG scales."
     return _of_a_model("units", text, argv)
+
+
+def single(argv: Arguments) -> argparse.Namespace:
+    text = """Samples every method in every block at several CFG scales, at one scale of each unit, beside CFG alone. A
+    run that was stopped goes on."""
+    parser = Parser("research single", text)
+    parser.add_argument("--model", choices=MODELS, default="unet", help="which of the embedded models")
+    parser.add_argument("--pushes", type=float, nargs="+", default=[0.5], help="the scales, as pushes beside CFG's own")
+    parser.add_argument("--store", type=Path, default=Path("evidence"), help="where descriptions are kept")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON lines")
+    parser.add_threads()
+    return parser.parse_args(argv)
+
+
+def best(argv: Arguments) -> argparse.Namespace:
+    text = "Says which scale suits in each unit and what one scale costs, from the lines of `evaluate unit-scales`."
+    parser = Parser("research best", text)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON lines")
+    return parser.parse_args(argv)
 
 
 def _of_a_model(command: str, text: str, argv: Arguments) -> argparse.Namespace:

@@ -129,17 +129,22 @@ def rounded(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def line(
-    cell: Cell, size: Size, estimates: dict[str, Estimate], others: dict[str, dict[str, Estimate]]
-) -> dict[str, Any]:
-    """A cell as a JSON line: of each metric the value and its error, and for each of `others` the difference to it
-    with the paired error, as `to_baseline` and `to_baseline_error`."""
+def compared(estimates: dict[str, Estimate], others: dict[str, dict[str, Estimate]]) -> dict[str, dict[str, float]]:
+    """Of each metric the value and its error, and for each of `others` the difference to it with the paired error, as
+    `to_baseline` and `to_baseline_error`."""
     metrics = {}
     for name, estimate in estimates.items():
         figures = {"value": estimate.value, "error": estimate.error}
         for other, theirs in others.items():
             figures[f"to_{other}"], figures[f"to_{other}_error"] = estimate.minus(theirs[name])
         metrics[name] = {key: rounded(value) for key, value in figures.items()}
+    return metrics
+
+
+def line(
+    cell: Cell, size: Size, estimates: dict[str, Estimate], others: dict[str, dict[str, Estimate]]
+) -> dict[str, Any]:
+    """A cell as a JSON line."""
     return {
         "plan": cell.plan,
         "model": cell.run.model,
@@ -151,7 +156,7 @@ def line(
         "steps": cell.run.steps,
         "settings": dict(cell.run.settings),
         **size.fields(),
-        "metrics": metrics,
+        "metrics": compared(estimates, others),
         "weights": weights(cell.run.model),
         "run": cell.run.key,
         "baseline": cell.baseline.key,

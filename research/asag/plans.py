@@ -24,6 +24,11 @@ RESTRAINED: dict[str, dict[str, Any]] = {
     "adaptive bell": {"adaptive": True, "schedule": "bell"},
     "no contrast": {"contrast": 0.0},
 }
+# Two presets, and what they could be in unit cfg: around the best of the searches in the UNet, below too much.
+IN_UNITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "Gentle": ({"scale": 0.8}, {"scale": 0.1, "unit": "cfg"}),
+    "Strong": ({"scale": 4.0}, {"scale": 0.5, "unit": "cfg"}),
+}
 EVERY = {"unet": ("Fast", "Strong"), "mmdit": ("Fast", "Clean")}
 # The other methods, and ASAG's plan with other strengths and more iterations.
 WAYS: dict[str, dict[str, Any]] = {
@@ -246,6 +251,18 @@ def every_plan(model: str, scales: Scales) -> Plan:
     return Plan.search(cells)
 
 
+def presets_plan(model: str, scales: Scales) -> Plan:
+    """Presets in the paper's unit, and beside each what it could be in unit cfg, with CFG and few steps. Captions and
+    noise are those that nothing was chosen by."""
+    base = baseline(model, True, steps=6)
+    cells = [unguided("presets", base)]
+    for name, (in_paper, in_cfg) in IN_UNITS.items():
+        paper = guided(base, in_paper)
+        cells += [Cell("presets", name, "asag", paper, base)]
+        cells += [Cell("presets", name, "asag", guided(base, in_cfg), base, paper)]
+    return Plan(tuple(cells), 300, (8,), 25_000)
+
+
 SEARCHES = ("search", *SWEEPS, "rivals")
 PLANS: dict[str, Callable[[str, Scales], Plan]] = {
     "main": main_plan,
@@ -261,4 +278,5 @@ PLANS: dict[str, Callable[[str, Scales], Plan]] = {
     "adaptive": adaptive_plan,
     "steps": steps_plan,
     "every": every_plan,
+    "presets": presets_plan,
 }

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from research import arguments
-from research.asag import report_figures, report_prose, tables, unit_spread
+from research.asag import report_figures, report_prose, report_units, tables
 from research.asag.report_sweeps import searches
 from research.asag.report_tables import main_tables, measured_again
 from research.asag.sampling import MODELS, trained
@@ -58,30 +58,9 @@ def of_model(folder: Path, model: str) -> Iterator[str]:
             "less its mean. A push along it makes the picture stronger and changes nothing else."
             f"\n\n{tables.directions(lines)}\n\n![Pushes along sampling]({path})"
         )
-    yield from units(folder, model)
+    yield from report_units.units(folder, model)
     yield from searches(folder, model)
     yield from measured_again(folder, model)
-
-
-def units(folder: Path, model: str) -> Iterator[str]:
-    lines = read_lines(folder / "results" / f"units-{model}.jsonl")
-    if not lines:
-        return
-    yield (
-        "## The units of the scale\n\nThe push beside CFG's own, at one and the same scale: every method in every "
-        f"block at CFG 1.5, 2 and 4, in every step, {lines[0]['pictures']} pictures with captions. The latents are "
-        "those of CFG alone. *Spread* is the upper end of the 90 % range over the lower. The other columns are the "
-        "largest push over the smallest between what they name, the rest being equal (medians).\n\n"
-        + unit_spread.table(lines)
-    )
-    if any(line["method"] == "limits" for line in lines):
-        yield (
-            "The scale at which FD is a quarter above that of CFG 2 alone, ASAG in one block (500 pictures, of the "
-            "search over blocks, straight lines between its scales). It was measured in the unit `paper`. The other "
-            "columns are what that scale is in the other units: multiplied by the median size of δ, and by its median "
-            "size beside CFG's push. Blocks in which FD stays below that up to scale 1.5 are left out.\n\n"
-            + unit_spread.limits_table(lines)
-        )
 
 
 def along_part(folder: Path, model: str, lines: list[Line]) -> Iterator[str]:

@@ -76,6 +76,10 @@ def _apart(cells: dict[Cell, Tensor], same: Callable[[Cell], tuple[object, ...]]
     return float(torch.tensor([_quotient(each) for each in groups.values()]).median())
 
 
+def rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
 def _quotient(values: Sequence[float]) -> float:
     return max(values) / min(values)
 
@@ -107,14 +111,20 @@ def too_much(swept: Sequence[Line]) -> dict[str, float]:
         if line["settings"]:
             at = points.setdefault(line["settings"]["blocks"], [(0.0, alone)])
             at.append((line["settings"]["scale"], line["metrics"]["fd"]["value"]))
-    limit = (1 + WORSE) * alone
     for block, at in points.items():
-        at.sort()
-        for (scale, fd), (next_scale, next_fd) in pairwise(at):
-            if fd < limit <= next_fd:
-                found[block] = scale + (limit - fd) / (next_fd - fd) * (next_scale - scale)
-                break
+        scale = crossing(sorted(at), (1 + WORSE) * alone)
+        if scale is not None:
+            found[block] = scale
     return found
+
+
+def crossing(at: Sequence[tuple[float, float]], limit: float) -> float | None:
+    """The first scale at which FD comes up to `limit`, along straight lines between scales and FDs that are sorted by
+    scale; None where it stays below."""
+    for (scale, fd), (next_scale, next_fd) in pairwise(at):
+        if fd < limit <= next_fd:
+            return scale + (limit - fd) / (next_fd - fd) * (next_scale - scale)
+    return None
 
 
 def limits(swept: Sequence[Line], lines: Sequence[Line]) -> list[Line]:
