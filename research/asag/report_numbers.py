@@ -9,6 +9,7 @@ Several values are separated by commas; `none` is the value of what isn't set. M
     fd σ to ASAG  how far it is from the line that it is compared with, ASAG's in most files
     fd change     how far it is from the baseline, in the metric's unit
     fd error      the standard error of that
+    fd to paper   how far it is from the same in the paper's unit; with `error` behind it, the standard error of that
     fd % off      how far below the baseline it is, in per cent of it
     size/a/0      a number inside a line, by keys and places in lists; with % behind it, in per cent
 
@@ -30,6 +31,8 @@ from research.lines import Line, read_lines
 _PLACE = re.compile(r"\{([^{}:]+): ([^{}]+)\}")
 _CONDITIONS = {"u": "unconditional", "c": "conditional"}
 _DIGITS = {"fd": 1, "kid": 1, "right": 1, "fd_layout": 3}
+_KEYS = {"": "value", "change": "to_baseline", "error": "to_baseline_error"}
+_KEYS |= {"to paper": "to_paper", "to paper error": "to_paper_error"}
 _LARGE = 150.0  # an FD from here on has no digits after the point
 
 
@@ -112,7 +115,7 @@ def _value(line: Line, what: str) -> float:
         return abs(float(metric["to_asag"] / metric["to_asag_error"]))
     if how == "% off":
         return float(-100 * metric["to_baseline"] / (metric["value"] - metric["to_baseline"]))
-    value = abs(metric[{"": "value", "change": "to_baseline", "error": "to_baseline_error"}[how]])
+    value = abs(metric[_KEYS[how]])
     return 100 * value if name in ("right", "clipped") else as_titled(value, name)
 
 

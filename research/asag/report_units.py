@@ -58,8 +58,9 @@ def best(folder: Path, model: str) -> Iterator[str]:
             f"{pooled[0]['samples'] // pooled[0]['places']} pictures a place with captions and noise of its own, "
             f"{STEPS} steps. In each unit it is one scale for both models: that which pushes {pushes} times as far as "
             "CFG, by the median over places. The change is the RMS difference of the mean colours of 4 × 4 cells to "
-            "the pictures of CFG alone, the median of a place. FD, right and clipped are those of all pictures of this "
-            "model together, with the paired differences to CFG alone.\n\n" + unit_best.sampled_table(sampled, pooled)
+            "the pictures of CFG alone, the median of a place. Its spread at one CFG scale is the median of three. FD, "
+            "KID, right and clipped are those of all pictures of this model together, with the paired differences to "
+            "CFG alone.\n\n" + unit_best.sampled_table(sampled, pooled)
         )
     if lines := read_lines(folder / "results" / f"presets-{model}.jsonl"):
         yield (

@@ -164,11 +164,19 @@ def changes(sampled: Mapping[str, Sequence[Line]]) -> list[Line]:
         for push in sorted({line["push"] for line in places}):
             at = [line for line in places if line["push"] == push]
             for unit in UNITS:
-                of = apart([float(torch.tensor(line["changes"][unit]).median()) for line in at])
+                medians = [float(torch.tensor(line["changes"][unit]).median()) for line in at]
                 about = {"plan": "unit-best", "model": model, "unit": unit, "method": "single", "push": push}
                 about |= {"places": len(at), "scale": at[0]["scales"][unit]}
-                found.append(about | _short(of))
+                found.append(about | _short(apart(medians) | {"at_one_cfg": _at_one_cfg(at, medians)}))
     return found
+
+
+def _at_one_cfg(lines: Sequence[Line], values: Sequence[float]) -> float:
+    """The spread of the values at one CFG scale; the median over CFG scales."""
+    of: dict[float, list[float]] = {}
+    for line, value in zip(lines, values, strict=True):
+        of.setdefault(line["guidance_scale"], []).append(value)
+    return float(torch.tensor([apart(each)["spread"] for each in of.values()]).median())
 
 
 def table(lines: Sequence[Line]) -> str:
@@ -201,13 +209,17 @@ def sampled_table(lines: Sequence[Line], pooled: Sequence[Line]) -> str:
     rows = []
     for line in lines:
         row = [f"`{line['unit']}`", f"{line['places']}{_whose(line)}", f"{line['scale']:.3g}", *_range(line)]
+        row.append(f"{line['at_one_cfg']:.3g}")
         of = metrics.get((line["push"], line["unit"])) if line["model"] != "both" else None
-        rows.append([*row, *(_against(of[name], name) if of else "" for name in ("fd", "right", "clipped"))])
-    return markdown(["unit", "places", "scale", "change", "spread", "FD", "right", "clipped"], rows)
+        rows.append([*row, *(_against(of[name], name) if of else "" for name in ("fd", "kid", "right", "clipped"))])
+    return markdown(
+        ["unit", "places", "scale", "change", "spread", "at one CFG scale", "FD", "KID × 1000", "right", "clipped"],
+        rows,
+    )
 
 
 def _against(of: Mapping[str, float], name: str) -> str:
-    times, unit, digits = (1, "", 0) if name == "fd" else (100, " %", 1)
+    times, unit, digits = {"fd": (1, "", 1), "kid": (1000, "", 1)}.get(name, (100, " %", 1))
     shown = [f"{times * of[key]:.{digits}f}" for key in ("value", "to_baseline_error")]
     return f"{shown[0]}{unit} ({times * of['to_baseline']:+.{digits}f} ± {shown[1]})"
 
@@ -216,7 +228,7 @@ def _range(found: dict[str, float] | None) -> tuple[str, str]:
     if found is None:
         return "none", ""
     ends = f"{found['median']:.2g} ({found['low']:.2g} to {found['high']:.2g})"
-    return ends, f"{found['spread']:.3g} ({found['spread_least']:.2g} to {found['spread_most']:.2g})"
+    return ends, f"{found['spread']:.3g} ({found['spread_least']:.3g} to {found['spread_most']:.3g})"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -64,7 +64,8 @@ def measure(evaluation: Evaluation, model: str, number: int, push: float, scales
 
 
 def pooled(evaluation: Evaluation, model: str, push: float, scales: dict[str, float]) -> list[Line]:
-    """A line for each unit: the metrics of the pictures of all places together, and the difference to CFG alone."""
+    """A line for each unit: the metrics of the pictures of all places together, and the differences to CFG alone and to
+    the paper's unit."""
     found: dict[str, list[dict[str, Tensor]]] = {}
     for number, place in enumerate(places(model)):
         for name, run in runs(model, place, scales).items():
@@ -76,7 +77,12 @@ def pooled(evaluation: Evaluation, model: str, push: float, scales: dict[str, fl
     about = {"plan": "unit-single", "model": model, "method": "all", "push": push, "places": len(found[""])}
     about["samples"] = _PICTURES * len(found[""])
     return [
-        about | {"unit": unit, "scale": scales[unit], "metrics": compared(of[unit], {"baseline": of[""]})}
+        about
+        | {
+            "unit": unit,
+            "scale": scales[unit],
+            "metrics": compared(of[unit], {"baseline": of[""], "paper": of["paper"]}),
+        }
         for unit in UNITS
     ]
 

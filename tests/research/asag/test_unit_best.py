@@ -155,6 +155,7 @@ def test_one_scale_is_sampled_in_every_place_beside_cfg_alone_and_goes_on_where_
     assert [(line["model"], line["unit"]) for line in found] == [(m, unit) for m in ("unet", "both") for unit in UNITS]
     medians = [torch.tensor(line["changes"]["paper"]).median().item() for line in places]
     assert found[0]["median"] == pytest.approx((medians[0] * medians[1]) ** 0.5, rel=1e-3)
+    assert found[0]["at_one_cfg"] == found[0]["spread"]
     rows = unit_best.sampled_table(found, [*pooled.values()]).splitlines()
     assert rows[2].startswith("| `paper` | 2 | 2.5 | ")
-    assert rows[-1].endswith(" |  |  |  |")
+    assert rows[-1].endswith(" |  |  |  |  |")
