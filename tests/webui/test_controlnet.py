@@ -34,6 +34,9 @@ UNITS = {  # unit: what its module is called, in A1111's ControlNet or in Forge'
     "reference_adain": (["reference_adain"], None),
 }
 
+# What Neo of August 2026 logs.
+NO_IMAGE_ENCODER = "property 'device' of 'CLIPVisionModelWithProjection' object has no setter"
+
 
 @pytest.fixture(scope="module", params=UNITS, autouse=True)
 def unit(request: pytest.FixtureRequest, webui: WebUI, control_models: list[str]) -> dict[str, Any]:
@@ -59,6 +62,8 @@ def unit(request: pytest.FixtureRequest, webui: WebUI, control_models: list[str]
     # ControlNet leaves attributes of its own on the modules when it is first used: before the guard looks at them.
     if webui.txt2img(**small(steps=1, alwayson_scripts=script)).status != 200:
         pytest.skip(f"the host itself fails with {module} at this size")
+    if request.param == "ip-adapter" and NO_IMAGE_ENCODER in webui.log:
+        pytest.skip("Neo's own IP-Adapter fails: it can't load its image encoder")
     webui.txt2img(**small(steps=1))
     return script
 
