@@ -16,7 +16,6 @@ from asag.lab.renderings.architecture import LATENT_SHAPE, new_transformer, new_
 from asag.lab.renderings.captions import TOKEN_DIM, TOKENS
 from asag.lab.renderings.judge import Judge, load_judge, save_judge, verdict
 from asag.lab.renderings.judge_training import JudgeTraining, worn
-from asag.lab.renderings.sheet import contact_sheet
 from asag.lab.renderings.source import Renderings
 from asag.lab.renderings.subjects import PlainAttention, PlainJointAttention, subject
 
@@ -182,13 +181,6 @@ def test_a_folder_without_renderings_is_a_mistake_that_says_what_to_do(tmp_path,
         train.main(["--data", str(tmp_path), "--out", str(tmp_path / "out")])
     assert "--data: " in (said := capsys.readouterr().err)
     assert "npm install" in said
-
-
-def test_a_sheet_holds_every_picture_over_its_caption(tmp_path):
-    contact_sheet(torch.rand(3, 3, 64, 64), ["a", "woman’s hat " * 3, "c"], tmp_path / "x" / "sheet.png", columns=2)
-    from PIL import Image
-
-    assert Image.open(tmp_path / "x" / "sheet.png").size == (2 * 132, 2 * 156)
 
 
 def test_a_caption_that_the_model_has_not_learnt_is_named(tmp_path, renderings):
