@@ -59,7 +59,7 @@ class Panel:
 @pytest.fixture
 def panel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Panel]:
     with gradio(monkeypatch, "asag.webui.plain", "asag.webui.preset_panel"):
-        yield Panel(Presets(tmp_path / "presets.json"), AsagSettings(scale=0.8))
+        yield Panel(Presets(tmp_path / "presets.json"), AsagSettings(scale=0.1, unit="cfg"))
 
 
 def said(text: str) -> str:
@@ -108,19 +108,19 @@ def test_custom_that_is_chosen_changes_nothing(panel: Panel) -> None:
     panel.set(iterations=7)
     panel.page.values[panel.panel.list] = "Custom"
     panel.page.fire(panel.panel.list, "input")
-    assert panel.given == AsagSettings(scale=0.8, iterations=7)
+    assert panel.given == AsagSettings(scale=0.1, unit="cfg", iterations=7)
     assert (panel.chosen, panel.notice) == ("Custom", "as before")
 
 
 def test_a_preset_that_is_gone_is_told_and_changes_nothing(panel: Panel) -> None:
     panel.page.values[panel.panel.list] = "<b>"
     panel.page.fire(panel.panel.list, "input")
-    assert panel.given == AsagSettings(scale=0.8)
+    assert panel.given == AsagSettings(scale=0.1, unit="cfg")
     assert panel.notice.startswith(said("preset: &#x27;&lt;b&gt;&#x27;; allowed: Paper")[:-4])
 
 
 def test_a_setting_that_is_touched_shows_whose_settings_these_are(panel: Panel) -> None:
-    for settings, name in (({"iterations": 3}, "Custom"), ({"iterations": 2}, "Gentle"), ({"scale": 4.0}, "Strong")):
+    for settings, name in (({"iterations": 3}, "Custom"), ({"iterations": 2}, "Gentle"), ({"scale": 0.5}, "Strong")):
         panel.set(**settings)
         panel.page.fire(panel.settings["iterations"], "input")
         assert panel.chosen == name
@@ -134,10 +134,10 @@ def test_save_keeps_the_settings_under_the_name(panel: Panel) -> None:
     panel.set(iterations=3, blocks="mid")
     panel.page.values[panel.panel.name] = " <i>mine "
     panel.press("Save")
-    assert panel.presets.get("<i>mine") == AsagSettings(scale=0.8, iterations=3, blocks="mid")
+    assert panel.presets.get("<i>mine") == AsagSettings(scale=0.1, unit="cfg", iterations=3, blocks="mid")
     assert (panel.chosen, panel.notice) == ("<i>mine", said("Saved: &lt;i&gt;mine"))
     assert panel.page.choices[panel.panel.list] == [*BUILT_IN, "<i>mine"]
-    assert panel.given == AsagSettings(scale=0.8, iterations=3, blocks="mid")
+    assert panel.given == AsagSettings(scale=0.1, unit="cfg", iterations=3, blocks="mid")
 
 
 def test_rename_and_delete(panel: Panel) -> None:
@@ -151,19 +151,19 @@ def test_rename_and_delete(panel: Panel) -> None:
     panel.press("Delete")
     assert (panel.chosen, panel.notice) == ("Custom", said("Deleted: two"))
     assert panel.page.choices[panel.panel.list] == BUILT_IN
-    assert panel.given == AsagSettings(scale=2.5)
+    assert panel.given == AsagSettings(scale=2.5, unit="cfg")
 
 
 def test_export_writes_a_line_and_import_reads_it(panel: Panel) -> None:
     panel.set(scale=2.0, blocks="mid", end=0.5)
     panel.press("Export")
     line = panel.page.values[panel.panel.shared]
-    assert line == "Gentle: scale 2.0; blocks mid; end 0.5"
+    assert line == "Gentle: scale 2.0; blocks mid; end 0.5; unit cfg"
     assert panel.notice == ""
     panel.set(scale=7.0, iterations=9)
     panel.page.values[panel.panel.shared] = line.replace("Gentle", "theirs")
     panel.press("Import")
-    assert panel.given == AsagSettings(scale=2.0, blocks="mid", end=0.5)
+    assert panel.given == AsagSettings(scale=2.0, blocks="mid", end=0.5, unit="cfg")
     assert (panel.chosen, panel.notice) == ("theirs", said("Saved: theirs"))
     assert panel.presets.get("theirs") == panel.given
 
@@ -200,7 +200,7 @@ def test_settings_that_arent_allowed_are_neither_saved_nor_shared(panel: Panel, 
 
 
 def test_the_switch_looks_for_presets_that_another_tab_saved(panel: Panel) -> None:
-    panel.presets.save("another", AsagSettings(scale=0.8, blocks="mid"))
+    panel.presets.save("another", AsagSettings(scale=0.1, unit="cfg", blocks="mid"))
     panel.set(blocks="mid")
     panel.page.fire(panel.switch, "change")
     assert panel.chosen == "another"
@@ -228,12 +228,12 @@ def test_a_preset_is_kept_for_a_kind_or_a_checkpoint_and_offered_first(panel: Pa
     assert panel.panel.use not in panel.page.choices, "its list is still open in gradio 3: it mustn't be filled anew"
     assert (panel.chosen, panel.notice) == ("Gentle", said("Gentle comes first in the list for SDXL."))
     assert panel.page.choices[panel.panel.list] == ["★ Gentle (SDXL)", *(each for each in BUILT_IN if each != "Gentle")]
-    assert panel.given == AsagSettings(scale=0.8)
+    assert panel.given == AsagSettings(scale=0.1, unit="cfg")
     # Chosen by its mark, it is the preset.
-    panel.set(scale=4.0)
+    panel.set(scale=0.5)
     panel.page.values[panel.panel.list] = "★ Gentle (SDXL)"
     panel.page.fire(panel.panel.list, "input")
-    assert (panel.chosen, panel.given) == ("Gentle", AsagSettings(scale=0.8))
+    assert (panel.chosen, panel.given) == ("Gentle", AsagSettings(scale=0.1, unit="cfg"))
     assert panel.page.values[panel.panel.use] == "SDXL"
     use(panel, "one.safetensors")
     assert panel.page.choices[panel.panel.list][0] == "★ Gentle (one.safetensors)"
@@ -289,7 +289,7 @@ def test_what_a_preset_cannot_be_kept_for(panel: Panel, chosen: str, value: str,
 
 def test_a_setting_that_is_touched_shows_what_its_preset_is_kept_for(panel: Panel) -> None:
     panel.presets.keep_for("Strong", "SDXL")
-    panel.set(scale=4.0)
+    panel.set(scale=0.5)
     panel.page.fire(panel.settings["scale"], "input")
     assert (panel.chosen, panel.page.values[panel.panel.use]) == ("Strong", "SDXL")
     panel.set(scale=4.5)

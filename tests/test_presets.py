@@ -37,8 +37,8 @@ def test_the_built_in_ones_can_be_read_and_told_apart(presets):
 def test_the_built_in_ones_are_what_their_pictures_were_made_with():
     assert {name: complete(preset) for name, preset in PRESETS.items()} == {
         "Paper": AsagSettings(scale=1.5),
-        "Gentle": AsagSettings(scale=0.8),
-        "Strong": AsagSettings(scale=4.0),
+        "Gentle": AsagSettings(scale=0.1, unit="cfg"),
+        "Strong": AsagSettings(scale=0.5, unit="cfg"),
         "Clean": AsagSettings(scale=0.6, blocks="late", strength=0.25, contrast=0.0),
         "Fast": AsagSettings(blocks="late", end=0.6, every=2),
     }

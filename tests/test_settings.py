@@ -439,7 +439,7 @@ def test_a_pasted_text_sets_the_list_of_presets(tmp_path):
     """To the preset that it is; to none where it is none, or where it can't be read; and without ASAG to nothing."""
     presets = Presets(tmp_path / "presets.json")
     for text, preset in (
-        ("scale 4.0", "Strong"),
+        ("scale 0.5; unit cfg", "Strong"),
         ("scale 4.25", "Custom"),
         ("scale 1.5; sharpness 3", "Custom"),
         ("scale 999", "Custom"),

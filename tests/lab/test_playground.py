@@ -626,7 +626,7 @@ def test_presets_set_everything_and_say_when_something_was_changed(page: Page) -
     expect(blocks(page)).to_have_value("late")
     expect(text_of(page, "end")).to_have_value("0.6")
     choose(page, "Strong")
-    expect(number(page, "scale")).to_have_value("4")
+    expect(number(page, "scale")).to_have_value("0.5")
     expect(blocks(page)).to_have_value("auto")
     expect(text_of(page, "end")).to_have_value("1")
     text_of(page, "end").fill("60%")
@@ -635,9 +635,9 @@ def test_presets_set_everything_and_say_when_something_was_changed(page: Page) -
     text_of(page, "end").fill("1")
     text_of(page, "end").press("Tab")
     expect(preset(page)).to_have_value("Strong")
-    set_number(page, "scale", 4.5)
+    set_number(page, "scale", 0.75)
     expect(preset(page)).to_have_value("Custom")
-    set_number(page, "scale", 4)
+    set_number(page, "scale", 0.5)
     expect(preset(page)).to_have_value("Strong")
 
 

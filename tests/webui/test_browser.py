@@ -263,8 +263,8 @@ def test_a_block_opens_into_its_heads(page: Page) -> None:
 def test_a_preset_sets_what_is_generated_with(page: Page) -> None:
     switch(page)
     choose(page, "#script_txt2img_asag_preset", "Strong")
-    expect(scale_field(page)).to_have_value("4")
-    assert "scale 4.0" in generate(page)[0]
+    expect(scale_field(page)).to_have_value("0.5")
+    assert "scale 0.5; unit cfg" in generate(page)[0]
     scale_field(page).fill("2")
     scale_field(page).press("Tab")
     expect(page.locator("#script_txt2img_asag_preset input")).to_have_value("Custom")
@@ -282,7 +282,7 @@ def test_a_preset_that_is_kept_for_a_kind_of_model_comes_first(webui: WebUI, ope
     choose(page, use, kind)
     try:
         expect(notice).to_contain_text(f"Strong comes first in the list for {kind}.")
-        expect(scale_field(page)).to_have_value("4")
+        expect(scale_field(page)).to_have_value("0.5")
         other = open_page()
         switch(other)
         other.wait_for_timeout(5000)  # the page's script looks twice when it opens
@@ -290,7 +290,7 @@ def test_a_preset_that_is_kept_for_a_kind_of_model_comes_first(webui: WebUI, ope
         first = other.locator(f'{presets} [data-testid="dropdown-option"]').first
         expect(first).to_have_attribute("aria-label", f"★ Strong ({kind})")
         first.click()
-        expect(scale_field(other)).to_have_value("4")
+        expect(scale_field(other)).to_have_value("0.5")
         expect(other.locator(f"{presets} input")).to_have_value("Strong")
     finally:
         choose(page, use, "any model")

@@ -33,7 +33,7 @@ SENTENCES = {
 # A number that looks measured; and what a text may have by itself: what was set, and what the papers have.
 MEASURED = re.compile(r"\d+\.\d+|\d+(?= [σ%])|(?<=FD )\d+|(?<=KID )\d+|(?<=[→±−])\s*\d+")
 GIVEN = re.compile(
-    r"[Ss]cale,? (0\.75|0\.185|0\.5|1\.5|18\.6)|ASAG at 1\.5|18\.6 for SEG|[Ss]trength 0\.25"
+    r"[Ss]cale,? (0\.75|0\.8|0\.185|0\.5|1\.5|18\.6)|ASAG at 1\.5|18\.6 for SEG|[Ss]trength 0\.25"
     r"|\| 0\.5 \| 0\.25 \||below 0\.0*1"
     r"|temperature 0\.25|3 σ (on|one time)|[a-z]+\.\d\b|0\.90 and a diversity of 0\.71"
     r"|FID 92\.11 and KID 0\.058|92\.01 and 0\.059|10\.54 to 9\.71|M = 1 − QKᵀ"
