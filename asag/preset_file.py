@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,9 @@ class PresetFile:
         try:
             yield
         finally:
-            lock.release()
+            # One that can't be given back goes with its object.
+            with suppress(OSError):
+                lock.release()
 
     def _parse(self) -> dict[str, Any]:
         """Raises ValueError or RecursionError when the file holds no JSON object, PresetError when it can't be read."""
@@ -85,11 +87,11 @@ class PresetFile:
     def _put_aside(self, error: Exception) -> dict[str, Any]:
         aside = self.path.with_name(self.path.name + ".broken")
         number = 2
-        while aside.exists():
-            aside = self.path.with_name(f"{self.path.name}.broken{number}")
-            number += 1
         reason = f"The file of presets, {self.path.name}, can't be read ({error})"
         try:
+            while aside.exists():
+                aside = self.path.with_name(f"{self.path.name}.broken{number}")
+                number += 1
             os.replace(self.path, aside)
         except OSError as second:
             raise PresetError(f"{reason}, nor moved aside ({second.strerror})") from error

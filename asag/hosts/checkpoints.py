@@ -37,10 +37,11 @@ def contents(path: Path) -> Contents:
     """
     try:
         found = path.stat()
+        is_configured = path.with_suffix(".yaml").exists()
     except OSError as error:
         raise Unreadable(f"its file can't be read: {error.strerror}") from error
     read = _contents(path, found.st_mtime_ns, found.st_size)
-    return replace(read, heads={}) if path.with_suffix(".yaml").exists() else read
+    return replace(read, heads={}) if is_configured else read
 
 
 @lru_cache(maxsize=8)
