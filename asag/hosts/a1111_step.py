@@ -124,7 +124,9 @@ class A1111Step(SeenStep):
                 with self._branching(x, rows) as branch:
                     return branch.split(plain())
 
-            own, copies = self.reuse.call(plain, branched, RandomState(x.device), self.has_other_code)
+            with self.guard():
+                random_state = RandomState(x.device)
+            own, copies = self.reuse.call(plain, branched, random_state, self.has_other_code)
             if copies is not None:
                 call.branched.append((x[rows], copies))
             return own

@@ -67,7 +67,8 @@ class SeenStep:
         self._undo.callback(network.register_forward_pre_hook(self._see, with_kwargs=True).remove)
 
     def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.uncond_ran = self.uncond_ran or has_uncond(_arguments(args, kwargs)[2])
+        with self.guard():
+            self.uncond_ran = self.uncond_ran or has_uncond(_arguments(args, kwargs)[2])
 
     @property
     def has_cfg(self) -> bool:
@@ -142,9 +143,10 @@ class ForgeStep(SeenStep):
             self.calls.append(self.entered)
 
     def _record_output(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        x, _, others = _arguments(args, kwargs)
-        if cond_rows(x, others) is not None:
-            self.calls[-1].own = output[self.calls[-1].cond_rows]
+        with self.guard():
+            x, _, others = _arguments(args, kwargs)
+            if cond_rows(x, others) is not None:
+                self.calls[-1].own = output[self.calls[-1].cond_rows]
 
     def _sharing(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def forward(*args: Any, **kwargs: Any) -> Tensor:
