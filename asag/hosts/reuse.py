@@ -10,6 +10,7 @@ whole extra pass.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
@@ -147,15 +148,18 @@ class Reuse:
 
     def _agree(self, out: Tensor, expected: Tensor) -> bool:
         bound = AGREEMENT.get(self.dtype, FLOAT32_AGREEMENT)
-        agree = bool((out - expected).norm() <= bound * expected.norm())
-        if not agree:
+        distance = (out - expected).norm()
+        agree = bool(distance <= bound * expected.norm())
+        # NaN says nothing of the rows: the next step compares again.
+        if not agree and math.isfinite(distance):
             self.give_up("an extension treats the rows of a batch differently")
         return agree
 
     def comment(self, again: int = 0) -> str | None:
         """The note for the user: that it took longer than it should, and why. `again`: how many guided steps took no
         pass at all, but used the last δ again."""
-        if not self.wanted or not self.whole:
+        # Without a reason numbers couldn't be compared, which asag.finite tells.
+        if not self.wanted or not self.whole or not self.first_reason:
             return None
         steps = f"{self.whole} of {self.whole + self.shared + again} guided steps"
         return f"ASAG took a whole extra pass in {steps}: {self.first_reason}"
