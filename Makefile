@@ -17,10 +17,11 @@ PORT ?= 7870
 playground: $(VENV)-gradio4/.ready
 	$(VENV)-gradio4/bin/python -m asag playground --port $(PORT)
 
-# A process a core, each with one thread; a file's tests stay together, since they share models and pages.
+# A process a core, each with one thread; a file's tests stay together, since they share models and pages. At the end it
+# says which branches of asag no test takes; what runs in a process of its own isn't counted.
 TEST_PROCESSES ?= auto
 test: $(VENV)/.test $(VENV)-gradio4/.ready $(VENV)-gradio3/.ready
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --durations 15
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --durations 15 --cov --cov-report term
 
 # Drives the WebUI installed in the folder WEBUI (the one that holds launch.py) over its API.
 test-webui: $(VENV)/.test
@@ -55,7 +56,7 @@ lint: $(VENV)/.lint
 	$(RUN) -m mypy --no-error-summary
 
 clean:
-	rm -rf $(VENV) $(VENV)-gradio4 $(VENV)-gradio3 demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-gradio4 $(VENV)-gradio3 demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage*
 
 $(VENV)/.torch: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version) if sys.version_info < (3, 10) else None'
