@@ -37,7 +37,11 @@ class Heads:
 
     def numbers(self) -> list[int]:
         """The heads named, each once, in order; empty for the aligned ones."""
-        return sorted({number for first, last in self.spans for number in range(first, last + 1)})
+        found: list[int] = []
+        for first, last in sorted(self.spans):
+            # A list may name the same thousands of heads hundreds of times.
+            found += range(max(first, found[-1] + 1) if found else first, last + 1)
+        return found
 
     def check(self, place: object, count: int) -> None:
         """Raise BlocksError when the layer at the address `place`, of `count` heads, lacks one that is named."""

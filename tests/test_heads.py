@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import strategies as st
 
+from asag import heads as heads_module
 from asag.blocks import Address, BlockList, BlocksError, Selector, parse_blocks, select, select_heads, write_list
 from asag.heads import Heads
 from asag.presets import read_shared, write_shared
@@ -69,6 +70,22 @@ def test_every_list_of_blocks_and_heads_is_printed_so_that_it_reads_the_same(sel
     blocks = BlockList(tuple(selectors))
     assert parse_blocks(str(blocks)) == blocks
     assert parse_blocks(str(blocks).replace(" ", "")) == blocks
+
+
+@fuzz(spans=st.lists(SPANS, max_size=6))
+def test_the_numbers_are_each_named_head_once_in_order(spans: list[tuple[int, int]]) -> None:
+    named = {number for first, last in spans for number in range(first, last + 1)}
+    assert Heads(tuple(spans)).numbers() == sorted(named)
+
+
+def test_heads_that_are_named_again_and_again_take_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All numbers that are listed on the way, counted: 10 000 however often they are named."""
+    listed: list[int] = []
+    monkeypatch.setattr(
+        heads_module, "range", lambda *ends: listed.append(len(range(*ends))) or range(*ends), raising=False
+    )
+    assert len(Heads(((0, 9999),) * 280).numbers()) == 10_000
+    assert sum(listed) == 10_000
 
 
 def heads(text: str) -> dict[str, str]:
