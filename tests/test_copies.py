@@ -1,10 +1,14 @@
 """Two copies of the extension, loaded one after the other as a WebUI loads its scripts."""
 
+import importlib
 import io
 import json
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
+from types import ModuleType
+from unittest.mock import MagicMock, Mock
 
 import pytest
 
@@ -139,3 +143,30 @@ def test_an_older_copy_beside_a_newer_one(tmp_path, is_first):
         files.extractall(older, filter="data")
     folders = [str(older), str(REPOSITORY)]
     check(python, folders if is_first else folders[::-1], tmp_path)
+
+
+def test_a_copy_is_known_by_its_folder(monkeypatch):
+    """In this process, with doubles of gradio and the host."""
+    for name in ("gradio", "modules", "modules.scripts", "modules.ui_components"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    scripts = sys.modules["modules"].scripts = sys.modules["modules.scripts"]
+    scripts.Script, scripts.AlwaysVisible = type("Script", (), {"elem_id": lambda self, name: name}), object()
+    written = sys.modules["gradio"].HTML = Mock()
+    accordion = sys.modules["modules.ui_components"].InputAccordion = MagicMock()
+    monkeypatch.delitem(sys.modules, "asag.webui.copies", raising=False)
+    copies = importlib.import_module("asag.webui.copies")
+    assert copies.first_copy(str(REPOSITORY / "scripts" / "asag.py")) is None
+    assert copies.first_copy("/other <b>/scripts/asag.py") == REPOSITORY
+    script = copies.second_copy(REPOSITORY, "/other <b>/scripts/asag.py")()
+    assert (script.title(), script.show(False)) == ("ASAG (second copy)", scripts.AlwaysVisible)
+    assert script.ui(False) == [accordion.return_value.__enter__.return_value]
+    assert "the copy in /other &lt;b&gt; does nothing" in written.call_args.args[0]
+    refused = []
+    monkeypatch.setattr(copies.generation, "refuse", lambda p, error: refused.append((p, error.status_code)))
+    for switch in (False, {"enabled": False}):
+        script.process_batch("p", switch)
+    assert refused == []
+    for switch in (True, {"enabled": True}):
+        script.process_batch("p", switch)
+    assert refused == [("p", 422)] * 2
+    del sys.modules["asag.webui.copies"]
