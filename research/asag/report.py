@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from research import arguments
-from research.asag import report_figures, report_prose, report_units, tables
+from research.asag import report_figures, report_index, report_prose, report_units, tables
 from research.asag.report_sweeps import searches
 from research.asag.report_tables import main_tables, measured_again
 from research.asag.sampling import MODELS, trained
@@ -27,6 +27,7 @@ def pages(folder: Path) -> Iterator[tuple[Path, str]]:
     for model, title in _TITLES.items():
         if found := list(of_model(folder, model)):
             yield folder / f"{model}.md", _joined([f"# {title}", _ABOUT, *found])
+    report_index.draw(folder)
     yield from report_prose.pages(folder)
 
 

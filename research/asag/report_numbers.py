@@ -59,10 +59,7 @@ class Numbers:
 
     def number(self, where: str, what: str) -> str:
         """The number of one place. Raises PlaceError."""
-        name, *words = where.split()
-        lines = self._file(name)
-        for word in words:
-            lines = [line for line in lines if _picked(line, word)]
+        lines = self._lines(where)
         what, digits = _with_digits(what)
         first, _, rest = what.partition(" ")
         rule = _RULES.get(first)
@@ -71,6 +68,17 @@ class Numbers:
         metric = rest if rule else what
         values = [_value(line, metric) for line in lines]
         return _shown(rule(values) if rule else values[0], metric, digits)
+
+    def line(self, where: str) -> Line:
+        """The one line that FILE WORDS names. Raises PlaceError."""
+        lines = self._lines(where)
+        if len(lines) != 1:
+            raise PlaceError(f"{{{where}}}: {len(lines)} lines fit")
+        return lines[0]
+
+    def _lines(self, where: str) -> list[Line]:
+        name, *words = where.split()
+        return [line for line in self._file(name) if all(_picked(line, word) for word in words)]
 
     def _file(self, name: str) -> list[Line]:
         paths = sorted(self.room.glob(f"*/results/{name}.jsonl"))

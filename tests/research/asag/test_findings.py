@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from research.asag import report, report_figures, report_prose
+from research.asag import report, report_figures, report_index, report_prose
 from research.asag.report_numbers import Numbers, PlaceError
 from research.drifting import report as drifting_report
 from research.guidance_breaks import report as guidance_breaks_report
@@ -53,6 +53,7 @@ def test_every_page_is_what_the_report_writes(monkeypatch):
     """So no number in them was changed by hand, and none is older than the lines."""
     for name in ("losses", "along", "directions", "scales", "blocks"):
         monkeypatch.setattr(report_figures, name, lambda *given: None)
+    monkeypatch.setattr(report_index, "bars", lambda *given: None)
     found = dict(report.pages(FOLDER))
     assert {path.relative_to(ROOT).as_posix() for path in found} == {
         *(f"research/asag/{name}.md" for name in ("README", "unet", "mmdit", "findings")),
@@ -60,6 +61,40 @@ def test_every_page_is_what_the_report_writes(monkeypatch):
     }
     for path, text in found.items():
         assert path.read_text() == text, f"{path}: run `python -m research report`"
+
+
+def test_the_first_page_has_five_findings_each_a_sentence_a_figure_and_a_link():
+    page = (ROOT / "research" / "README.md").read_text()
+    findings = re.split(r"(?m)^(?=\*\*\d\. )", page[page.index("## Five findings") : page.index("## Where things are")])
+    assert len(findings) == 6
+    for finding in findings[1:]:
+        sentence = in_one_line(finding.split("**")[1])
+        assert sentence.endswith(".")
+        assert not re.search(r"[a-z]\. [A-Z]", sentence)
+        (figure,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", finding)
+        assert (ROOT / "research" / figure).exists()
+        assert re.search(r"(?<!!)\[[^\]]+\]\([^)]+\.md", finding)
+    assert len(page.splitlines()) <= 60
+
+
+def test_the_first_pages_bars_are_as_long_as_the_lines_say(monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(report_index, "bars", lambda rows, label, path: drawn.update({path.stem: rows}))
+    report_index.draw(FOLDER)
+    (line,) = [
+        each
+        for each in read_lines(FOLDER / "results" / "confirm-mmdit.jsonl")
+        if (each["condition"], each["method"], each["protocol"]) == ("unconditional", "asag", "chosen")
+        and each["settings"].get("strength")
+    ]
+    fd = line["metrics"]["fd"]
+    before = fd["value"] - fd["to_baseline"]
+    first, second = drawn["index-gains"]["MMDiT, no captions, Clean"]
+    assert first.value == pytest.approx(100 * (fd["value"] / before - 1))
+    assert first.error == pytest.approx(100 * fd["to_baseline_error"] / before)
+    assert first.colour != second.colour
+    assert drawn["index-burning"]["ASAG, preset Clean"][0].value == fd["value"]
+    assert drawn["index-burning"]["no guidance"][0].value == pytest.approx(before)
 
 
 def test_the_other_papers_pages_are_what_their_lines_say():
