@@ -24,7 +24,7 @@ TRITON = ("both", "without", "with")
 CLOCKS = ("wall", "cpu")
 DTYPES = ("float32", "float16", "bfloat16")
 LEAST_PICTURES = 8
-METRICS = ("fid", "kid", "is", "clip")
+METRICS = ("fid", "kid", "is", "clip", "pickscore", "hps", "imagereward")
 MODEL = Path(__file__).parent / "embedded" / "model"
 MODELS = ("unet", "mmdit")
 ROWS = (
@@ -169,7 +169,8 @@ def evaluate(argv: Arguments) -> argparse.Namespace:
     parser.add_argument("--device", help="with --ray: of the workers; default: cuda where there is one, else cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float16 on cuda, else float32")
     parser.add_argument("--out", type=Path, required=True, help="folder of the images and results.jsonl")
-    parser.add_argument("--metrics", default="", help=f"of {','.join(METRICS)}; default: none, only make the images")
+    metrics = f"of {','.join(METRICS)}, and reward:FOLDER for another reward model; default: none, only make the images"
+    parser.add_argument("--metrics", default="", help=metrics)
     parser.add_argument("--reference", type=Path, help="folder of real images, for fid and kid")
     parser.add_argument("--weights", type=Path, help="folder of the metrics' weights")
     parser.add_argument("--ray", metavar="ADDRESS", help="share the work out on this Ray; local: start one here")

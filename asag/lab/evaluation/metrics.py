@@ -1,9 +1,12 @@
-"""FID, KID, IS and CLIPScore by torchmetrics, with weights from a local folder; nothing is ever downloaded."""
+"""FID, KID, IS and CLIPScore by torchmetrics, and human preference, with weights from a local folder.
+
+Nothing is ever downloaded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -15,8 +18,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from asag.lab.arguments import METRICS
+from asag.lab.evaluation import rewards
 from asag.lab.evaluation.plan import EvaluationError, Item, Method
 from asag.lab.evaluation.store import Store
+from asag.lab.evaluation.weights import need
 
 AGAINST_REFERENCE = ("fid", "kid")
 OF_INCEPTION = ("fid", "kid", "is")
@@ -32,11 +37,13 @@ BATCH = 32
 @dataclass(frozen=True)
 class Models:
     """What the metrics look through. The first two take uint8 images (B,3,H,W), and give features (B,F) and logits
-    (B,classes); `clip` gives torchmetrics its model and processor. None where no metric needs it."""
+    (B,classes); `clip` gives torchmetrics its model and processor. None where no metric needs it. `rewards` are
+    the models of human preference by their metrics' names."""
 
     features: nn.Module | None
     logits: nn.Module | None
     clip: Any | None
+    rewards: dict[str, rewards.Reward] = field(default_factory=dict)
 
 
 def check(names: Sequence[str], weights: Path | None, reference: Path | None, images: int) -> None:
@@ -45,17 +52,20 @@ def check(names: Sequence[str], weights: Path | None, reference: Path | None, im
     Called before images are made: hours later would be too late.
     """
     for name in names:
-        if name not in METRICS:
-            raise EvaluationError(f"metrics: {name!r}; allowed: {', '.join(METRICS)}")
+        if name not in METRICS and not rewards.is_reward(name):
+            raise EvaluationError(f"metrics: {name!r}; allowed: {', '.join(METRICS)}, {rewards.PREFIX}FOLDER")
+        if rewards.is_reward(name):
+            rewards.check(name, weights)
+    names = [name for name in names if not rewards.is_reward(name)]
     if not names:
         return
     if any(name in OF_INCEPTION for name in names):
-        _need(weights, INCEPTION, "torch-fidelity's InceptionV3, which fid, kid and is look through")
+        need(weights, INCEPTION, "torch-fidelity's InceptionV3, which fid, kid and is look through")
         if images < 2:
             raise EvaluationError(f"metrics: {', '.join(names)} of {images} image; allowed: of two or more")
     if "clip" in names:
         for file in CLIP_FILES:
-            _need(weights, f"{CLIP}/{file}", "openai/clip-vit-large-patch14 as transformers saves it, for clip")
+            need(weights, f"{CLIP}/{file}", "openai/clip-vit-large-patch14 as transformers saves it, for clip")
     if any(name in AGAINST_REFERENCE for name in names):
         if reference is None:
             raise EvaluationError("reference: not given; allowed: a folder of real images, for fid and kid")
@@ -70,15 +80,6 @@ def check(names: Sequence[str], weights: Path | None, reference: Path | None, im
         raise EvaluationError(f"metrics: {error}; allowed: pip install sd-webui-asag[evaluate]") from error
 
 
-def _need(weights: Path | None, file: str, what: str) -> None:
-    if weights is None:
-        raise EvaluationError(f"weights: not given; allowed: a folder with {file} ({what})")
-    if not (weights / file).is_file():
-        raise EvaluationError(
-            f"weights: {weights / file} is missing; allowed: a folder with this file ({what}); nothing is downloaded"
-        )
-
-
 def pictures(folder: Path) -> list[Path]:
     """The images anywhere below a folder, in order of their names."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
@@ -89,7 +90,7 @@ def models(names: Sequence[str], weights: Path) -> Models:
 
     Raises EvaluationError where a file isn't what it should be.
     """
-    features = logits = None
+    features = logits = pair = None
     if any(name in OF_INCEPTION for name in names):
         from torchmetrics.image.fid import NoTrainInceptionV3
 
@@ -103,10 +104,10 @@ def models(names: Sequence[str], weights: Path) -> Models:
     if "clip" in names:
         try:
             pair = load_clip(weights / CLIP)
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # safetensors has errors of its own
             raise EvaluationError(f"weights: {weights / CLIP}: {error}; allowed: a CLIP model") from error
-        return Models(features, logits, lambda: pair)
-    return Models(features, logits, None)
+    preferences = {name: rewards.load(name, weights) for name in names if rewards.is_reward(name)}
+    return Models(features, logits, None if pair is None else (lambda: pair), preferences)
 
 
 def load_clip(folder: Path) -> tuple[nn.Module, Any]:
@@ -154,7 +155,8 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """A record for each method and metric: method, metric, value, the number of images, and what else it depends on.
 
-    `spread` is the standard deviation over KID's subsets and IS's ten splits.
+    `spread` is the standard deviation over KID's subsets, IS's ten splits, and the images of a reward. `to_first` is a
+    reward's mean difference to the first of the methods, and `to_first_error` its standard error.
     """
     real = pictures(reference) if reference is not None and set(names) & set(AGAINST_REFERENCE) else []
     subset = min(KID_SUBSET, len(real), len(items))
@@ -169,7 +171,7 @@ def measure(
                 for name, meter in meters.items():
                     if name in AGAINST_REFERENCE:
                         meter.update(images, real=False)
-                    elif name == "clip":
+                    elif name == "clip" or rewards.is_reward(name):
                         meter.update(images, [item.prompt for item in part])
                     else:
                         meter.update(images)
@@ -179,11 +181,19 @@ def measure(
                 found |= {"spread": spread} if spread is not None else {}
                 found |= {"reference": len(real)} if name in AGAINST_REFERENCE else {}
                 found |= {"subset": subset} if name == "kid" else {}
+                found |= meter.to_first() if isinstance(meter, rewards.Preference) else {}
                 meter.reset()
                 yield found
 
 
 def _meters(names: Sequence[str], given: Models, subset: int) -> dict[str, Any]:
+    found: dict[str, Any] = {name: rewards.Preference(model) for name, model in given.rewards.items()}
+    others = [name for name in names if name not in found]
+    found |= _of_torchmetrics(others, given, subset) if others else {}
+    return {name: found[name] for name in names}
+
+
+def _of_torchmetrics(names: Sequence[str], given: Models, subset: int) -> dict[str, Any]:
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.inception import InceptionScore
     from torchmetrics.image.kid import KernelInceptionDistance

@@ -145,7 +145,7 @@ def test_the_command_measures_and_keeps_what_it_measured(
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["fdi"], "metrics: 'fdi'; allowed: fid, kid, is, clip"),
+        (["fdi"], "metrics: 'fdi'; allowed: fid, kid, is, clip, pickscore"),
         (["fid"], f"weights: .*{metrics.INCEPTION} is missing; allowed: .*torch-fidelity's InceptionV3"),
         (["clip"], f"weights: .*{metrics.CLIP}/config.json is missing; allowed: .*nothing is downloaded"),
     ],
@@ -165,6 +165,14 @@ def test_missing_folders_and_images_are_named(tmp_path: Path) -> None:
         metrics.check(["kid"], tmp_path, tmp_path, 9)
     with pytest.raises(EvaluationError, match="metrics: is of 1 image; allowed: of two or more"):
         metrics.check(["is"], tmp_path, None, 1)
+
+
+def test_damaged_weights_of_clip_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / metrics.CLIP
+    tiny_text.save_clip(folder)
+    (folder / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(EvaluationError, match=f"(?s)weights: .*{metrics.CLIP}: .*; allowed: a CLIP model"):
+        metrics.models(["clip"], tmp_path)
 
 
 def inception_double(name: str, features: list[str], feature_extractor_weights_path: str) -> None:
