@@ -80,7 +80,9 @@ class ForgeRun(GuidedRun):
         objects = _objects(params.denoiser)
         refuse_compiled(objects.unet.model)
         network, cfg_scale = objects.unet.model.diffusion_model, _cfg_scale(params.denoiser.p)
-        if self.kept.reuses(network, params.x.shape):
+        # A refiner may put its weights into the same network (Neo: Reload "state_dict" Only).
+        refiner = params.denoiser.p.extra_generation_params.get("Refiner")
+        if self.kept.reuses(network, params.x.shape, refiner):
             self._patch(objects)
             return SeenStep(network, params.x, scale, cfg_scale)
         family = family_of(network, FAMILIES)
@@ -171,6 +173,8 @@ class ForgeRun(GuidedRun):
 
     def _cfg_push(self, args: dict[str, Any], step: SeenStep) -> Tensor | None:
         """CFG's own push, (images, channels, …); None without CFG in this step, or if it isn't needed."""
+        # Not what the request says, where the host says more: Neo's refiner may have a scale of its own.
+        step.cfg_scale = args.get("cond_scale", step.cfg_scale)
         if not self.scaling.needs_cfg or not step.has_cfg:
             return None
         unconditional: Tensor = args["uncond_denoised"]

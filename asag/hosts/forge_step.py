@@ -17,6 +17,7 @@ from asag.hosts.kept_state import KeptState
 from asag.hosts.other_code import functions_in, not_the_hosts
 from asag.hosts.reuse import Reuse
 from asag.models.base import AttentionLayer, Family, TokenGrid
+from asag.models.host_attention import OVERRIDE
 from asag.operators import Operator
 from asag.perturb import branching, forward_replaced, perturbed, slice_rows
 from asag.random_state import RandomState
@@ -24,7 +25,10 @@ from asag.random_state import RandomState
 Predict = Callable[[list[dict[str, Any]]], Tensor]
 
 # By these in transformer_options extensions take part in what the model does.
-EXTENSION_OPTIONS = ("patches", "patches_replace", "block_modifiers", "block_inner_modifiers", "group_norm_wrapper")
+EXTENSION_OPTIONS = (
+    *("patches", "patches_replace", "block_modifiers", "block_inner_modifiers", "group_norm_wrapper"),
+    OVERRIDE,
+)
 
 # How far apart, of the prediction, the same arithmetic on the same numbers may come out.
 SAME = 1e-5
@@ -37,7 +41,10 @@ class Mismatch(Exception):
 @dataclass
 class ForgeCall:
     """One call of the model in the host's own pass, which of its rows are conditional, what was remembered then, what
-    the model gave for those rows, and, where they branched off, what it gave for them perturbed."""
+    the model gave for those rows, and, where they branched off, what it gave for them perturbed.
+
+    What it was given is copied: a model may write to it (Krea 2 in Neo since September 2026: TextFusionBlock).
+    """
 
     x: Tensor
     timestep: Tensor
@@ -49,9 +56,8 @@ class ForgeCall:
     branched: Tensor | None = None
 
     def given(self) -> dict[str, Any]:
-        """What the model is given beside x and timestep. It pops residuals off lists (backend/nn/unet.py:
-        apply_control), so those are copies."""
-        return {**self.others, **_copied_control(self.others)}
+        """What the model is given beside x and timestep, copied."""
+        return _copied(self.others)
 
 
 class SeenStep:
@@ -138,8 +144,7 @@ class ForgeStep(SeenStep):
             patches = not_the_hosts(functions_in([options.get(name) for name in EXTENSION_OPTIONS]))
             self.has_other_code = self.has_other_code or bool(patches)
             memory = KeptState([*self.reuse.counting, *self.reuse.distrust(patches)])
-            given = {**others, **_copied_control(others)}
-            self.entered = ForgeCall(x, timestep, given, rows, RandomState(x.device), memory)
+            self.entered = ForgeCall(x.clone(), timestep.clone(), _copied(others), rows, RandomState(x.device), memory)
             self.calls.append(self.entered)
 
     def _record_output(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
@@ -157,7 +162,7 @@ class ForgeStep(SeenStep):
             self.reuse.dtype = call.x.dtype
 
             def plain() -> Tensor:
-                return original(call.x, call.timestep, **call.given())
+                return original(call.x.clone(), call.timestep, **call.given())
 
             def branched() -> tuple[Tensor, Tensor]:
                 with self._branching(call, options) as branch:
@@ -248,7 +253,7 @@ class ForgeStep(SeenStep):
                 if call.memory.functions:
                     # What may go by the number of rows gets all that the host gave it.
                     token_grid.enter(call.x, call.others.get("context"))
-                    return original(call.x, call.timestep, **call.given())[call.cond_rows]
+                    return original(call.x.clone(), call.timestep, **call.given())[call.cond_rows]
                 given = slice_rows(call.given(), call.cond_rows, call.x.shape[0])
                 given["transformer_options"] = others["transformer_options"]
                 token_grid.enter(x, given.get("context"))
@@ -257,11 +262,14 @@ class ForgeStep(SeenStep):
         return forward
 
 
-def _copied_control(others: dict[str, Any]) -> dict[str, Any]:
+def _copied(others: dict[str, Any]) -> dict[str, Any]:
+    """The same with tensors copied, and the lists of residuals, off which the model pops them (backend/nn/unet.py:
+    apply_control)."""
+    copied = {name: each.clone() if isinstance(each, Tensor) else each for name, each in others.items()}
     control = others.get("control")
-    if not isinstance(control, dict):
-        return {}
-    return {"control": {name: list(each) if isinstance(each, list) else each for name, each in control.items()}}
+    if isinstance(control, dict):
+        copied["control"] = {name: list(each) if isinstance(each, list) else each for name, each in control.items()}
+    return copied
 
 
 def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:

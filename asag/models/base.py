@@ -77,10 +77,10 @@ class TokenGrid:
 
     def enter(self, x: Tensor, context: Tensor | None) -> None:
         """A call of the model begins, on latents x (batch, channels, [frames,] height, width) and text
-        (batch, [1,] tokens, features)."""
+        (batch, [1,] tokens, features), or (batch, tokens, layers, features) from several layers of an encoder."""
         self.latent_size = (x.shape[-2], x.shape[-1])
         self.frames = x.shape[2] if x.ndim == 5 else 1
-        self.text_tokens = 0 if context is None else context.shape[-2]
+        self.text_tokens = 0 if context is None else _tokens(context)
 
     def image_tokens(self, patch: int) -> int:
         """How many tokens the latents make in patches of `patch` squared, padded to whole patches, over all frames."""
@@ -97,6 +97,11 @@ class TokenGrid:
         while height * width > tokens and (height > 1 or width > 1):
             height, width = -(-height // 2), -(-width // 2)
         return (height, width) if height * width == tokens else None
+
+
+def _tokens(context: Tensor) -> int:
+    has_layers = context.ndim == 4 and context.shape[1] != 1
+    return context.shape[1] if has_layers else context.shape[-2]
 
 
 # What hosts' classes of attention call the number of their heads.

@@ -7,6 +7,7 @@ attention, attn2, over image tokens alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -33,7 +34,9 @@ class ForgeSd3(HostTransformer):
     def stages(self, model: HostModel) -> list[nn.Module]:
         return [*model.joint_blocks, model.final_layer]
 
-    def image(self, layer: SequenceLayer, token_grid: TokenGrid, tokens: int) -> slice | None:
+    def image(
+        self, layer: SequenceLayer, token_grid: TokenGrid, tokens: int, given: tuple[Any, ...] = ()
+    ) -> slice | None:
         images = token_grid.image_tokens(layer.patch)
         texts = 0 if layer.address.layer else token_grid.text_tokens
         return slice(texts, tokens) if tokens == texts + images else None

@@ -2,12 +2,14 @@
 
 Transformers there have no hook for their attention: the host's function is replaced while a chosen layer runs, and at
 no other time. Source: backend/attention.py (attention_function: query, key, value, heads, mask, attn_precision,
-skip_reshape, skip_output_reshape). Query and key arrive there after their norms and rotary embeddings, whichever kernel
+skip_reshape, skip_output_reshape; in Neo since September 2026 also scale, enable_gqa and, in transformer_options, an
+attention that stands for it). Query and key arrive there after their norms and rotary embeddings, whichever kernel
 (PyTorch, xformers, flash, sage, split) stands behind the name.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,6 +30,10 @@ from asag.models.base import (
     split_heads,
 )
 from asag.operators import Operator
+
+# In transformer_options: an attention that an extension puts in place of the host's function, and is given it
+# (backend/attention.py: wrap_attn).
+OVERRIDE = "optimized_attention_override"
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,11 @@ class HostTransformer:
     def stages(self, model: HostModel) -> list[nn.Module]:
         raise NotImplementedError
 
-    def image(self, layer: SequenceLayer, token_grid: TokenGrid, tokens: int) -> slice | None:
-        """Where the image tokens lie in a sequence of `tokens`; None when this isn't the layer's attention.
+    def image(
+        self, layer: SequenceLayer, token_grid: TokenGrid, tokens: int, given: tuple[Any, ...] = ()
+    ) -> slice | None:
+        """Where the image tokens lie in a sequence of `tokens`, that a layer called with the arguments `given` attends
+        over; None when this isn't the layer's attention.
 
         Here: text first, padded as the layer says, then the image, and what may follow is kept like text.
         """
@@ -90,7 +99,7 @@ class HostTransformer:
         """What a layer, called with the arguments `given`, gets for one call of the host's attention function: see
         StandIn. Raises ValueError for a mask that the operator can't keep to."""
         tokens = query.shape[2]
-        image = self.image(layer, token_grid, tokens) if key.shape[2] == tokens else None
+        image = self.image(layer, token_grid, tokens, given) if key.shape[2] == tokens else None
         if image is None:
             return None
         # A blur over a grid means the grid of one image.
@@ -166,17 +175,47 @@ class StandIn:
             *others: Any,
             **named: Any,
         ) -> Tensor:
-            parts: Sequence[Tensor] = (query, key, value)
-            if not named.get("skip_reshape"):
-                # SD3's values come with their heads apart already.
-                parts = [split_heads(tensor.flatten(2), heads) for tensor in parts]
-            out = self.attend(parts[0], parts[1], parts[2], _four_dimensions(mask))
-            if out is None:
-                return host(query, key, value, heads, mask, *others, **named)
-            self.calls += 1
-            return out if named.get("skip_output_reshape") else join_heads(out)
+            options = named.get("transformer_options") or {}
+            if OVERRIDE not in options:
+                out = self._weakened(query, key, value, heads, mask, named)
+                return host(query, key, value, heads, mask, *others, **named) if out is None else out
+            # Another extension's attention stays, with the host's weakened inside it. One that doesn't call the host's
+            # gives place.
+            without = {name: value for name, value in options.items() if name != OVERRIDE}
+            inside = StandIn(self.attend)
+            around = inside._around(host)
+
+            def weakened(*args: Any, **kwargs: Any) -> Tensor:
+                return around(*args, **{**kwargs, "transformer_options": without})
+
+            found: Tensor = options[OVERRIDE](weakened, query, key, value, heads, mask, *others, **named)
+            self.calls += inside.calls
+            out = None if inside.calls else self._weakened(query, key, value, heads, mask, named)
+            return found if out is None else out
 
         return attention
+
+    def _weakened(
+        self, query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None, named: dict[str, Any]
+    ) -> Tensor | None:
+        """What `attend` gives for one call of the host's function, in the layout that the call asks for."""
+        parts: Sequence[Tensor] = (query, key, value)
+        if not named.get("skip_reshape"):
+            # SD3's values come with their heads apart already. Keys and values may have fewer heads than queries.
+            parts = [tensor.flatten(2) for tensor in parts]
+            width = parts[0].shape[2] // heads
+            counts = [each.shape[2] // width if named.get("enable_gqa") else heads for each in parts]
+            parts = [split_heads(each, count) for each, count in zip(parts, counts, strict=True)]
+        if named.get("enable_gqa"):
+            parts = [each.repeat_interleave(heads // each.shape[1], dim=1) for each in parts]
+        scale = named.get("scale")
+        if scale is not None:
+            parts = [parts[0] * (scale * math.sqrt(parts[0].shape[3])), *parts[1:]]
+        out = self.attend(parts[0], parts[1], parts[2], _four_dimensions(mask))
+        if out is None:
+            return None
+        self.calls += 1
+        return out if named.get("skip_output_reshape") else join_heads(out)
 
 
 def _four_dimensions(mask: Tensor | None) -> Tensor | None:

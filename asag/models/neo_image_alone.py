@@ -8,6 +8,7 @@ follow the video's own and are kept like text.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -18,7 +19,9 @@ from asag.models.host_attention import HostTransformer, SequenceLayer, numbered
 class ImageTokensAlone(HostTransformer):
     """Base: the sequence is the image's tokens, and those of reference frames after them. layer.N is blocks[N]."""
 
-    def image(self, layer: SequenceLayer, token_grid: TokenGrid, tokens: int) -> slice | None:
+    def image(
+        self, layer: SequenceLayer, token_grid: TokenGrid, tokens: int, given: tuple[Any, ...] = ()
+    ) -> slice | None:
         images = token_grid.image_tokens(layer.patch)
         return slice(0, images) if tokens >= images else None
 

@@ -1,16 +1,17 @@
 """Krea 2 and Ernie-Image as Neo runs them: one stream of text and image tokens.
 
-Sources: backend/nn/krea.py (SingleStreamDiT: text, image, reference images) and backend/nn/ernie.py (ErnieImageModel:
-image, text). Reference images are kept like text.
+Sources: backend/nn/krea.py (SingleStreamDiT: text and image, with reference images after the image, or before it since
+September 2026) and backend/nn/ernie.py (ErnieImageModel: image, text). Reference images are kept like text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from asag.models.base import AttentionLayer, HostModel, TokenGrid
+from asag.models.base import AttentionLayer, HostModel, TokenGrid, UnsupportedModel
 from asag.models.host_attention import HostTransformer, SequenceLayer, numbered
 
 
@@ -28,10 +29,30 @@ class NeoKrea(HostTransformer):
     def stages(self, model: HostModel) -> list[nn.Module]:
         return [*model.blocks, model.last]
 
-    def image(self, layer: SequenceLayer, token_grid: TokenGrid, tokens: int) -> slice | None:
+    def image(
+        self, layer: SequenceLayer, token_grid: TokenGrid, tokens: int, given: tuple[Any, ...] = ()
+    ) -> slice | None:
         # Frames, of which an image is one, are folded into the batch.
         texts, images = token_grid.text_tokens, token_grid.image_tokens(layer.patch) // token_grid.frames
-        return slice(texts, texts + images) if tokens >= texts + images else None
+        if tokens < texts + images:
+            return None
+        start = texts
+        if tokens > texts + images and not _is_of_the_image(given, texts, tokens):
+            start = tokens - images
+        return slice(start, start + images)
+
+
+def _is_of_the_image(given: tuple[Any, ...], token: int, tokens: int) -> bool:
+    """Whether a token is the image's, and not a reference's: its rotary embedding turns by the number of its frame,
+    which is 0 for the image and counts from 1 for references. `given` are the arguments of Attention.forward, whose
+    second is (batch, 1, tokens, pairs of channels, 2, 2)."""
+    rotations = given[1] if len(given) > 1 else None
+    if not isinstance(rotations, Tensor) or rotations.ndim != 6 or rotations.shape[2] != tokens:
+        raise UnsupportedModel(
+            f"its sequence has {tokens} tokens, and ASAG can't tell those of reference images from the image's; "
+            "allowed: no reference images"
+        )
+    return bool(rotations[0, 0, token, 0, 0, 0] > 0.99)
 
 
 class NeoErnie(HostTransformer):
@@ -48,6 +69,8 @@ class NeoErnie(HostTransformer):
     def stages(self, model: HostModel) -> list[nn.Module]:
         return [*model.layers, model.final_norm, model.final_linear]
 
-    def image(self, layer: SequenceLayer, token_grid: TokenGrid, tokens: int) -> slice | None:
+    def image(
+        self, layer: SequenceLayer, token_grid: TokenGrid, tokens: int, given: tuple[Any, ...] = ()
+    ) -> slice | None:
         images = token_grid.image_tokens(layer.patch)
         return slice(0, images) if tokens == images + token_grid.text_tokens else None

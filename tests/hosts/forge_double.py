@@ -221,5 +221,6 @@ class Host:
         for function in options.get("sampler_post_cfg_function", [])[self.dropped :]:
             args = {"denoised": result, "cond": cond, "uncond": uncond, "model": self.model, "sigma": sigma, "input": x}
             args |= {"uncond_denoised": uncond_pred, "cond_denoised": cond_pred, "model_options": options}
+            args["cond_scale"] = scale
             result = function(args)
         return result, uncond_pred

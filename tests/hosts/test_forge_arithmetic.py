@@ -119,6 +119,19 @@ def test_unit_cfg_beside_contrast_and_rescale(host: Host) -> None:
     assert_steps(host, guided(host, Options(), **more), CONSTANT, **more)
 
 
+def test_the_scale_of_cfg_is_that_of_the_hosts_step(host: Host) -> None:
+    """Neo's refiner may have another than the request."""
+    first = host._sampling_function
+
+    def sampling(*args: Any) -> Any:
+        host.p.cfg_scale = 1.0
+        return first(*args)
+
+    host._sampling_function = sampling
+    assert_steps(host, guided(host, Options(4.0), unit="cfg"), CONSTANT, unit="cfg")
+    assert host.comments == []
+
+
 @pytest.mark.parametrize("always_uncond", [False, True])
 def test_without_cfg_unit_cfg_is_a_stated_push_and_says_so(host: Host, always_uncond: bool) -> None:
     found = guided(host, Options(1.0, always_uncond=always_uncond), unit="cfg")
@@ -179,6 +192,19 @@ def test_another_patcher_in_the_middle_of_a_run_is_guided_too(host: Host, other:
     found = guided(host, Options(), every=4)
     host.objects.unet = before
     assert_steps(host, found, CONSTANT, every=every)
+
+
+def test_a_push_isnt_used_again_after_a_refiner_put_its_weights_into_the_same_network(host: Host) -> None:
+    """Neo's setting Reload "state_dict" Only: the host notes the refiner's name then, and brings no other model."""
+    first = host._sampling_function
+
+    def sampling(denoiser: Any, *args: Any) -> Any:
+        if denoiser.step == 1:
+            host.p.extra_generation_params["Refiner"] = "the low noise model"
+        return first(denoiser, *args)
+
+    host._sampling_function = sampling
+    assert_steps(host, guided(host, Options(), every=4), CONSTANT, every=1)
 
 
 @pytest.mark.parametrize("reuse", [True, False], ids=["shared", "whole"])

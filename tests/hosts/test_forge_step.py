@@ -116,6 +116,23 @@ def test_the_same_rows_are_predicted_again(network, batches):
     assert snapshot(network) == before
 
 
+class Writing(Network):
+    """The double of one that writes to what it is given, as Neo's Krea 2 does to its text."""
+
+    def forward(self, x, timestep, context=None, **others):
+        x.mul_(3)
+        context.add_(x.mean())
+        return super().forward(x, timestep, context=context, **others)
+
+
+@pytest.mark.parametrize("control", [False, True])
+@pytest.mark.parametrize("shares", [False, True], ids=["whole", "shared"])
+def test_a_network_that_writes_to_its_inputs_gets_them_as_they_were(shares, control):
+    more = {"control": True} if control else {}
+    plain, again, _ = guide(Writing(), [cond(4, 0, **more)], [cond(8, 2, **more)], reuse=Reuse(shares))
+    torch.testing.assert_close(again, 2 * plain)
+
+
 def test_text_keeps_the_length_that_it_had_beside_the_negative_prompt(network):
     guide(network, [cond(4, 0)], [cond(12, 2)])
     assert [shape[1] for shape in network.seen] == [12, 12]

@@ -12,7 +12,7 @@ from asag.blocks import Address
 from asag.models.base import TokenGrid, UnsupportedModel
 from asag.models.forge_flux import ForgeFlux
 from asag.models.forge_sd3 import ForgeSd3
-from asag.models.host_attention import HostTransformer, SequenceLayer, numbered
+from asag.models.host_attention import HostTransformer, SequenceLayer, StandIn, numbered
 from asag.models.neo_image_alone import NeoAnima
 from asag.models.neo_lumina import NeoLumina
 from asag.models.neo_single_stream import NeoErnie, NeoKrea
@@ -70,7 +70,7 @@ class DoublesFamily(HostTransformer):
     def layers(self, model):
         return numbered("layer", model.blocks)
 
-    def image(self, layer, token_grid, tokens):
+    def image(self, layer, token_grid, tokens, given=()):
         images = token_grid.image_tokens(layer.patch)
         return slice(TEXT, tokens) if tokens == TEXT + images else None
 
@@ -153,6 +153,62 @@ def test_a_layer_that_wasnt_perturbed_is_an_error(model):
         perturbed(choose_layers(model, family, "layer.0"), family, Sinkhorn(), token_grid),
     ):
         model(x[:, :-1])
+
+
+@pytest.mark.parametrize("split", [True, False], ids=["heads split", "heads joined"])
+def test_a_scale_and_fewer_heads_of_keys_are_as_in_sdpa(split):
+    generator = torch.Generator().manual_seed(2)
+    query, key, value = (torch.randn(2, heads, 12, 6, generator=generator) for heads in (4, 2, 2))
+    expected = F.scaled_dot_product_attention(query, key, value, scale=0.7, enable_gqa=True)
+
+    def host(*args, **named):
+        raise AssertionError("the host's function ran")
+
+    attention = StandIn(lambda query, key, value, mask: F.scaled_dot_product_attention(query, key, value, mask))
+    given = (query, key, value) if split else (each.transpose(1, 2).flatten(2) for each in (query, key, value))
+    more = {"skip_reshape": split, "scale": 0.7, "enable_gqa": True}
+    out = attention._around(host)(*given, 4, **more)
+    torch.testing.assert_close(out, expected.transpose(1, 2).flatten(2))
+    assert attention.calls == 1
+
+
+def hosts_attention(query, key, value, heads, mask=None, transformer_options=None, **others):
+    """The double of Neo's, since September 2026: an attention in transformer_options stands for it."""
+    others["transformer_options"] = transformer_options
+    if "optimized_attention_override" in (transformer_options or {}):
+        return transformer_options["optimized_attention_override"](
+            attention_function, query, key, value, heads, mask, **others
+        )
+    return attention_function(query, key, value, heads, mask, **others)
+
+
+OVERRIDES = {
+    # What it adds stays, around the weakened attention.
+    "calls the host's": lambda host, *given, **named: 1.0 + host(*given, **named),
+    # It computes its own, faster one: the weakened one stands for it.
+    "has its own": lambda host, *given, **named: torch.full_like(given[0], 5.0),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", OVERRIDES)
+def test_attention_that_an_extension_put_there_stays_around_ours(kind, home):
+    family, (x, token_grid) = DoublesFamily(), given()
+    home.attention_function = hosts_attention
+    options = {"optimized_attention_override": OVERRIDES[kind]}
+
+    class Layer(nn.Module):
+        def forward(self, x):
+            own = home.attention_function(x, x, x, heads=2, transformer_options=options)
+            return own, home.attention_function(x, x[:, :TEXT], x[:, :TEXT], heads=2, transformer_options=options)
+
+    layer = Layer()
+    before = layer(x)
+    found = family.replacement(SequenceLayer(Address("layer", 0, 0), layer), layer.forward, Sinkhorn(), token_grid)(x)
+    heads = x.unflatten(-1, (2, -1)).transpose(1, 2)
+    weak = Sinkhorn().joint(heads, heads, heads, slice(TEXT, x.shape[1])).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(found[0], weak + 1.0 if kind == "calls the host's" else weak)
+    torch.testing.assert_close(found[1], before[1], rtol=0, atol=0)
 
 
 def placed(family, patch=2, multiple=1, number=0, frames=1, tokens=None, text=TEXT):
