@@ -16,7 +16,8 @@ from modules import script_callbacks
 from torch import Tensor, nn
 
 from asag.guidance import cfg_push, keep_contrast, rescale_factor
-from asag.hosts.forge_step import ForgeStep, Predict, SeenStep
+from asag.hosts.forge_rows import weight
+from asag.hosts.forge_step import ForgeStep, Predict, SeenStep, Skipped
 from asag.hosts.generation import GuidedRun, run_of
 from asag.hosts.kept_state import KeptState
 from asag.hosts.loaded import checkpoints, loaded_model
@@ -138,7 +139,11 @@ class ForgeRun(GuidedRun):
                 # Neo's Spectrum forecasts a step: there is nothing to take a weakened prediction from.
                 self.leave_out(_wrapper_name(args["model_options"]))
                 return denoised
-            guided = self._guided(args, step)
+            try:
+                guided = self._guided(args, step)
+            except Skipped:
+                self.leave_out(_wrapper_name(args["model_options"]))
+                return denoised
             self.guided_calls += 1
             self.reused_calls += self.kept.reused
             return guided
@@ -169,7 +174,7 @@ class ForgeRun(GuidedRun):
         if not isinstance(step, ForgeStep):
             return self.kept.again(sigma)
         perturbed = step.predict(_pass_for(args, step), args["cond"])
-        return self.kept.keep((args["cond_denoised"] - perturbed) * _weight(args["cond"]), sigma)
+        return self.kept.keep((args["cond_denoised"] - perturbed) * weight(args["cond"]), sigma)
 
     def _cfg_push(self, args: dict[str, Any], step: SeenStep) -> Tensor | None:
         """CFG's own push, (images, channels, …); None without CFG in this step, or if it isn't needed."""
@@ -178,7 +183,7 @@ class ForgeRun(GuidedRun):
         if not self.scaling.needs_cfg or not step.has_cfg:
             return None
         unconditional: Tensor = args["uncond_denoised"]
-        deviation = (args["cond_denoised"] - unconditional) * _weight(args["cond"])
+        deviation = (args["cond_denoised"] - unconditional) * weight(args["cond"])
         return cfg_push(args["denoised"], unconditional, deviation)
 
 
@@ -236,13 +241,6 @@ def _protects(function: Callable[..., Tensor]) -> bool:
     """Whether a post-CFG function is inpaint_only's, which blends with the picture outside of the mask
     (extensions-builtin/forge_preprocessor_inpaint)."""
     return getattr(function, "__module__", "").startswith("preprocessor_inpaint")
-
-
-def _weight(conds: list[dict[str, Any]]) -> float:
-    """What makes the host's mean over conditionings, weighted by w / Σw, one weighted by w / Σ|w|."""
-    weights = [cond.get("strength", 1.0) for cond in conds]
-    total = sum(abs(weight) for weight in weights)
-    return sum(weights) / total if total else 1.0
 
 
 def _pass_for(args: dict[str, Any], step: ForgeStep) -> Predict:

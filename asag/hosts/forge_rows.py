@@ -49,6 +49,13 @@ def cond_rows(x: Tensor, others: dict[str, Any]) -> slice | None:
     return slice(first * size, (first + count) * size)
 
 
+def weight(conds: list[dict[str, Any]]) -> float:
+    """What makes the host's mean over conditionings, weighted by w / Σw, one weighted by w / Σ|w|."""
+    weights = [cond.get("strength", 1.0) for cond in conds]
+    total = sum(abs(each) for each in weights)
+    return sum(weights) / total if total else 1.0
+
+
 def has_uncond(others: dict[str, Any]) -> bool:
     """Whether a call has unconditional rows."""
     return UNCOND in ((others.get("transformer_options") or {}).get("cond_or_uncond") or [])

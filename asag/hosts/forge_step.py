@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,10 @@ SAME = 1e-5
 
 class Mismatch(Exception):
     """The second pass asks the model for something else than the first pass did."""
+
+
+class Skipped(Exception):
+    """The model ran without the layers that are to be weakened: it used again what they gave in an earlier step."""
 
 
 @dataclass
@@ -180,7 +184,8 @@ class ForgeStep(SeenStep):
         return branching(self.network, self.layers, self.family, self.operator, token_grid, call.cond_rows, total, tell)
 
     def predict(self, predict: Predict, conds: list[dict[str, Any]]) -> Tensor:
-        """The perturbed prediction, (images, channels, …), combined over `conds` as the host combines them.
+        """The perturbed prediction, (images, channels, …), combined over `conds` as the host combines them; raises
+        Skipped.
 
         `predict` is the host's own pass on conditionings alone. Where its calls can't be matched with the recorded
         ones it runs as it would for anyone, ControlNet included.
@@ -204,13 +209,25 @@ class ForgeStep(SeenStep):
                 try:
                     # The perturbed layers' forwards lie inside the model's: the order doesn't matter.
                     layers = perturbed(self.layers, self.family, self.operator, token_grid)
-                    with layers, forward_replaced(self.network, played):
+                    with layers, self._layers_run(), forward_replaced(self.network, played):
                         return predict(given)
                 except Mismatch:
                     continue
             raise AssertionError("the pass that isn't matched with recorded calls can't mismatch")
 
         return self.reuse.predict(branched(), whole, self.has_other_code)
+
+    @contextmanager
+    def _layers_run(self) -> Iterator[None]:
+        """Raises Skipped at the end if none of the weakened layers ran meanwhile."""
+        ran: list[nn.Module] = []
+        with ExitStack() as stack:
+            for layer in self.layers:
+                hook = layer.module.register_forward_pre_hook(lambda module, args: ran.append(module))
+                stack.callback(hook.remove)
+            yield
+        if not ran:
+            raise Skipped
 
     def repeats(self, predict: Predict, conds: list[dict[str, Any]], expected: Tensor) -> bool:
         """Whether `predict`, with the model's own outputs in its place, gives what the host's own pass gave."""

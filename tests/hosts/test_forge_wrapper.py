@@ -100,6 +100,31 @@ def sampled(wrapped: Any, wrapper: Any, settings: dict[str, Any] | None) -> Tens
 
 
 @pytest.mark.parametrize("reuse", [True, False])
+def test_steps_in_which_the_model_uses_its_blocks_again_are_left_out_and_told(wrapped: Any, reuse: bool) -> None:
+    """The double of a cache of blocks (First Block Cache): the network runs, and in every other step not its blocks."""
+    network = wrapped.model.diffusion_model
+    block, own = network.middle_block[1], network.forward
+
+    def cached(x: Tensor, timestep: Tensor, context: Any = None, transformer_options: Any = None) -> Tensor:
+        if wrapped.denoiser.step % 2 == 0:
+            return own(x, timestep, context=context, transformer_options=transformer_options)
+        return x + 0.5
+
+    without = {}
+    for name, forward in (("cached", cached), ("plain", own)):
+        network.forward = forward
+        without[name] = sampled(wrapped, None, None)
+        if name == "cached":
+            both = sampled(wrapped, None, {"reuse": reuse, "scale": 2.0})
+            told = [comment for comment in wrapped.comments if "left out" in comment]
+    del network.forward
+    torch.testing.assert_close(both[1::2], without["cached"][1::2], rtol=0, atol=0)
+    assert float((both[::2] - without["cached"][::2]).abs().max()) > 1e-3
+    assert told == ["ASAG left out 2 steps that another extension forecast: the model didn't run in them"]
+    assert not block._forward_pre_hooks
+
+
+@pytest.mark.parametrize("reuse", [True, False])
 @pytest.mark.parametrize("lengths", [(3, 3), (3, 6), (3, None)], ids=["one call", "two calls", "CFG 1"])
 def test_a_history_of_predictions_has_unguided_ones_alone(wrapped: Any, lengths: Any, reuse: bool) -> None:
     length = lengths[1]

@@ -128,6 +128,36 @@ def test_other_layers_keep_the_hosts_attention(model):
         assert sys.modules[HOME].attention_function is attention_function
 
 
+def quantised(query, key, value, *others, **named):
+    """The double of SageAttention, which takes queries and keys as small integers."""
+    return attention_function((16 * query).round() / 16, (16 * key).round() / 16, value, *others, **named)
+
+
+@torch.no_grad()
+def test_only_the_chosen_layers_leave_the_hosts_kernel(model, home):
+    """Neo binds one of its kernels to the name (--sage, --flash): all other layers, and text, keep to it."""
+    family, (x, token_grid) = DoublesFamily(), given()
+
+    def weakened(query, key, value, heads, mask=None, skip_reshape=False):
+        if query.shape[-2] != key.shape[-2]:
+            return quantised(query, key, value, heads, mask, skip_reshape)
+        parts = [query, key, value]
+        if not skip_reshape:
+            parts = [each.flatten(2).unflatten(-1, (heads, -1)).transpose(1, 2) for each in parts]
+        return Sinkhorn().joint(*parts, slice(TEXT, x.shape[1])).transpose(1, 2).flatten(2)
+
+    expected = x
+    for block, kernel in zip(model.blocks, (quantised, weakened, quantised), strict=True):
+        home.attention_function = kernel
+        expected = block(expected)
+    home.attention_function = quantised
+    with perturbed(choose_layers(model, family, "layer.1"), family, Sinkhorn(), token_grid):
+        found = model(x)
+    torch.testing.assert_close(found, expected)
+    assert (found - model(x)).abs().max() > 0.01
+    assert home.attention_function is quantised
+
+
 def test_nothing_is_left_behind(model, home):
     family, (x, token_grid) = DoublesFamily(), given()
     before = snapshot(model)
