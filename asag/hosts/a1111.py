@@ -1,15 +1,14 @@
 """AUTOMATIC1111 1.10: one guided generation, driven by the CFG denoiser's callbacks.
 
 Source: modules/sd_samplers_cfg_denoiser.py. In a step the `cfg_denoiser` callback comes first, then `inner_model` runs
-on all rows, in one call or several, then comes the `cfg_denoised` callback, in which edits of `params.x` in place
-count, then the host combines the rows, and then comes the `cfg_after_cfg` callback, in which `params.x` is the result.
+on all rows, in one call or several, then comes the `cfg_denoised` callback with all rows, and then the host combines
+them (asag.hosts.a1111_combination).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 from weakref import ref
 
@@ -17,6 +16,7 @@ from modules import script_callbacks
 from torch import Tensor, nn
 
 from asag.guidance import cfg_push, keep_contrast, mean_rows, picked_rows, rescale_factor, shift_rows
+from asag.hosts.a1111_combination import Combination
 from asag.hosts.a1111_control import fixes_rows, references_spared, remembers
 from asag.hosts.a1111_model import FAMILY, is_timestep_sampler, rows_of, unet
 from asag.hosts.a1111_step import A1111Step, SeenStep
@@ -30,11 +30,11 @@ from asag.settings import AsagSettings
 
 
 class A1111Run(GuidedRun):
-    """Guides by the row-shift rule, in place, between the host's pass and its combination of the rows."""
+    """Adds s δ to what the host combines the rows of its own pass to."""
 
     def __init__(self, settings: AsagSettings) -> None:
         super().__init__(settings)
-        self.rescaling: Rescaling | None = None
+        self.combination: Combination | None = None
         self.noise_of: tuple[nn.Module, NoiseSchedule] | None = None
         self.checkpoint: Any = None
 
@@ -71,58 +71,66 @@ class A1111Run(GuidedRun):
         return schedule, schedule.share_at(level) if by_timesteps else schedule.share(level)
 
     def on_cfg_denoised(self, params: Any) -> None:
-        """After the host's pass: the perturbed pass on the conditional rows, and the row shift, in place."""
-        step, self.step = self.step, None
-        self.rescaling = None
+        """After the host's pass: the perturbed pass on the conditional rows. It counts when the host combines."""
+        step = self.step
         if step is None:
             return
         with self.errors_kept():
             step.remove()
-            self._guide(params.x, step)
+            weights = _weights(step)
+            delta = self._delta(params.x[: step.cond_rows], weights, step)
+            self.combination = Combination(
+                step.denoiser, lambda result: self._on_combined(result, params.x, weights, step, delta)
+            )
+
+    def close(self) -> None:
+        super().close()
+        if self.combination is not None:
+            self.combination.remove()
+        self.combination = None
+
+    def _on_combined(
+        self, result: Tensor, rows: Tensor, weights: list[list[float]], step: SeenStep, delta: Tensor
+    ) -> Tensor:
+        """The step's result, (images, …), guided. `rows` are what the host has combined."""
+        with self.errors_kept():
+            self.step = self.combination = None
+            guided = self._guided(result, rows, weights, step, delta)
             self.guided_calls += 1
             self.reused_calls += self.kept.reused
+            return guided
 
-    def on_cfg_after_cfg(self, params: Any) -> None:
-        """After the host's combination: what is left to do to its result."""
-        if self.rescaling is not None:
-            with self.errors_kept():
-                params.x = self.rescaling.of(params.x)
-        self.rescaling = None
-
-    def _guide(self, rows: Tensor, step: SeenStep) -> None:
-        denoiser = step.denoiser
-        weights = [[part.weight for part in parts] for parts in denoiser.sampler.sampler_extra_args["cond"].batch]
-        if sum(map(len, weights)) != step.cond_rows or step.recorded_rows < step.cond_rows:
-            raise Refused(
-                f"ASAG: {step.cond_rows} conditional rows of {step.recorded_rows} run, {weights} expected; another "
-                "extension changed what the model is given, and ASAG can't guide that",
-                500,
-            )
+    def _guided(
+        self, result: Tensor, rows: Tensor, weights: list[list[float]], step: SeenStep, delta: Tensor
+    ) -> Tensor:
         cond = rows[: step.cond_rows]
-        level = _noise_level(step)
-        # Noise has a δ that is free of σ already.
-        sigma = step.calls[0].sigma[0] if level is None else 1.0
-        delta = self._delta(cond, weights, step, sigma)
+        level, sigma = _noise_level(step), _sigma(step)
         pictures = cond if level is None else step.x[: step.cond_rows] - level * cond
         if self.settings.contrast < 1:
             delta = keep_contrast(delta, mean_rows(pictures, weights), self.settings.contrast)
-        shift = self.finite(delta * self.scale_of(step.scale, delta, sigma, self._cfg_push(rows, weights, step)))
-        # Conditional rows image by image, then a block of one row per image: uncond, or two with InstructPix2Pix.
         images = [image for image, parts in enumerate(weights) for _ in parts]
-        images += list(range(step.images)) * ((rows.shape[0] - step.cond_rows) // step.images)
         firsts = [images.index(image) for image in range(step.images)]
         reference = picked_rows(pictures, firsts)
-        shift_rows(rows, shift, images)
+        cfg = self._cfg_push(result, rows, weights, step)
+        shift = self.finite(delta * self.scale_of(step.scale, delta, sigma, cfg)).to(result.dtype)
+        guided = result + shift
+        # Samplers of CFG++ renoise with the unconditional rows: what guides all rows shifts these as well.
+        if step.denoiser.need_last_noise_uncond:
+            step.denoiser.last_noise_uncond += shift
+        # An interrupted picture, and a preview of the prompt, are the conditional rows.
+        shift_rows(cond, shift, images)
         if not self.settings.rescale:
-            return
+            return guided
         if level is None:
-            guided = self._combined(rows, weights, step)
-            rows *= picked_rows(rescale_factor(reference, guided, self.settings.rescale), images)
-        else:
-            self.rescaling = Rescaling(picked_rows(step.x, firsts), level, reference, self.settings.rescale)
+            return guided * rescale_factor(reference, guided, self.settings.rescale)
+        # A picture is x - √(1-ᾱ) ε up to its size.
+        x = picked_rows(step.x, firsts)
+        picture = x - level * guided
+        return (x - rescale_factor(reference, picture, self.settings.rescale) * picture) / level
 
-    def _delta(self, cond: Tensor, weights: list[list[float]], step: SeenStep, sigma: float | Tensor) -> Tensor:
+    def _delta(self, cond: Tensor, weights: list[list[float]], step: SeenStep) -> Tensor:
         """δ of each image, (images, …): this step's, or the last one's."""
+        sigma = _sigma(step)
         if not isinstance(step, A1111Step):
             return self.kept.again(sigma)
         denoiser = step.denoiser
@@ -130,45 +138,26 @@ class A1111Run(GuidedRun):
             perturbed_rows = step.predict(whole_calls=fixes_rows(denoiser.p))
         return self.kept.keep(mean_rows(cond - perturbed_rows, weights), sigma)
 
-    def _cfg_push(self, rows: Tensor, weights: list[list[float]], step: SeenStep) -> Tensor | None:
+    def _cfg_push(self, result: Tensor, rows: Tensor, weights: list[list[float]], step: SeenStep) -> Tensor | None:
         """CFG's own push, (images, …); None without CFG in this step, or if it isn't needed."""
         if not self.scaling.needs_cfg or math.isclose(_cfg_scale(step), 1.0):
             return None
         unconditional = rows[-step.images :]
         images = [image for image, parts in enumerate(weights) for _ in parts]
         deviation = mean_rows(rows[: step.cond_rows] - picked_rows(unconditional, images), weights)
-        return cfg_push(self._combined(rows, weights, step), unconditional, deviation)
-
-    def _combined(self, rows: Tensor, weights: list[list[float]], step: SeenStep) -> Tensor:
-        """What the host will make of the rows, (images, …): rows scaled by a factor give it scaled by the factor."""
-        denoiser, scale = step.denoiser, _cfg_scale(step)
-        if rows.shape[0] - step.cond_rows > step.images:
-            edited: Tensor = denoiser.combine_denoised_for_edit_model(rows, scale)
-            return edited
-        indices = iter(range(step.cond_rows))
-        conds_list = [[(next(indices), weight) for weight in parts] for parts in weights]
-        combined: Tensor = denoiser.combine_denoised(rows, conds_list, rows[-step.images :], scale)
-        return combined
+        return cfg_push(result, unconditional, deviation)
 
 
-@dataclass(frozen=True)
-class Rescaling:
-    """Rescale for samplers of noise ε, whose picture is x - √(1-ᾱ) ε up to its size: `level` is √(1-ᾱ), `reference`
-    the picture of the conditional prediction. x and reference are (images, channels, height, width).
-
-    It is done to the result and not to the rows: CFG++ renoises with the unconditional rows. The samplers of pictures
-    need it before, since the host blends an inpainting's mask in before the result is seen.
-    """
-
-    x: Tensor
-    level: Tensor
-    reference: Tensor
-    amount: float
-
-    def of(self, noise: Tensor) -> Tensor:
-        """The noise whose picture is that of `noise`, rescaled."""
-        picture = self.x - self.level * noise
-        return (self.x - rescale_factor(self.reference, picture, self.amount) * picture) / self.level
+def _weights(step: SeenStep) -> list[list[float]]:
+    """The weights of the parts of each image's prompt; raises Refused where they aren't those of the rows that ran."""
+    weights = [[part.weight for part in parts] for parts in step.denoiser.sampler.sampler_extra_args["cond"].batch]
+    if sum(map(len, weights)) != step.cond_rows or step.recorded_rows < step.cond_rows:
+        raise Refused(
+            f"ASAG: {step.cond_rows} conditional rows of {step.recorded_rows} run, {weights} expected; another "
+            "extension changed what the model is given, and ASAG can't guide that",
+            500,
+        )
+    return weights
 
 
 def _cfg_scale(step: SeenStep) -> float:
@@ -189,6 +178,14 @@ def _noise_level(step: SeenStep) -> Tensor | None:
     return (1 - alphas[step.calls[0].sigma[:1].long()])[0].sqrt()
 
 
+def _sigma(step: SeenStep) -> float | Tensor:
+    """What δ is divided by for that of the noise: noise has a δ that is free of σ already."""
+    if is_timestep_sampler(step.inner_model):
+        return 1.0
+    sigma: Tensor = step.calls[0].sigma[0]
+    return sigma
+
+
 class A1111:
     """The host, for the script. Registers the callbacks that the host calls in every step of every generation."""
 
@@ -199,7 +196,6 @@ class A1111:
         self.current: Callable[[], A1111Run | None] = _nothing
         script_callbacks.on_cfg_denoiser(self._cfg_denoiser)
         script_callbacks.on_cfg_denoised(self._cfg_denoised)
-        script_callbacks.on_cfg_after_cfg(self._cfg_after_cfg)
 
     def run(self, settings: AsagSettings) -> A1111Run:
         return A1111Run(settings)
@@ -217,14 +213,9 @@ class A1111:
             run.on_cfg_denoiser(params)
 
     def _cfg_denoised(self, params: Any) -> None:
-        run = self.current()
-        if run is not None:
-            run.on_cfg_denoised(params)
-
-    def _cfg_after_cfg(self, params: Any) -> None:
         run, self.current = self.current(), _nothing
         if run is not None:
-            run.on_cfg_after_cfg(params)
+            run.on_cfg_denoised(params)
 
 
 def _nothing() -> None:

@@ -71,13 +71,15 @@ class KeptState:
                 self._keep(each)
 
     def _keep_function(self, function: FunctionType) -> None:
-        if not self._is_theirs(function):
+        if module_of(function).split(".")[0] not in self.homes:
             return
         for cell in function.__closure__ or ():
             if cell != EMPTY_CELL:
                 self.kept.append((cell, cell.cell_contents))
                 self._keep(cell.cell_contents)
-        if id(function.__globals__) not in self.seen:
+        # Of torch.no_grad(), around theirs, they are torch's.
+        is_theirs = function.__globals__.get("__name__", "").split(".")[0] in self.homes
+        if is_theirs and id(function.__globals__) not in self.seen:
             self.seen.add(id(function.__globals__))
             values = {name: value for name, value in function.__globals__.items() if _is_state(name, value)}
             self.kept.append((_Globals(function.__globals__), values))

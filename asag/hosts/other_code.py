@@ -25,7 +25,9 @@ STATELESS_CODE = (
     ("hypertile", "self_attn_forward."),
     ("networks", "network_"),  # Lora, which is built in: weights alone
     ("tomesd.patch", ""),  # A1111 merges tokens with it, without random numbers: it keeps the size of its input alone
-    ("tile_methods", ""),  # multidiffusion-upscaler-for-automatic1111; with regions: conflicts.py
+    # multidiffusion-upscaler-for-automatic1111, and what its decorators leave; with regions: conflicts.py
+    ("tile_methods", ""),
+    ("tile_utils.utils", "null_decorator."),
 )
 # The same for what is built into Forge and its relatives, by its folder in extensions-builtin (test_controlnet.py,
 # test_builtin_extensions.py). Spectrum and Radial Attention aren't among them.
@@ -96,7 +98,7 @@ def name_of(function: Any) -> str:
 
 def module_of(function: Any) -> str:
     """The name of the module that defines a function, method, partial or callable object."""
-    return getattr(_code(function), "__module__", None) or ""
+    return _module_of_code(_code(function))
 
 
 def folder_of(function: Any) -> tuple[str, str] | None:
@@ -115,11 +117,29 @@ def _is_listed(function: Any, name: str) -> bool:
 
 
 def _code(function: Any) -> Callable[..., Any]:
-    """The plain function behind a method, a partial or a callable object."""
+    """The plain function behind a method, a partial or a callable object; of what decorators wrapped into one another,
+    the outermost that isn't the host's or torch's: torch.no_grad wraps others' functions, and these the host's."""
+    plain = _plain(function)
+    inside = plain
+    while _module_of_code(inside).split(".")[0] in HOSTS_OWN:
+        wrapped = getattr(inside, "__wrapped__", None)
+        if wrapped is None:
+            return plain
+        inside = _plain(wrapped)
+    return inside
+
+
+def _plain(function: Any) -> Callable[..., Any]:
     while isinstance(function, partial):
         function = function.func
     function = getattr(function, "__func__", function)
     return function if hasattr(function, "__qualname__") else type(function).__call__
+
+
+def _module_of_code(function: Callable[..., Any]) -> str:
+    """Where the function is written: functools.wraps gives it the name of another's module."""
+    names = getattr(function, "__globals__", {})
+    return names.get("__name__") or getattr(function, "__module__", None) or ""
 
 
 def _is_its_own(module: nn.Module, name: str) -> bool:

@@ -49,9 +49,8 @@ ROWS_OF_FILES = {
     "asag/guidance.py": {
         "torch": Row(WITH_FIGURES, REFUSED),
     },
-    "asag/hosts/a1111.py": {
-        "A1111Run._combined: denoiser.combine_denoised_for_edit_model": Row(A1111, REFUSED, LEFT_OUT),
-        "A1111Run._combined: denoiser.combine_denoised": Row(A1111, REFUSED, HOSTS_OWN),
+    "asag/hosts/a1111_combination.py": {
+        "Combination._around.combined: original": Row(A1111, RAISED, HOSTS_OWN),
     },
     "asag/hosts/a1111_model.py": {
         "A1111Unet.__init__: hypernetwork.apply_hypernetworks": Row(A1111, WHOLE_PASS, LEFT_OUT),
@@ -174,7 +173,6 @@ ELSEWHERE_OF_FILES = {
     "asag/hosts/a1111.py": {
         "A1111.__init__: script_callbacks.on_cfg_denoiser": AT_START,
         "A1111.__init__: script_callbacks.on_cfg_denoised": AT_START,
-        "A1111.__init__: script_callbacks.on_cfg_after_cfg": AT_START,
     },
     "asag/hosts/a1111_model.py": {
         "A1111Unet.replacement: sys.modules[].self_attn_forward": "HyperTile: tests/webui/test_other_extensions.py"

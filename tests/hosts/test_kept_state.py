@@ -63,7 +63,7 @@ def test_functions_of_others_that_a_hook_knows_are_left_alone() -> None:
     memory.restore()
     assert elsewhere.__globals__["count"] == 2
     # Of a hook's own package it is theirs.
-    elsewhere.__module__ = "others_hook.parts"
+    elsewhere.__globals__["__name__"] = "others_hook.parts"
     memory = KeptState([hook])
     elsewhere.__globals__["count"] = 3
     memory.restore()

@@ -32,6 +32,20 @@ FREEU = hook_from("/webui/extensions-builtin/sd_forge_freeu/scripts/forge_freeu.
 SPECTRUM = hook_from(
     "/webui/extensions-builtin/sd_forge_spectrum/lib_spectrum/forecaster.py", "lib_spectrum.forecaster"
 )
+DECORATED = """
+import functools, torch
+def null_decorator(function):
+    def wrapper(*args): return function(*args)
+    return wrapper
+@torch.no_grad()
+@null_decorator
+def hook(*args): return None
+"""
+AROUND_THE_HOSTS = """
+import functools, torch
+@functools.wraps(torch.nn.functional.linear)
+def hook(*args): return None
+"""
 LOWVRAM = hook_from("/webui/modules/lowvram.py", "modules.lowvram")
 CONTROLNET = """
 class UnetHook:
@@ -62,6 +76,15 @@ def test_the_hosts_own_and_methods_put_back_are_none():
     assert [name_of(each) for each in [*model.__dict__["_forward_hooks"].values(), model.forward]] == [
         "torch.nn.modules.linear"
     ]
+
+
+def test_who_takes_the_name_of_what_he_wraps_is_found():
+    model = nn.Sequential(nn.Linear(2, 2))
+    model[0].forward = hook_from("/webui/extensions/other/x.py", "x.py", AROUND_THE_HOSTS)
+    assert hooks_of(model) == [model[0].forward]
+    # Under torch.no_grad() the host's own stays the host's.
+    model[0].forward = torch.no_grad()(LOWVRAM)
+    assert hooks_of(model) == []
 
 
 class Own(nn.Module):
@@ -108,6 +131,9 @@ def test_what_is_put_on_the_modules_around_counts():
         (hook_from("/webui/extensions/other/scripts/hook.py", "scripts.hook"), "other", False),
         (hook_from("/webui/extensions/tiles/tile_methods/x.py", "tile_methods.x"), "tiles", True),
         (hook_from("/webui/extensions/tiles/tile_methods_2.py", "tile_methods_2"), "tiles", False),
+        (hook_from("/webui/extensions/tiles/tile_utils/utils.py", "tile_utils.utils", DECORATED), "tiles", True),
+        (hook_from("/webui/extensions/other/x.py", "x.py", DECORATED), "other", False),
+        (hook_from("/webui/extensions/other/x.py", "x.py", AROUND_THE_HOSTS), "other", False),
         # An extension of the same folder's name that isn't built in.
         (hook_from("/webui/extensions/sd_forge_freeu/x.py", "x.py"), "sd_forge_freeu", False),
         (hook_from("<string>", "pasted"), "pasted", False),

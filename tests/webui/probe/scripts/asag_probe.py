@@ -101,7 +101,8 @@ def in_perturbed_pass():
     frame = sys._getframe(1)
     while frame is not None:
         function = frame.f_code.co_name
-        if frame.f_globals.get("__name__", "").startswith("asag.") and function in ("whole", "_guided", "_guide"):
+        is_asags = frame.f_globals.get("__name__", "").startswith("asag.")
+        if is_asags and function in ("whole", "_guided", "on_cfg_denoised"):
             return True
         if frame.f_globals.get("__name__") == "modules.sd_samplers_cfg_denoiser":
             return False
@@ -157,7 +158,7 @@ class Softmax(Operator):
 class SoftmaxGuidance:
     """SoftMax as every run's operator, and the size of δ in every step, at scale 1.
 
-    In Forge's family δ is what the post-CFG function adds, in AUTOMATIC1111 what every row is shifted by.
+    In Forge's family δ is what the post-CFG function adds, in AUTOMATIC1111 what is added to the combined rows.
     """
 
     def __init__(self):
@@ -165,8 +166,8 @@ class SoftmaxGuidance:
             self.run, self.name = importlib.import_module("asag.hosts.forge").ForgeRun, "on_after_cfg"
             measured = self.added
         else:
-            self.run, self.name = importlib.import_module("asag.hosts.a1111").A1111Run, "_guide"
-            measured = self.shifted
+            self.run, self.name = importlib.import_module("asag.hosts.a1111").A1111Run, "_guided"
+            measured = self.combined
         self.before = AsagSettings.operator, getattr(self.run, self.name)
         self.operator, self.sizes = Softmax(), []
         AsagSettings.operator = lambda settings: self.operator
@@ -177,10 +178,11 @@ class SoftmaxGuidance:
         self.note(guided - args["denoised"], args["cond_denoised"])
         return guided
 
-    def shifted(self, run, rows, step):
-        unguided = rows.clone()
-        self.before[1](run, rows, step)
-        self.note(rows - unguided, unguided)
+    def combined(self, run, result, rows, *args):
+        prediction = rows.clone()
+        guided = self.before[1](run, result, rows, *args)
+        self.note(guided - result, prediction)
+        return guided
 
     def note(self, delta, prediction):
         self.sizes.append(float(delta.abs().max() / prediction.float().square().mean().sqrt()))
