@@ -1,3 +1,3 @@
 """Adversarial Sinkhorn Attention Guidance for diffusion models (see README.md)."""
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"

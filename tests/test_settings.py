@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from asag import __version__
 from asag import option as option_module
 from asag.hosts.generation import Refused
 from asag.presets import Presets, read_shared
@@ -257,7 +258,7 @@ def test_schema_describes_every_setting_and_its_default():
 def test_the_schema_says_of_each_setting_what_it_is_and_what_is_allowed():
     found = api.schema()
     assert found["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert (found["type"], found["additionalProperties"]) == ("object", False)
+    assert (found["type"], found["additionalProperties"], found["version"]) == ("object", False, __version__)
     for name, kind, rest in (
         ("scale", "number", {"default": 1.5, "minimum": 0.0, "maximum": 100.0}),
         ("iterations", "integer", {"default": 2, "minimum": 1, "maximum": 50}),

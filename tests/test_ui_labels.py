@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from asag import __version__
 from asag.settings import options
 from asag.webui import about, earlier_labels
 
@@ -94,7 +95,7 @@ def test_help_is_in_a_users_words(name):
 def test_the_first_line_links_to_the_paper_and_to_the_docs_where_they_are_known(tmp_path, monkeypatch):
     monkeypatch.setattr(about, "ROOT", tmp_path)
     paper = '<a href="https://arxiv.org/abs/2511.07499" target="_blank" rel="noopener">Paper</a>'
-    span = "<span>Adversarial Sinkhorn Attention Guidance</span>"
+    span = f'<span title="Version {__version__}">Adversarial Sinkhorn Attention Guidance</span>'
     rules = "{&quot;a&quot;: {}}"
     assert about.line({"a": {}}) == f'<div class="asag-about" data-fields="{rules}">{span} {paper}</div>'
     (tmp_path / ".git").mkdir()

@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from asag import __version__
+
 PAPER = "https://arxiv.org/abs/2511.07499"
 ROOT = Path(__file__).parent.parent.parent
 # Of an address that git knows, with a password in it or without.
@@ -21,7 +23,8 @@ def line(fields: dict[str, dict[str, Any]]) -> str:
         links.insert(0, f'<a href="{html.escape(docs)}" target="_blank" rel="noopener">What each option does</a>')
     rules = html.escape(json.dumps(fields))
     return (
-        f'<div class="asag-about" data-fields="{rules}"><span>Adversarial Sinkhorn Attention Guidance</span> '
+        f'<div class="asag-about" data-fields="{rules}">'
+        f'<span title="Version {__version__}">Adversarial Sinkhorn Attention Guidance</span> '
         f"{' '.join(links)}</div>"
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from asag import __version__
 from asag.kernel_choice import KERNELS
 from asag.option import Option
 from asag.settings import AsagSettings, SettingsError, current_names, options
@@ -55,6 +56,7 @@ def schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$comment": f"Attention on a GPU is computed by: {KERNELS.in_use()}",
         "title": "ASAG settings",
+        "version": __version__,
         "type": "object",
         "properties": properties,
         "additionalProperties": False,
