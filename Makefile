@@ -7,7 +7,7 @@ TORCH_ARGS ?=
 WEBUI ?=
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo playground test test-webui fuzz mutate bench train lint clean
+.PHONY: demo playground test test-webui versions fuzz mutate bench train lint clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m asag demo
@@ -26,6 +26,17 @@ test: $(VENV)/.test $(VENV)-gradio4/.ready $(VENV)-gradio3/.ready
 # Drives the WebUI installed in the folder WEBUI (the one that holds launch.py) over its API.
 test-webui: $(VENV)/.test
 	ASAG_WEBUI="$(abspath $(WEBUI))" $(RUN) -m pytest tests/webui
+
+# The core tests in the versions of torch, numpy and gradio that each WebUI pins, and in the newest, as far as their
+# Pythons are there: 5 GB on Linux for each, with CUDA. NOX: options and sessions; make versions NOX="-s core-newest".
+NOX ?=
+versions: $(VENV)-nox/.ready
+	$(VENV)-nox/bin/python -m nox $(NOX)
+
+$(VENV)-nox/.ready: constraints.txt
+	$(PYTHON) -m venv $(VENV)-nox
+	$(VENV)-nox/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt nox
+	touch $@
 
 # The tests that make up their input, with 10 000 examples each; make test has 500. Then the routes against their OpenAPI
 # description, and the parsers by atheris for FUZZ_SECONDS.
@@ -56,7 +67,7 @@ lint: $(VENV)/.lint
 	$(RUN) -m mypy --no-error-summary
 
 clean:
-	rm -rf $(VENV) $(VENV)-gradio4 $(VENV)-gradio3 demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage*
+	rm -rf $(VENV) $(VENV)-gradio4 $(VENV)-gradio3 $(VENV)-nox .nox demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage*
 
 $(VENV)/.torch: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version) if sys.version_info < (3, 10) else None'

@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
+from tests.core import is_core
 from tests.on_device import VARIABLE, OnDevice
 
 # A busy machine is no fault of what is tested; pytest's own time limit ends what hangs.
@@ -16,6 +18,19 @@ settings.load_profile("asag")
 
 
 ON_DEVICE = OnDevice(os.environ[VARIABLE]) if VARIABLE in os.environ else None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--core", action="store_true", help="only the tests that need nothing but what a WebUI has")
+    parser.addoption("--one-in", type=int, default=1, help="run every n-th test, of all files, where time is short")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if config.getoption("--core") and not is_core(collection_path) else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items[:] = items[:: config.getoption("--one-in")]
 
 
 def pytest_configure(config: pytest.Config) -> None:

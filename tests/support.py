@@ -1,13 +1,17 @@
-"""What several tests need: an operator that changes nothing, and a model's state besides its weights."""
+"""What several tests need: an operator that changes nothing, a model's state besides its weights, and a mark."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asag.lab.bench.fake_cuda import WITHOUT_DEVICE
 from asag.operators import Operator
+
+needs_fake_cuda = pytest.mark.skipif(not WITHOUT_DEVICE, reason="this torch's fake tensors need a real device")
 
 
 class Softmax(Operator):

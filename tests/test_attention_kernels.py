@@ -17,6 +17,7 @@ from asag.attention import adversarial_sinkhorn_attention
 from asag.attention_kernels import AttentionKernels, Carried, attention_by, sdpa_params
 from asag.device_scores import attention_by_tiles
 from asag.lab.bench.fake_cuda import FakeCuda
+from tests.support import needs_fake_cuda
 from tests.test_device_scores import BOUNDS, heads_of, relative_error
 
 CPU_FLASH = "_scaled_dot_product_flash_attention_for_cpu"
@@ -184,6 +185,7 @@ def test_memory_that_runs_out_is_no_fault_of_the_kernel(monkeypatch: pytest.Monk
         ({"device": "cpu"}, False),
     ],
 )
+@needs_fake_cuda
 def test_tensors_that_suit(monkeypatch: pytest.MonkeyPatch, change: dict[str, object], suits: bool) -> None:
     case = {"dtype": torch.float16, "value_width": 64, "scale": 0.125, "hip": None, "device": "cuda"} | change
     monkeypatch.setattr(torch.version, "hip", case["hip"])

@@ -12,6 +12,8 @@ from unittest.mock import MagicMock, Mock
 
 import pytest
 
+from tests.gradios import GRADIOS, python_of
+
 REPOSITORY = Path(__file__).parents[1]
 # The host is a double: what scripts/asag.py imports of it, its loader (modules/scripts.py: load_scripts) and its rule
 # of which classes are scripts.
@@ -93,13 +95,6 @@ print(json.dumps({
 """
 
 
-def python_of(version):
-    python = REPOSITORY / f".venv-{version}" / "bin" / "python"
-    if not python.exists():
-        pytest.skip(f"{python} isn't there: make test makes it")
-    return str(python)
-
-
 def check(python, folders, data):
     """The first of two copies works, and the second one says so."""
     program = [python, "-W", "ignore", "-c", PROGRAM, *folders, str(data)]
@@ -116,7 +111,7 @@ def check(python, folders, data):
     assert [(status, message.startswith(told)) for status, message in found["on"]] == [(422, True)] * 2
 
 
-@pytest.mark.parametrize("version", ["gradio4", "gradio3"])
+@pytest.mark.parametrize("version", GRADIOS)
 @pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
 def test_the_second_copy_says_so_and_leaves_the_first_alone(tmp_path, version, order):
     python = python_of(version)

@@ -17,6 +17,9 @@ from asag.lab.bench.fake_cuda import FakeCuda
 from asag.lab.bench.roofline import Record
 from asag.models.diffusers_mmdit import FluxTransformer
 from asag.operators import METHODS, make_operator
+from tests.support import needs_fake_cuda
+
+pytestmark = needs_fake_cuda
 
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
 # Heads, height and width in tokens, head_dim: the middle blocks of SD1.5 and SDXL, upright SDXL, and more than a tile.

@@ -14,6 +14,7 @@ from asag.guidance import AdaptiveScale
 from asag.lab.bench.fake_cuda import FakeCuda
 from asag.trace import Trace
 from asag.units import UnitScale
+from tests.support import needs_fake_cuda
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SIDES = [(2, 4, 3, 5), (2, 15, 8), (2, 4, 2, 3, 5)]
@@ -65,6 +66,7 @@ def test_the_log_has_a_line_for_the_run_and_none_when_all_went_well(caplog: pyte
     ]
 
 
+@needs_fake_cuda
 def test_nothing_waits_for_the_device() -> None:
     with FakeCuda() as cuda:
         push, finite = torch.empty(2, 4, 8, 8, device="cuda", dtype=torch.float16), FinitePushes()

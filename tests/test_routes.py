@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.gradios import GRADIOS, python_of
+
 REPOSITORY = Path(__file__).parents[1]
 # The host's Api is a double: it adds its routes and asks for a password as modules/api/api.py does.
 PROGRAM = """
@@ -56,12 +58,9 @@ OPEN = {"schema": 200, "blocks": 422, "page": 422, "guess": 404}
 CLOSED = {"schema": 401, "blocks": 401, "page": 422, "guess": 404}
 
 
-@pytest.mark.parametrize("version", ["gradio4", "gradio3"])
+@pytest.mark.parametrize("version", GRADIOS)
 def test_the_routes_ask_for_the_password_of_the_hosts_api(version):
-    python = REPOSITORY / f".venv-{version}" / "bin" / "python"
-    if not python.exists():
-        pytest.skip(f"{python} isn't there: make test makes it")
-    program = [str(python), "-W", "ignore", "-c", PROGRAM]
+    program = [python_of(version), "-W", "ignore", "-c", PROGRAM]
     done = subprocess.run(program, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     protected, unprotected, without_api = json.loads(done.stdout)

@@ -1,6 +1,6 @@
 """`python -m asag playground`: the WebUI's accordion and block map in a page of their own, on the embedded models.
 
-For trying without a WebUI, and for tests in a browser. Runs in gradio 3.41 and 4.40.
+For trying without a WebUI, and for tests in a browser. Runs in gradio 3.41, 4.40 and 6.31.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Studio:
 
 
 def page(studio: Studio, presets: Presets, first_steps: int) -> gr.Blocks:
-    with gr.Blocks(title="ASAG playground", css=STYLE.read_text(), analytics_enabled=False) as demo:
+    with gr.Blocks(title="ASAG playground", analytics_enabled=False, **_styles(of_page=True)) as demo:
         gr.Markdown(INTRODUCTION)
         with gr.Row():
             with gr.Column():
@@ -208,6 +208,12 @@ def _script_argument() -> str:
     return "js" if "js" in inspect.signature(gr.Blocks.load).parameters else "_js"
 
 
+def _styles(of_page: bool) -> dict[str, str]:
+    """The page's CSS for gr.Blocks, which takes it up to gradio 5, or for mount_gradio_app, which does from 6 on."""
+    mount_takes_it = "css" in inspect.signature(gr.mount_gradio_app).parameters
+    return {} if mount_takes_it == of_page else {"css": STYLE.read_text()}
+
+
 def application(folder: Path, first_steps: int) -> FastAPI:
     """The page, which begins with so many sampling steps, and the routes that the block map asks. Presets are kept in
     `folder`."""
@@ -221,7 +227,7 @@ def application(folder: Path, first_steps: int) -> FastAPI:
         return studio.blocks(model, blocks, toggle)
 
     demo = page(studio, Presets(folder / "asag-presets.json"), first_steps)
-    return gr.mount_gradio_app(app, demo.queue(), path="/")
+    return gr.mount_gradio_app(app, demo.queue(), path="/", **_styles(of_page=False))
 
 
 def main(argv: list[str] | None = None) -> int:

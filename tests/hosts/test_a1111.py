@@ -31,7 +31,7 @@ from tests.hosts.reference import (
     real_unet,
     sinkhorn_map,
 )
-from tests.support import snapshot
+from tests.support import needs_fake_cuda, snapshot
 
 OWN = ("asag.hosts.a1111", "asag.hosts.a1111_model", "asag.hosts.loaded")
 
@@ -318,6 +318,7 @@ def test_method_seg_blurs_over_the_pictures_height_and_width(host: Host, reuse: 
     assert_steps(host, found, CONSTANT, attention_map=blurred_map)
 
 
+@needs_fake_cuda
 def test_the_level_of_noise_is_looked_up_without_a_wait_for_the_device(host: Host) -> None:
     level = sys.modules["asag.hosts.a1111"]._noise_level
     with FakeCuda() as cuda:

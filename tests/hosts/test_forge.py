@@ -329,7 +329,10 @@ def test_a_model_of_no_known_family_is_refused(host):
 
 @pytest.mark.parametrize(
     ("error", "told"),
-    [(torch.OutOfMemoryError("no memory\nfor this"), "OutOfMemoryError: no memory"), (MemoryError(), "MemoryError")],
+    [
+        (torch.cuda.OutOfMemoryError("no memory\nfor this"), "OutOfMemoryError: no memory"),
+        (MemoryError(), "MemoryError"),
+    ],
 )
 def test_a_failing_perturbed_pass_ends_the_request_and_leaves_nothing(host, monkeypatch, error, told):
     unguided, before = plain(host), snapshot(host.model.diffusion_model)

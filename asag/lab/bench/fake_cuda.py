@@ -42,6 +42,7 @@ from asag.lab.bench.roofline import Allocation, Op, Record
 aten = torch.ops.aten
 CUDA, META, DEVICE_TYPES = 1, 14, 15  # c10::DeviceType
 REGISTRY = "_ZN3c104impl26device_guard_impl_registryE"
+WITHOUT_DEVICE = hasattr(torch._C, "_ensureCUDADeviceGuardSet")
 READS = ("_local_scalar_dense", "equal", "is_nonzero", "nonzero")
 FOLDERS = ("/asag/", "/tests/")
 
@@ -75,9 +76,12 @@ def guard_table() -> Any:
 
 
 def guard_cuda() -> None:
-    """Let fake CUDA tensors pass where torch asks for CUDA's device guard. Raises RuntimeError as guard_table does."""
+    """Let fake CUDA tensors pass where torch asks for CUDA's device guard. Raises RuntimeError as guard_table does, and
+    where this torch is so old that fake tensors need a real device."""
     if torch.cuda.is_available():
         return
+    if not WITHOUT_DEVICE:
+        raise RuntimeError(f"fake tensors of a device: need a newer torch than {torch.__version__}")
     table = guard_table()
     if not table[CUDA]:
         table[CUDA] = table[META]
