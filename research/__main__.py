@@ -22,6 +22,18 @@ COMMANDS = {
         "research.asag.unit_single", arguments.single, "sample one scale of each unit everywhere", _NEEDS
     ),
     "best": Command("research.asag.unit_best", arguments.best, "compare the best scales in each unit", _NEEDS),
+    "fingerprint": Command(
+        "research.asag.cell.fingerprint",
+        arguments.fingerprint,
+        "look for the regime of the paper on a model of renderings",
+        _NEEDS,
+    ),
+    "cell": Command(
+        "research.asag.cell.run",
+        arguments.cell,
+        "measure the decisive cell: all methods at equal push where the fingerprint says",
+        _NEEDS,
+    ),
     "report": Command(
         "research.asag.report",
         arguments.report,

@@ -104,6 +104,56 @@ def _of_a_model(command: str, text: str, argv: Arguments) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def fingerprint(argv: Arguments) -> argparse.Namespace:
+    text = """Looks for the fingerprint of the paper's regime on a model of renderings: for each layer and head how far
+    queries and keys agree, how soon the plans converge, and how far ASAG's push is the uniform map's."""
+    parser = Parser("research fingerprint", text)
+    _add_renderings(parser)
+    parser.add_argument("--pictures", type=int, default=4, help="how many captions, from one noise each")
+    parser.add_argument("--levels", type=int, default=4, help="of noise, evenly over the steps")
+    parser.add_threads()
+    args = parser.parse_args(argv)
+    for name in ("pictures", "levels"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name}: {getattr(args, name)}; allowed: at least 1")
+    return args
+
+
+def cell(argv: Arguments) -> argparse.Namespace:
+    text = """Measures the decisive cell on a model of renderings: CFG alone, and ASAG, the uniform map, SEG and PAG at
+    equal push where the fingerprint says. A run that was stopped goes on; several processes share one (--share 0/2,
+    --share 1/2)."""
+    parser = Parser("research cell", text, "The protocol is in research/asag/protocol-cell.md.")
+    _add_renderings(parser)
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of the renderings, which pictures are compared to"
+    )
+    network = "folder of a network of nsfwjs (dist/models/inception_v3), for distances by another network, too"
+    parser.add_argument("--network", type=Path, help=network)
+    fingerprint = "lines of `research fingerprint` for this model; default: those in --out"
+    parser.add_argument("--fingerprint", type=Path, help=fingerprint)
+    parser.add_argument("--push", type=float, default=0.5, help="of each method, beside CFG's own (unit cfg)")
+    parser.add_argument("--captions", type=int, default=2000, help=f"at least {LEAST_CAPTIONS}")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13], help="of the noise, for each caption")
+    parser.add_argument("--reference", type=int, default=10_000, help="how many real renderings")
+    parser.add_argument("--share", type=_share, default="0/1", help="I/N: this process takes every N-th part")
+    parser.add_argument("--report", action="store_true", help="sample nothing; write the lines of complete methods")
+    parser.add_argument("--store", type=Path, default=Path("evidence"), help="where descriptions are kept")
+    parser.add_threads()
+    args = parser.parse_args(argv)
+    for name in ("captions", "reference"):
+        if getattr(args, name) < LEAST_CAPTIONS:
+            parser.error(f"--{name}: {getattr(args, name)}; allowed: at least {LEAST_CAPTIONS}")
+    return args
+
+
+def _add_renderings(parser: Parser) -> None:
+    parser.add_argument("--model", type=Path, required=True, help="folder of a model of renderings, with its judge")
+    parser.add_argument("--half-size", action="store_true", help="make 32x32 pictures, of a UNet that knows no others")
+    parser.add_steps(14)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON lines")
+
+
 def drifting(argv: Arguments) -> argparse.Namespace:
     text = "Trains one-step generators by drift fields, one-sided and two-sided, over temperatures; writes the page."
     parser = Parser("research drifting", text)

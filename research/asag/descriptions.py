@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from asag.lab.embedded import drawings
 from asag.lab.embedded.classifier import Classifier, objects_right
-from research.asag.sampling import Part, Run
+from research.asag.sampling import Part
 
 _LAYOUT = 4  # cells a side of the colour layout
 _RINGS = 12  # of spatial frequency
@@ -26,16 +27,23 @@ def describe(images: Tensor, labels: Tensor, classifier: Classifier) -> dict[str
     the objects are exactly the asked ones; contrast: the standard deviation of a picture's values; saturation: the mean
     over pixels of (largest - smallest) channel, in [0,1]; clipped: the share of values at the ends of the range.
     """
-    pixels = images.flatten(1)
     with torch.no_grad():
         features = classifier.features(images)
         logits = classifier.head(F.silu(features))
     return {
         "features": features,
-        "layout": F.adaptive_avg_pool2d(images, _LAYOUT).flatten(1),
         "spectrum": spectrum(images),
         "classes": logits[:, : drawings.PAIRS],
         "right": objects_right(classifier, images, labels).float(),
+        **looks(images),
+    }
+
+
+def looks(images: Tensor) -> dict[str, Tensor]:
+    """What needs no classifier: layout, contrast, saturation and clipped of `describe`, of pictures of any size."""
+    pixels = images.flatten(1)
+    return {
+        "layout": F.adaptive_avg_pool2d(images, _LAYOUT).flatten(1),
         "contrast": pixels.std(1),
         "saturation": (images.amax(1) - images.amin(1)).mean((1, 2)) / 2,
         "clipped": (pixels.abs() >= 1).float().mean(1),
@@ -51,26 +59,34 @@ def spectrum(images: Tensor) -> Tensor:
     return torch.stack([power[:, ring == i].mean(1) for i in range(_RINGS)], 1).clamp(min=1e-8).log()
 
 
+class Keyed(Protocol):
+    """A run, by whose key its files are named."""
+
+    @property
+    def key(self) -> str:
+        """The same on every machine; another one for whatever makes other pictures."""
+
+
 class Store:
     """A folder of descriptions: a file per run and part, written whole or not at all."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def path(self, run: Run, part: Part) -> Path:
+    def path(self, run: Keyed, part: Part) -> Path:
         return self.folder / run.key / f"{part.captions}-{part.seed}-{part.number}-{part.pictures}.safetensors"
 
-    def has(self, run: Run, part: Part) -> bool:
+    def has(self, run: Keyed, part: Part) -> bool:
         return self.path(run, part).exists()
 
-    def write(self, run: Run, part: Part, described: dict[str, Tensor]) -> None:
+    def write(self, run: Keyed, part: Part, described: dict[str, Tensor]) -> None:
         path = self.path(run, part)
         path.parent.mkdir(parents=True, exist_ok=True)
         written = path.with_suffix(f".{os.getpid()}")
         save_file({name: values.half().contiguous() for name, values in described.items()}, written)
         os.replace(written, path)
 
-    def read(self, run: Run, parts: list[Part]) -> dict[str, Tensor]:
+    def read(self, run: Keyed, parts: list[Part]) -> dict[str, Tensor]:
         """All parts' descriptions in one, float32; FileNotFoundError where a part is missing."""
         read = [load_file(self.path(run, part)) for part in parts]
         return {name: torch.cat([each[name] for each in read]).float() for name in read[0]}
