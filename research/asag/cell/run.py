@@ -153,7 +153,7 @@ def page(lines: list[Line], choice: Choice) -> str:
     words = (
         f"{about}; guided at {choice.blocks}, which {has}. (+5σ) is the difference to CFG in paired standard errors, "
         "from 3 on, and the value is bold where it is better; [+5σ] is the one to ASAG. What is measured, and how: "
-        "[the protocol](protocol-cell.md)."
+        "research/asag/protocol-cell.md."
     )
     return f"# The decisive cell: {first['model']}\n\n{words}\n\n{table(lines)}\n"
 
