@@ -40,6 +40,9 @@ COMMANDS = {
         "write the pages and figures of research/asag from its lines",
         _NEEDS,
     ),
+    "precision": Command(
+        "research.precision.measure", arguments.precision, "measure what half precision does to δ, and its page", _NEEDS
+    ),
     "guidance_breaks": Command(
         "research.guidance_breaks.report",
         arguments.guidance_breaks,

@@ -96,6 +96,15 @@ def best(argv: Arguments) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def precision(argv: Arguments) -> argparse.Namespace:
+    text = "Measures what half precision and sharing work do to δ and to pictures; writes the page."
+    parser = Parser("research precision", text)
+    parser.add_argument("--out", type=Path, default=ROOM / "precision", help="of the page and results/")
+    parser.add_argument("--measure", action="store_true", help="anew; without it the page is written from the lines")
+    parser.add_threads()
+    return parser.parse_args(argv)
+
+
 def _of_a_model(command: str, text: str, argv: Arguments) -> argparse.Namespace:
     parser = Parser(f"research {command}", text)
     parser.add_argument("--model", choices=MODELS, default="unet", help="which of the embedded models")

@@ -17,18 +17,25 @@ SHIFT = 2.0
 
 def new_transformer() -> SD3Transformer2DModel:
     """12x16x16 in and out; six joint blocks over 64 image tokens and the condition tokens, queries and keys normed."""
-    side = drawings.LATENT_SHAPE[1]
+    return transformer_of(drawings.LATENT_SHAPE, TOKEN_DIM, LAYERS, _HEADS)
+
+
+def transformer_of(
+    latent_shape: tuple[int, int, int], token_dim: int, layers: int, heads: int
+) -> SD3Transformer2DModel:
+    """An untrained MMDiT of latents (channels, side, side) and condition tokens of `token_dim`; heads of 32."""
+    channels, side, _ = latent_shape
     return SD3Transformer2DModel(
         sample_size=side,
         patch_size=_PATCH,
-        in_channels=drawings.LATENT_SHAPE[0],
-        out_channels=drawings.LATENT_SHAPE[0],
-        num_layers=LAYERS,
-        num_attention_heads=_HEADS,
+        in_channels=channels,
+        out_channels=channels,
+        num_layers=layers,
+        num_attention_heads=heads,
         attention_head_dim=_HEAD_DIM,
-        joint_attention_dim=TOKEN_DIM,
-        caption_projection_dim=_HEADS * _HEAD_DIM,
-        pooled_projection_dim=TOKEN_DIM,
+        joint_attention_dim=token_dim,
+        caption_projection_dim=heads * _HEAD_DIM,
+        pooled_projection_dim=token_dim,
         pos_embed_max_size=side // _PATCH,
         qk_norm="rms_norm",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 
+from asag.lab.embedded.architecture_mmdit import transformer_of
 from asag.lab.renderings.captions import TOKEN_DIM
 from asag.lab.renderings.pictures import SIDE
 
@@ -11,8 +12,7 @@ LATENT_SHAPE = (12, SIDE // 2, SIDE // 2)  # each 2x2 block of pixels folded int
 SHIFT = 3.0  # of the flow's noise over signal: what is where is decided at high noise
 _CHANNELS = (64, 160)
 _HEAD_DIM = 32
-_PATCH = 2  # of latents, so 4 pixels: 256 image tokens
-_HEADS, _LAYERS = 5, 7
+_HEADS, _LAYERS = 5, 7  # of the MMDiT
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -43,18 +43,4 @@ def new_unet() -> UNet2DConditionModel:
 
 def new_transformer() -> SD3Transformer2DModel:
     """Seven joint blocks over 256 image tokens and the words, queries and keys normed."""
-    side = LATENT_SHAPE[1]
-    return SD3Transformer2DModel(
-        sample_size=side,
-        patch_size=_PATCH,
-        in_channels=LATENT_SHAPE[0],
-        out_channels=LATENT_SHAPE[0],
-        num_layers=_LAYERS,
-        num_attention_heads=_HEADS,
-        attention_head_dim=_HEAD_DIM,
-        joint_attention_dim=TOKEN_DIM,
-        caption_projection_dim=_HEADS * _HEAD_DIM,
-        pooled_projection_dim=TOKEN_DIM,
-        pos_embed_max_size=side // _PATCH,
-        qk_norm="rms_norm",
-    )
+    return transformer_of(LATENT_SHAPE, TOKEN_DIM, _LAYERS, _HEADS)
