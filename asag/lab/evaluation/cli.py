@@ -108,6 +108,8 @@ def run(args: argparse.Namespace) -> None:
     for each in metrics.measure(names, models, store, job.methods, of, args.reference, device):
         found.append(each)
         spread = f" ± {each['spread']:.4g}" if "spread" in each else ""
+        if "to_first" in each:
+            spread += f" ({each['to_first']:+.4g} ± {each['to_first_error']:.2g} to {job.methods[0].name})"
         print(f"{each['method']:16} {each['metric']:5} {each['value']:.4f}{spread}", flush=True)
     write_results(store, found)
     print(f"Written: {job.out / RESULTS}")

@@ -22,7 +22,7 @@ from transformers import (
     CLIPModel,
 )
 
-from asag.lab.evaluation import image_reward, metrics, rewards
+from asag.lab.evaluation import cli, image_reward, metrics, rewards
 from asag.lab.evaluation.plan import EvaluationError, items, read_methods
 from asag.lab.evaluation.store import Store
 from tests import tiny_text
@@ -194,6 +194,24 @@ def test_scores_of_a_method_are_compared_with_the_first_ones_image_by_image(clip
     differences = (scores[1] - scores[0]).numpy()
     assert found[1]["to_first"] == pytest.approx(differences.mean(), abs=1e-5)
     assert found[1]["to_first_error"] == pytest.approx(np.std(differences, ddof=1) / 3**0.5, abs=1e-5)
+
+
+def test_the_command_says_how_far_a_method_is_from_the_first(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, prompts = Store(tmp_path / "out"), tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(CAPTIONS))
+    for offset, method in enumerate(read_methods("cfg,asag:1.5")):
+        for item in items(CAPTIONS, [0]):
+            store.write(method, item, picture(10 * offset + item.index))
+    given = ["--pipeline", str(tmp_path), "--prompts", str(prompts), "--out", str(store.folder), "--device", "cpu"]
+    given += ["--methods", "cfg,asag:1.5", "--metrics", "pickscore", "--weights", str(clip.parent)]
+    assert cli.main(given) == 0  # all images are there, so that no pipeline is loaded
+    first, second = [json.loads(line) for line in (store.folder / cli.RESULTS).read_text().splitlines()]
+    said = capsys.readouterr().out
+    figures = f"{second['to_first']:+.4g} ± {second['to_first_error']:.2g} to cfg"
+    assert f"{second['value']:.4f} ± {second['spread']:.4g} ({figures})" in said
+    assert f"{first['value']:.4f} ± {first['spread']:.4g}\n" in said
 
 
 @pytest.mark.parametrize(
