@@ -227,6 +227,8 @@ class WebUI:
         environment = {name: value for name, value in os.environ.items() if name != "COMMANDLINE_ARGS"}
         environment |= {
             "OMP_NUM_THREADS": "1",
+            # Else glibc keeps freed memory for each thread that has served a request: test_load.py asks what has grown.
+            "MALLOC_ARENA_MAX": "1",
             "HF_HUB_OFFLINE": "1",
             "TRANSFORMERS_OFFLINE": "1",
             "GRADIO_ANALYTICS_ENABLED": "False",

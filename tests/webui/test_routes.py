@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+from tests.fuzz.routes import ask_all_routes
+
 from .payloads import asag, request
 from .server import WebUI
 
@@ -21,3 +25,9 @@ def test_blocks_are_the_loaded_models(webui: WebUI) -> None:
     assert inventory["auto"] == "mid"
     answer = webui.txt2img(**request(alwayson_scripts=asag(blocks=", ".join(addresses))))
     assert answer.status == 200
+
+
+def test_the_routes_do_what_their_description_says(webui: WebUI) -> None:
+    schemathesis = pytest.importorskip("schemathesis")
+    api = schemathesis.openapi.from_url(f"{webui.url}/openapi.json").include(path_regex="^/asag/")
+    assert ask_all_routes(api) == {"/asag/schema", "/asag/blocks"}
