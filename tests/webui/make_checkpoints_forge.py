@@ -139,11 +139,11 @@ FLUX_SIZES = {
 }
 
 
-def flux(host: Path, distilled: bool = True) -> Checkpoint:
+def flux(host: Path, distilled: bool = True, stored: str = "half") -> Checkpoint:
     from backend.nn.flux import IntegratedFluxTransformer2DModel
 
     neos = {"out_channels": 16, "patch_size": 2} if is_neo(host) else {}
-    made = Checkpoint(denoiser={**FLUX_SIZES, **neos, "guidance_embed": distilled})
+    made = Checkpoint(denoiser={**FLUX_SIZES, **neos, "guidance_embed": distilled}, stored=stored)
     made.detected = {"image_model": "flux", **made.denoiser}
     made.add("model.diffusion_model.", lambda: IntegratedFluxTransformer2DModel(**made.denoiser))
     made.add_vae(host, FLUX)
@@ -171,6 +171,16 @@ def chroma(host: Path) -> Checkpoint:
     return made
 
 
+def mugen(host: Path) -> Checkpoint:
+    """SDXL with the latents of Flux.2, and a flow."""
+    made = Checkpoint()
+    make_unet(made, {**unet(**SDXL_UNET), "in_channels": 32, "out_channels": 32})
+    made.add_vae(host, "CabalResearch/Mugen", name="AutoencoderKLFlux2")
+    made.add_clip(host, SDXL, "text_encoder", "conditioner.embedders.0.transformer.")
+    made.add_open_clip("text_encoder_2", "conditioner.embedders.1.model.")
+    return made
+
+
 KINDS: dict[str, Callable[[Path], Checkpoint]] = {
     "sd15": sd15,
     "sdxl": sdxl,
@@ -180,9 +190,16 @@ KINDS: dict[str, Callable[[Path], Checkpoint]] = {
     "flux": flux,
     "flux-schnell": lambda host: flux(host, distilled=False),
     "chroma": chroma,
+    # Neo knows these two by their files' names.
+    "sdxl-rectified": sdxl,
+    "flux-kontext": flux,
+    "flux-fp8": lambda host: flux(host, stored="fp8"),
+    "flux-q8": lambda host: flux(host, stored="gguf"),
+    "mugen": mugen,
     **NEOS,
 }
-ONLY_FORGES, ONLY_NEOS = {"sd3"}, set(NEOS)
+MORE_OF_NEOS = {"sdxl-rectified", "flux-kontext", "flux-fp8", "flux-q8", "mugen"}
+ONLY_FORGES, ONLY_NEOS = {"sd3"}, {*NEOS, *MORE_OF_NEOS}
 
 
 def main() -> None:

@@ -332,10 +332,10 @@ class WebUI:
         return self.get("/asag-probe/fingerprint")
 
     def softmax_delta(self, **payload: Any) -> dict[str, Any]:
-        """Guide a txt2img request with SoftMax as its operator: {"delta": size of δ in each step, "calls": …}."""
+        """Guide a request with SoftMax as its operator: {"delta": size of δ in each step, "calls": …}."""
         assert self.post("/asag-probe/softmax").status == 200
         try:
-            answer = self.txt2img(**payload)
+            answer = (self.img2img if "init_images" in payload else self.txt2img)(**payload)
         finally:
             told = self.get("/asag-probe/delta")
         assert answer.status == 200, answer.body

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -30,7 +31,9 @@ class Checkpoint:
     """Shapes by key, and what the host is to know of them: `detected`, what it looks up the kind of model with (None:
     as it reads it from the weights); `configs`, by component, what differs from its own config.json; `denoiser`, what
     the denoiser's class is made with (None: what was detected); `dataclasses`, what differs in those that Neo's
-    language models have their sizes in; `classes`, which of those models stands for another (Neo chooses by size)."""
+    language models have their sizes in, or in classes of their parts; `classes`, which of those models stands for
+    another (Neo chooses by size). `seed` is that of the weights, and `stored` how the denoiser's matrices are: in half
+    precision, as "fp8" or as "gguf" (Q8_0, in a file of that format)."""
 
     folder: str = "Stable-diffusion"
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -39,6 +42,8 @@ class Checkpoint:
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     dataclasses: dict[str, dict[str, Any]] = field(default_factory=dict)
     classes: dict[str, str] = field(default_factory=dict)
+    seed: int = 1
+    stored: str = "half"
 
     def add(self, prefix: str, make: Callable[[], nn.Module]) -> None:
         with torch.device("meta"):
@@ -125,11 +130,45 @@ def random_tensor(key: str, shape: tuple[int, ...], random: torch.Generator) -> 
 
 
 def write(made: Checkpoint, host: Path, kind: str) -> Path:
-    random = torch.Generator().manual_seed(1)
+    random = torch.Generator().manual_seed(made.seed)
     tensors = {key: random_tensor(key, shape, random) for key, shape in made.shapes.items()}
     names = ("detected", "denoiser", "configs", "dataclasses", "classes")
-    sizes = {name: getattr(made, name) for name in names}
+    sizes = json.dumps({name: getattr(made, name) for name in names})
     file = host / "models" / made.folder / f"tiny-{kind}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, file, metadata={"format": "pt", "asag_sizes": json.dumps(sizes)})
+    if made.stored == "gguf":
+        return write_gguf(tensors, file.with_suffix(".gguf"), sizes)
+    if made.stored == "fp8":
+        tensors |= {key: tensors[key].to(torch.float8_e4m3fn) for key in tensors if is_matrix(key, tensors[key])}
+    save_file(tensors, file, metadata={"format": "pt", "asag_sizes": sizes})
     return file
+
+
+def is_matrix(key: str, tensor: Tensor) -> bool:
+    """Whether it is one that quantised checkpoints quantise."""
+    return key.startswith("model.diffusion_model.") and tensor.ndim == 2 and tensor.shape[1] % 32 == 0
+
+
+def write_gguf(tensors: dict[str, Tensor], file: Path, sizes: str) -> Path:
+    from modules_forge.packages import gguf
+
+    writer = gguf.GGUFWriter(file, "asag-tiny")
+    writer.add_string("asag_sizes", sizes)
+    for key, tensor in tensors.items():
+        if is_matrix(key, tensor):
+            writer.add_tensor(key, q8_0(tensor), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        elif tensor.ndim:
+            writer.add_tensor(key, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def q8_0(matrix: Tensor) -> np.ndarray:
+    """GGML's Q8_0, uint8 (rows, bytes): for each 32 numbers a half-precision scale, and the numbers over it as int8."""
+    blocks = matrix.float().unflatten(1, (-1, 32))
+    scale = (blocks.abs().amax(-1, keepdim=True) / 127).half()
+    rounded = (blocks / scale.float().clamp(min=1e-8)).round().to(torch.int8)
+    return torch.cat([scale.view(torch.uint8), rounded.view(torch.uint8)], dim=-1).flatten(1).numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,49 @@ WAN: dict[str, Any] = {
     "num_heads": 2,
     "num_layers": 4,
 }
+# Wan 2.2's model that starts from images has four channels of mask and sixteen of image beside the latent's.
+WAN_IMAGES: dict[str, Any] = {**WAN, "in_dim": 36}
+QWEN: dict[str, Any] = {
+    "in_channels": 64,
+    "out_channels": 16,
+    "num_layers": 4,
+    "attention_head_dim": 128,
+    "num_attention_heads": 2,
+    "joint_attention_dim": TOKENS,
+}
+KREA: dict[str, Any] = {
+    "features": HIDDEN,
+    "txtdim": TOKENS,
+    "heads": 2,
+    "kvheads": 1,
+    "layers": 4,
+    "txtheads": 2,
+    "txtkvheads": 2,
+}
+ANIMA: dict[str, Any] = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_spatial": 2,
+    "patch_temporal": 1,
+    "model_channels": HIDDEN,
+    "crossattn_emb_channels": TOKENS,
+    "adaln_lora_dim": 32,
+    "num_blocks": 4,
+    "num_heads": 2,
+}
+ADAPTER = {"source_dim": TOKENS, "target_dim": TOKENS, "model_dim": TOKENS, "num_layers": 1, "num_heads": 2}
+PID: dict[str, Any] = {
+    "lq_latent_channels": 16,
+    "lq_hidden_dim": 16,
+    "lq_num_res_blocks": 1,
+    "num_groups": 2,
+    "hidden_size": HIDDEN,
+    "pixel_attn_hidden_size": HIDDEN,
+    "pixel_num_groups": 2,
+    "patch_depth": 4,
+    "pixel_depth": 1,
+    "txt_embed_dim": TOKENS,
+}
 ERNIE: dict[str, Any] = {
     "hidden_size": HIDDEN,
     "num_attention_heads": 2,
@@ -108,12 +152,12 @@ def klein(host: Path) -> Checkpoint:
     return made
 
 
-def wan(host: Path) -> Checkpoint:
+def wan(host: Path, sizes: dict[str, Any] = WAN, seed: int = 1) -> Checkpoint:
     from backend.nn.wan import WanModel
 
     repository = "Wan-AI/Wan2.1-T2V-14B"
-    made = Checkpoint(denoiser=WAN, detected={"image_model": "wan2.1", "model_type": "t2v", **WAN})
-    made.add("model.diffusion_model.", lambda: WanModel(**WAN))
+    made = Checkpoint(denoiser=sizes, detected={"image_model": "wan2.1", "model_type": "t2v", **sizes}, seed=seed)
+    made.add("model.diffusion_model.", lambda: WanModel(**sizes))
     made.add_vae(host, repository, name="WanVAE")
     made.add_t5(host, repository, "text_encoder", "text_encoders.umt5xxl.transformer.")
     return made
@@ -129,10 +173,74 @@ def ernie(host: Path) -> Checkpoint:
     return made
 
 
+def qwen(host: Path) -> Checkpoint:
+    from backend.nn.llm.qwen_vl import Qwen2VLVisionTransformer
+    from backend.nn.qwen import QwenImageTransformer2DModel
+
+    # Neo looks for "text_encoders..qwen25_7b.transformer.", which no file has, and else takes this.
+    vision, prefix = {"num_layers": 1, "intermediate_size": 64}, "text_encoders.qwen25_7b."
+    made = Checkpoint(denoiser=QWEN, detected={"image_model": "qwen_image", **QWEN})
+    made.add("model.diffusion_model.", lambda: QwenImageTransformer2DModel(**QWEN))
+    made.add_vae(host, "Qwen/Qwen-Image", name="WanVAE")
+    made.add_llama("text_encoder", "Qwen25_7BVLI_Config", f"{prefix}model.")
+    made.add(f"{prefix}visual.", lambda: Qwen2VLVisionTransformer(1280, TOKENS, **vision))
+    made.dataclasses["qwen_vl.Qwen2VLVisionTransformer"] = vision
+    return made
+
+
+def krea(host: Path) -> Checkpoint:
+    from backend.nn.krea import SingleStreamDiT
+    from backend.nn.llm.qwen35 import QWEN3VL_VISION, Qwen3VLVisionModel
+
+    vision = {"hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "depth": 3}
+    vision |= {"deepstack_visual_indexes": [0, 1, 2]}
+    prefix = "text_encoders.qwen3vl_4b.transformer."
+    made = Checkpoint(denoiser=KREA, detected={"image_model": "krea2", **KREA})
+    made.add("model.diffusion_model.", lambda: SingleStreamDiT(**KREA))
+    made.add_vae(host, "krea/Krea-2-Raw", name="WanVAE")
+    # It takes what twelve layers give, the last of them the 36th.
+    made.add_llama("text_encoder", "Qwen3VL_4BConfig", f"{prefix}model.", layers=36)
+    made.add(f"{prefix}visual.", lambda: Qwen3VLVisionModel({**QWEN3VL_VISION, **vision, "out_hidden_size": TOKENS}))
+    made.dataclasses["QWEN3VL_VISION"] = vision
+    return made
+
+
+def anima(host: Path) -> Checkpoint:
+    from backend.nn.anima import Anima, LLMAdapter
+
+    made = Checkpoint(denoiser=ANIMA, detected={"image_model": "anima", **ANIMA})
+    made.add("model.diffusion_model.", lambda: Anima(**ANIMA))
+    made.add("model.diffusion_model.llm_adapter.", lambda: LLMAdapter(**ADAPTER))
+    made.add_vae(host, "circlestone-labs/Anima", name="WanVAE")
+    made.add_llama("text_encoder", "Qwen3_06BConfig", "text_encoders.qwen3_06b.transformer.model.")
+    made.dataclasses["LLMAdapter"] = ADAPTER
+    return made
+
+
+def pid(host: Path) -> Checkpoint:
+    """Its image decoder has the sizes of Flux's own: Neo chooses one by the latent's channels."""
+    from backend.nn.pixeldit.pid import PidNet
+    from backend.nn.vae import IntegratedAutoencoderKL
+
+    made = Checkpoint(denoiser=PID, detected={"image_model": "pid", **PID})
+    made.add("model.diffusion_model.", lambda: PidNet(**PID))
+    config = json.loads((host / "backend/huggingface/black-forest-labs/FLUX.1-dev/vae/config.json").read_text())
+    made.add("vae.", lambda: IntegratedAutoencoderKL.from_config(config))
+    made.add_llama("text_encoder", "Gemma2_2B_Config", "text_encoders.gemma2_2b.transformer.model.")
+    return made
+
+
 NEOS: dict[str, Callable[[Path], Checkpoint]] = {
     "lumina": lumina,
     "zimage": zimage,
     "klein": klein,
     "wan": wan,
+    "wan-low": lambda host: wan(host, seed=2),
+    "wan-images": lambda host: wan(host, WAN_IMAGES),
     "ernie": ernie,
+    "qwen": qwen,
+    "qwen-edit": qwen,
+    "krea": krea,
+    "anima": anima,
+    "pid": pid,
 }

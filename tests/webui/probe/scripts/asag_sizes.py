@@ -4,6 +4,7 @@ metadata; both know the sizes of most models beforehand. Other checkpoints are l
 import functools
 import importlib
 import json
+import operator
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,9 @@ from safetensors import safe_open
 
 
 def sizes_of(path):
+    if str(path).endswith(".gguf"):
+        field = importlib.import_module("modules_forge.packages.gguf").GGUFReader(path).get_field("asag_sizes")
+        return json.loads(bytes(field.parts[-1])) if field is not None else None
     if not str(path).endswith(".safetensors"):
         return None
     with safe_open(path, framework="pt") as file:
@@ -59,21 +63,30 @@ class SmallSizes:
 
 @contextmanager
 def changed_language_models(sizes, classes):
-    """Neo's have their sizes in dataclasses, compare the file's with them, and are chosen by them."""
+    """Neo's have their sizes in dataclasses, compare the file's with them, and are chosen by them; parts of them have
+    theirs in a class's arguments or a dict."""
     if not sizes:
         yield
         return
     llama = importlib.import_module("backend.nn.llm.llama")
-    before = {name: getattr(llama, name) for name in (*sizes, *classes)}
+    before = {name: operator.attrgetter(name)(llama) for name in (*sizes, *classes)}
     for name in sizes:
-        setattr(llama, name, functools.partial(before[name], **sizes[name]))
+        made = before[name]
+        changed = {**made, **sizes[name]} if isinstance(made, dict) else functools.partial(made, **sizes[name])
+        put(llama, name, changed)
     for name, other in classes.items():
         setattr(llama, name, getattr(llama, other))
     try:
         yield
     finally:
         for name, made in before.items():
-            setattr(llama, name, made)
+            put(llama, name, made)
+
+
+def put(module, name, made):
+    """`name` may lie in a module of that one's."""
+    home, _, last = name.rpartition(".")
+    setattr(operator.attrgetter(home)(module) if home else module, last, made)
 
 
 try:
