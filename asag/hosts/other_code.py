@@ -28,6 +28,7 @@ STATELESS_CODE = (
     # multidiffusion-upscaler-for-automatic1111, and what its decorators leave; with regions: conflicts.py
     ("tile_methods", ""),
     ("tile_utils.utils", "null_decorator."),
+    ("lib_couple.attention_couple", "AttentionCouple."),  # sd-forge-couple
 )
 # The same for what is built into Forge and its relatives, by its folder in extensions-builtin (test_controlnet.py,
 # test_builtin_extensions.py). Spectrum and Radial Attention aren't among them.

@@ -117,5 +117,17 @@ def test_control_modes(guidance_works: Image, unit: dict[str, Any], mode: str) -
     guidance_works(small(alwayson_scripts={"ControlNet": {"args": [args]}}, steps=2))
 
 
+def test_several_units(webui: WebUI, guidance_works: Image, control_models: list[str], unit: dict[str, Any]) -> None:
+    if module_of(unit) != "reference_only":
+        pytest.skip("once is enough: with the unit that does most")
+    model = next((each for each in control_models if "15" in each and any(word in each for word in CONTROL)), None)
+    if model is None:
+        pytest.skip("no SD1.5 model for a second unit")
+    args = [*unit["ControlNet"]["args"], *control_unit("canny", model)["ControlNet"]["args"]]
+    one, both = (small(steps=2, alwayson_scripts=each) for each in (unit, {"ControlNet": {"args": args}}))
+    assert_differ(webui.txt2img(**both).image, webui.txt2img(**one).image)
+    guidance_works(both)
+
+
 def module_of(unit: dict[str, Any]) -> str:
     return unit["ControlNet"]["args"][0]["module"]

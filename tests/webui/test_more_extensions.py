@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+import requests
 
 from .payloads import FAINT, ROUNDING, asag, assert_differ, assert_same, image_request, largest_difference
 from .payloads import request as small
@@ -19,17 +21,21 @@ Image = Callable[..., np.ndarray]
 EXTENSIONS: dict[str, tuple[str, dict[tuple[str, int], Any], dict[str, Any]]] = {
     "Detail Daemon": (
         "Detail Daemon",
-        {("Detail Daemon", 0): True, ("Active", 0): True, ("Start", 0): 0.0, ("End", 0): 1.0, ("Amount", 0): 1.0},
+        {("Detail Daemon", 0): True, ("Active", 0): True, ("Start", 0): 0.0, ("End", 0): 1.0},
         {},
     ),
-    "CD Tuner": ("CD Tuner", {("CD Tuner", 0): True, ("Detail(d1)", 0): 5.0, ("Contrast(con1)", 0): 5.0}, {}),
+    "CD Tuner": (
+        "CD Tuner",
+        {("CD Tuner", 0): True, ("Detail(d1)", 0): 5.0, ("Contrast(con1)", 0): 5.0, ("Strength", 1): []},
+        {},
+    ),
     "incantations: PAG": ("Incantations", {("PAG Scale", -2): True, ("PAG Scale", 0): 8.0}, {}),
     "incantations: SEG": ("Incantations", {("SEG Blur Sigma", -1): True}, {}),
     "incantations: CFG": ("Incantations", {("Enable CFG Scheduler", 0): True, ("CFG Schedule Type", 0): "Linear"}, {}),
     "SAG": ("Self Attention Guidance", {("Enabled", 0): True, ("Scale", 0): 5.0}, {}),
     "FreeU": ("FreeU", {("Enable", 0): True}, {}),
     "CADS": ("CADS", {("Active", 0): True}, {}),
-    "SEGA": ("Semantic Guidance", {("Active", 0): True, ("Positive Prompts", 0): "red"}, {}),
+    "SEGA": ("Semantic Guidance", {("Active", 0): True, ("Prompt", 0): "red", ("Warmup Period", 0): 0}, {}),
     "Forge Couple": ("Forge Couple", {("Enable", 0): True}, {"prompt": "a cat\na dog"}),
     "pamparamm: PAG": ("Perturbed-Attention Guidance", {("Enabled", 0): True}, {}),
     "pamparamm: SEG": ("Smoothed Energy Guidance", {("Enabled", 0): True}, {}),
@@ -42,7 +48,7 @@ def switched_on(webui: WebUI, title: str, changes: dict[tuple[str, int], Any]) -
     found = [
         each
         for each in webui.get("/sdapi/v1/script-info")
-        if each["name"].startswith(title.lower()) and each["is_alwayson"] and not each["is_img2img"]
+        if f"{each['name']} v".startswith(f"{title.lower()} v") and each["is_alwayson"] and not each["is_img2img"]
     ]
     if not found:
         pytest.skip(f"{title} isn't installed")
@@ -61,6 +67,7 @@ def payload(request: pytest.FixtureRequest, webui: WebUI) -> dict[str, Any]:
     # Some leave attributes of their own on the modules when they are first used: before the guard looks at them.
     if webui.txt2img(**payload).status != 200:
         pytest.skip(f"the host itself fails with {request.param}")
+    webui.txt2img(**small(steps=1))
     return payload
 
 
@@ -82,6 +89,17 @@ def test_each_does_its_part_once(webui: WebUI, plain: Image, payload: dict[str, 
     assert_same(webui.txt2img(**small(**fields)).image, without)
     if largest_difference(alone, without) < ROUNDING:
         pytest.skip("guidance works, but the extension by itself changes nothing in so narrow a model")
+
+
+@pytest.mark.parametrize("changes", [{}, {"batch_size": 2, "negative_prompt": "a long one, " * 20}], ids=str)
+def test_forge_couple_shares_work(
+    webui: WebUI, guidance_works: Callable[..., np.ndarray], changes: dict[str, Any]
+) -> None:
+    title, switches, fields = EXTENSIONS["Forge Couple"]
+    payload = small(steps=2, alwayson_scripts=switched_on(webui, title, switches), **fields, **changes)
+    guidance_works(payload)
+    guided(webui, payload)
+    assert webui.last_reuse()["whole"] == 0
 
 
 def test_dynamic_prompts(webui: WebUI, plain: Image) -> None:
@@ -113,12 +131,12 @@ def test_ultimate_upscale(webui: WebUI) -> None:
 
 @pytest.fixture
 def adetailer_names(webui: WebUI) -> Iterator[str]:
-    """ADetailer's setting of the scripts that run in its inpainting."""
-    options = webui.get("/sdapi/v1/options")
-    if "ad_script_names" not in options:
-        pytest.skip("ADetailer isn't installed")
-    yield options["ad_script_names"]
-    webui.set_options(ad_script_names=options["ad_script_names"])
+    """ADetailer's setting of the scripts that run in its inpainting: the beginning of its default."""
+    switched_on(webui, "ADetailer", {})
+    names = "dynamic_prompting,dynamic_thresholding"
+    webui.set_options(ad_script_names=names)
+    yield names
+    webui.set_options(ad_script_names=names)
 
 
 def test_adetailer(webui: WebUI, plain: Image, adetailer_names: str) -> None:
@@ -126,7 +144,7 @@ def test_adetailer(webui: WebUI, plain: Image, adetailer_names: str) -> None:
     model = next((each for each in models if "tiny" in each), None)
     if model is None:
         pytest.skip("no detector called *tiny* in models/adetailer")
-    detector = {"ad_model": model, "ad_confidence": 0.0, "ad_mask_k_largest": 1, "ad_denoising_strength": 0.9}
+    detector = {"ad_model": model, "ad_confidence": 0.0, "ad_mask_k": 1, "ad_denoising_strength": 0.9}
     payload = small(steps=2, alwayson_scripts={"ADetailer": {"args": [True, False, detector]}})
     alone = webui.txt2img(**payload)
     assert_differ(alone.image, plain(steps=2))
@@ -153,3 +171,15 @@ def test_agent_scheduler(webui: WebUI, guided: Image) -> None:
     answer = webui.get(f"{path}/results")
     assert answer["success"], answer
     assert_same(decode_image(answer["data"][0]["image"]), guided(steps=2))
+
+
+def test_infinite_image_browsing(webui: WebUI) -> None:
+    answer, path = guided(webui, small(steps=2)), webui.scratch / "guided.png"
+    path.write_bytes(base64.b64decode(answer.body["images"][0]))
+    try:
+        text = webui.get(f"/infinite_image_browsing/image_geninfo?path={path}")
+    except requests.HTTPError:
+        pytest.skip("Infinite image browsing isn't installed")
+    # It adds who made the picture.
+    assert text.startswith(answer.infotexts[0].strip())
+    assert "ASAG: scale" in text
