@@ -25,7 +25,7 @@ test: $(VENV)/.test $(VENV)-gradio4/.ready $(VENV)-gradio3/.ready
 
 # Drives the WebUI installed in the folder WEBUI (the one that holds launch.py) over its API.
 test-webui: $(VENV)/.test
-	ASAG_WEBUI="$(abspath $(WEBUI))" $(RUN) -m pytest tests/webui
+	ASAG_WEBUI="$(WEBUI)" $(RUN) -m pytest tests/webui
 
 # The core tests in the versions of torch, numpy and gradio that each WebUI pins, and in the newest, as far as their
 # Pythons are there: 5 GB on Linux for each, with CUDA. NOX: options and sessions; make versions NOX="-s core-newest".

@@ -2,10 +2,13 @@
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from asag.__main__ import COMMANDS
 from asag.settings import options
 
 ROOT = Path(__file__).parent.parent
@@ -15,6 +18,8 @@ PAGES = [
     for page in (folder.glob("*.md") if folder == ROOT else folder.rglob("*.md"))
 ]
 OPTIONS = (ROOT / "docs" / "options.md").read_text()
+# At the start of a line or of code.
+COMMAND = re.compile(r"(?:^|`)(make|python -m asag) ([a-z-]+)", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 
@@ -80,6 +85,24 @@ def test_what_the_page_for_developers_names_is_there():
         for file in sorted(files)
         if not any(f"/{each}".endswith(f"/{file}") for each in [*known, "style.css", "launch.py"])
     ] == []
+
+
+def test_the_commands_that_pages_name_are_there():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)[1].split()
+    named = [command for page in PAGES for command in COMMAND.findall(page.read_text(encoding="utf-8"))]
+    assert ("make", "demo") in named
+    assert ("python -m asag", "bench") in named
+    known = {"make": targets, "python -m asag": COMMANDS}
+    assert [command for command in named if command[1] not in known[command[0]]] == []
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")
+def test_the_folder_of_a_webui_may_have_blanks_in_its_name(tmp_path):
+    folder = tmp_path / "sd webui Größe"
+    command = ["make", "--dry-run", "test-webui", f"WEBUI={folder}"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout
+    assert f'ASAG_WEBUI="{folder}"' in told
 
 
 def test_the_readme_is_short():
