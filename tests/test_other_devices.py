@@ -24,11 +24,11 @@ from asag.operators import METHODS, make_operator
 
 DEVICES = {"mps": 13, "xpu": 12}  # c10::DeviceType
 # Plain arithmetic, reductions, products and copies: nothing that only CUDA and CPUs have, such as logaddexp or baddbmm
-# with an output of its own, and nothing that is read back.
+# with an output of its own, and nothing that is read back. Since torch 2.15 new_zeros is new_empty and fill_.
 PLAIN = {
     "_log_softmax", "_softmax", "_to_copy", "abs", "add", "bitwise_and", "bmm", "cat", "clone", "constant_pad_nd",
-    "copy_", "div", "exp", "ge", "mean", "mul", "mul_", "new_ones", "new_zeros", "ones_like", "reciprocal", "sub",
-    "sub_", "sum", "where",
+    "copy_", "div", "exp", "fill_", "ge", "mean", "mul", "mul_", "new_ones", "new_zeros", "ones_like", "reciprocal",
+    "sub", "sub_", "sum", "where",
 }  # fmt: skip
 MOST_ELEMENTS = 2**31  # MPS counts elements in 32 bits
 
