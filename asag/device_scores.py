@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from asag.precision import float32_setting
+
 # Large enough to keep a device busy, and no more memory than a model's own activations.
 DEVICE_TILE_BYTES = 1 << 27
 # Rows of products are read in pieces of so many elements.
@@ -30,8 +32,7 @@ def full_float32(device_type: str) -> Iterator[None]:
         yield
         return
     matmul = torch.backends.cuda.matmul
-    # Since torch 2.9 the older name mustn't be mixed with the newer one.
-    name, full = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+    name, full = float32_setting(matmul)
     before = getattr(matmul, name)
     setattr(matmul, name, full)
     try:

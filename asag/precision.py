@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,16 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
     """Hosts sample under autocast, which would put the potentials' products into half precision."""
     return torch.autocast(device_type, enabled=False) if has_autocast(device_type) else nullcontext()
+
+
+def float32_setting(backend: Any) -> tuple[str, Any]:
+    """The name of torch's setting for products of float32 in a backend, such as torch.backends.cuda.matmul, and the
+    value by which they keep all bits. Since torch 2.9 the older name mustn't be mixed with the newer one."""
+    try:
+        newer = hasattr(backend, "fp32_precision")
+    except AssertionError:  # what torch 2.1 raises for a name that it lacks
+        newer = False
+    return ("fp32_precision", "ieee") if newer else ("allow_tf32", False)
 
 
 def has_autocast(device_type: str) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 import asag.device_scores
 from asag.attention import adversarial_sinkhorn_attention
 from asag.device_scores import DeviceScores, attention_by_tiles, full_float32
-from asag.precision import has_autocast
+from asag.precision import float32_setting, has_autocast
 
 # The bounds of adversarial_sinkhorn_attention, by dtype.
 BOUNDS = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
@@ -120,29 +120,76 @@ def test_keys_that_share_a_large_mean_lose_nothing() -> None:
     assert relative_error(by_tiles(query, key + 1000, value), expected) < 1e-3
 
 
-@pytest.mark.parametrize("before", ["none", "tf32"])
-def test_tf32_is_off_inside_and_as_it_was_after(before: str) -> None:
+class Backend:
+    """A double of torch.backends.cuda.matmul as it is in some versions of torch: a setting, and what is raised for
+    another name."""
+
+    def __init__(self, name: str, value: object, error: type[Exception]) -> None:
+        self.__dict__[name] = value
+        self.__dict__["error"] = error
+
+    def __getattr__(self, name: str) -> object:
+        raise self.__dict__["error"](f"Unknown attribute {name}")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        getattr(self, name)
+        self.__dict__[name] = value
+
+
+def settings_seen(name: str, before: object) -> list[object]:
+    """torch's setting inside of full_float32, and after an error in it, first for CUDA and then for MPS."""
     matmul, seen = torch.backends.cuda.matmul, []
 
     def failing(device_type: str) -> None:
         with full_float32(device_type):
-            seen.append(matmul.fp32_precision)
+            seen.append(getattr(matmul, name))
             raise RuntimeError("inside")
 
-    kept = matmul.fp32_precision
+    kept = getattr(matmul, name)
+    setattr(matmul, name, before)
     try:
-        matmul.fp32_precision = before
         for device_type in ("cuda", "mps"):
             with pytest.raises(RuntimeError, match="inside"):
                 failing(device_type)
-            seen.append(matmul.fp32_precision)
+            seen.append(getattr(matmul, name))
     finally:
-        matmul.fp32_precision = kept
-    assert seen == ["ieee", before, before, before]
+        setattr(matmul, name, kept)
+    return seen
+
+
+@pytest.mark.parametrize("is_on", [False, True])
+def test_tf32_is_off_inside_and_as_it_was_after(is_on: bool) -> None:
+    name, full = float32_setting(torch.backends.cuda.matmul)
+    before = {"fp32_precision": ("none", "tf32"), "allow_tf32": (False, True)}[name][is_on]
+    assert settings_seen(name, before) == [full, before, before, before]
 
 
 @pytest.mark.parametrize(
-    ("device_type", "found"), [("cpu", True), ("cuda", True), ("xpu", True), ("mps", True), ("privateuseone", False)]
+    ("name", "before", "full", "error"),
+    [
+        ("allow_tf32", True, False, AssertionError),  # torch 2.1
+        ("allow_tf32", True, False, AttributeError),
+        ("fp32_precision", "tf32", "ieee", AttributeError),  # since torch 2.9
+    ],
+)
+def test_tf32_is_off_in_other_versions_of_torch(
+    monkeypatch: pytest.MonkeyPatch, name: str, before: object, full: object, error: type[Exception]
+) -> None:
+    monkeypatch.setattr(torch.backends.cuda, "matmul", Backend(name, before, error))
+    assert settings_seen(name, before) == [full, before, before, before]
+
+
+# torch 2.5 brought an autocast for MPS, and this function in or before it.
+SAYS = hasattr(torch.amp, "is_autocast_available")
+
+
+@pytest.mark.parametrize(
+    ("device_type", "found"), [("cpu", True), ("cuda", True), ("xpu", True), ("mps", SAYS), ("privateuseone", False)]
 )
 def test_autocast_is_known_where_torch_has_it(device_type: str, found: bool) -> None:
     assert has_autocast(device_type) == found
+
+
+def test_mps_has_no_autocast_in_a_torch_that_cannot_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.amp, "is_autocast_available", raising=False)
+    assert [has_autocast(each) for each in ("mps", "cpu")] == [False, True]

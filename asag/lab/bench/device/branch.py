@@ -18,6 +18,7 @@ from asag.lab.bench.device.lines import Line
 from asag.lab.bench.device.watch import told, waits_of
 from asag.lab.bench.shapes import QUICK_STEPS, StepCase
 from asag.lab.bench.step_model import StepModel, step_model
+from asag.precision import float32_setting
 
 CASES = (
     StepCase("sd15", 64, 64),
@@ -39,7 +40,7 @@ def exact_float32() -> Iterator[None]:
     settings: list[tuple[Any, str, Any]] = []
     for place in places:
         owner = getattr(place, "conv", place)
-        name, full = ("fp32_precision", "ieee") if hasattr(owner, "fp32_precision") else ("allow_tf32", False)
+        name, full = float32_setting(owner)
         settings.append((owner, name, getattr(owner, name)))
         setattr(owner, name, full)
     try:
