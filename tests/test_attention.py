@@ -58,6 +58,17 @@ def test_accuracy_at_4096_tokens(dtype):
     assert error(adversarial_sinkhorn_attention(query, key, value), query, key, value) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_accuracy_in_a_torch_before_2_3(monkeypatch, dtype):
+    """Without SDPA's kernel for a bias of keys."""
+    monkeypatch.setattr(asag.attention, "has_linear_kernel", lambda: False)
+    kernel = watch(monkeypatch, "biased_attention")
+    query, key, value = make(333, 50, 40, 60.0, dtype)
+    out = adversarial_sinkhorn_attention(query, key, value, impl="streaming")
+    assert kernel == []
+    assert error(out, query, key, value) < TOLERANCE[dtype]
+
+
 @pytest.mark.parametrize("normalize", ["rows", "columns"])
 def test_non_contiguous_inputs(normalize):
     packed = torch.randn(2, 100, 3, 4, 40, generator=torch.Generator().manual_seed(3))

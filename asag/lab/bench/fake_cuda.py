@@ -42,7 +42,10 @@ from asag.lab.bench.roofline import Allocation, Op, Record
 aten = torch.ops.aten
 CUDA, META, DEVICE_TYPES = 1, 14, 15  # c10::DeviceType
 REGISTRY = "_ZN3c104impl26device_guard_impl_registryE"
-WITHOUT_DEVICE = hasattr(torch._C, "_ensureCUDADeviceGuardSet")
+# Builds with CUDA need a real device for fake tensors of one in torch 2.9 and before, and any build in torch 2.1.
+WITHOUT_DEVICE = hasattr(torch._C, "_ensureCUDADeviceGuardSet") or (
+    torch.version.cuda is None and hasattr(torch._C, "_set_only_lift_cpu_tensors")
+)
 READS = ("_local_scalar_dense", "equal", "is_nonzero", "nonzero")
 FOLDERS = ("/asag/", "/tests/")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from asag.attention import adversarial_sinkhorn_attention
-from asag.lab.bench import cli, cuda, cuda_table, shapes
+from asag.lab.bench import cli, cuda, cuda_table, fake_cuda, shapes
 from asag.lab.bench.fake_cuda import FakeCuda
 from asag.lab.bench.fake_step import step_record
 from asag.lab.bench.roofline import Gpu, Op, Record
@@ -121,6 +122,13 @@ def test_memory_is_live_until_it_is_freed() -> None:
 def test_squares_are_found() -> None:
     record = recorded(lambda each: each @ each.T, tokens(256, 16))
     assert [each.shape for each in record.squares(256, 256)] == [(256, 256)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a real device is there")
+def test_a_torch_whose_fake_tensors_need_a_real_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake_cuda, "WITHOUT_DEVICE", False)
+    with pytest.raises(RuntimeError, match=rf"need a newer torch than {re.escape(torch.__version__)}$"):
+        fake_cuda.guard_cuda()
 
 
 def test_a_roofline_takes_what_takes_longest() -> None:
