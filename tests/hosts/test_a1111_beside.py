@@ -6,6 +6,7 @@ keeps rows in a `cfg_denoised` callback for one after the combination.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,3 +75,20 @@ def test_each_adds_its_own_push_once(host: Host, extension: type, denoiser: str,
     for both, one, noise, plain in zip(found, alone, wanted, without, strict=True):
         push = noise - plain
         assert (both - one - push).abs().max() <= 1e-6 * push.abs().max()
+
+
+def test_an_extension_that_combines_by_itself_leaves_asag_out_which_is_told(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(denoiser: CFGDenoiser, x: Tensor, sigma: Tensor) -> Tensor:
+        given = SimpleNamespace(
+            x=x, sigma=sigma, text_cond=PLAIN[0].negative[None], text_uncond=PLAIN[0].negative[None], denoiser=denoiser
+        )
+        host.callbacks.call("on_cfg_denoiser", given)
+        out = denoiser.inner_model(x, sigma, cond={"c_crossattn": [torch.stack([each.negative for each in PLAIN])]})
+        denoiser.step += 1
+        return out
+
+    monkeypatch.setattr(CFGDenoiser, "forward", forward)
+    guided(host, Options())
+    assert any("left out others" in note for note in host.comments)

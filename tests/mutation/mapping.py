@@ -67,6 +67,8 @@ TESTS = {
     "asag/random_state.py": ["tests/test_random_state.py", "tests/test_branch.py", *A1111, *FORGE[:3]],
     "asag/__main__.py": ["tests/lab/test_commands.py"],
     "asag/hosts/a1111.py": A1111,
+    "asag/hosts/a1111_combination.py": [*A1111, "tests/hosts/test_a1111_beside.py"],
+    "asag/hosts/adetailer.py": ["tests/hosts/test_adetailer.py"],
     "asag/hosts/a1111_step.py": [*A1111, "tests/hosts/test_counting_hooks.py"],
     "asag/hosts/a1111_model.py": A1111,
     "asag/hosts/a1111_control.py": A1111,
