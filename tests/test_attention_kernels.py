@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -36,6 +37,14 @@ def written_out(kernel: str, query: Tensor, key: Tensor, value: Tensor, scale: f
     return (torch.softmax(scores, dim=-1) @ value.float()).to(query.dtype), torch.logsumexp(scores, dim=-1)
 
 
+@cache
+def is_exact(dtype: torch.dtype) -> bool:
+    """Whether the CPU's flash attention keeps scores in float32: torch 2.3 keeps those of float16 in float16."""
+    query, key, value = heads_of(9, 9, 8, dtype, 300.0)
+    found, expected = (sums("flash", query, key, value, 0.35)[1] for sums in (flash_of_the_cpu, written_out))
+    return relative_error(found, expected.double()) < 1e-5
+
+
 @pytest.fixture(params=["flash", "efficient"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "flash" and not hasattr(torch.ops.aten, CPU_FLASH):
@@ -54,6 +63,8 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 def test_it_is_the_dense_reference(
     kernel: str, n: int, m: int, width: int, largest: float, dtype: torch.dtype, normalize: str, cost: str
 ) -> None:
+    if kernel == "flash" and not is_exact(dtype):
+        pytest.skip("this torch's flash attention for CPUs rounds scores to half precision")
     query, key, value = heads_of(n, m, width, dtype, largest)
     given = (tensor.double() for tensor in (query, key, value))
     expected = adversarial_sinkhorn_attention(*given, normalize=normalize, cost=cost, impl="dense")

@@ -5,7 +5,6 @@ For trying without a WebUI, and for tests in a browser. Runs in gradio 3.41, 4.4
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from asag.hosts.diffusers_models import FAMILIES, denoiser_of
 from asag.hosts.diffusers_pipeline import asag_guidance
 from asag.lab import arguments, demo
 from asag.lab.embedded import drawings, shipped, shipped_mmdit
+from asag.lab.gradio_versions import script_argument, style_argument
 from asag.models.base import family_of, head_count
 from asag.presets import CUSTOM, Presets
 from asag.settings import AsagSettings, SettingsError
@@ -166,7 +166,7 @@ def page(studio: Studio, presets: Presets, first_steps: int) -> gr.Blocks:
         )
         demo.load(studio.draw, given, outputs)
         for script in SCRIPTS:
-            demo.load(None, **{_script_argument(): f"() => {{{script.read_text()}}}"})
+            demo.load(None, **{script_argument(gr.Blocks.load): f"() => {{{script.read_text()}}}"})
     return demo
 
 
@@ -203,15 +203,8 @@ def route_of(model: str) -> str:
     return f"asag/{model}/blocks"
 
 
-def _script_argument() -> str:
-    """What gradio calls an event's JavaScript: `_js` in 3, `js` from 4 on."""
-    return "js" if "js" in inspect.signature(gr.Blocks.load).parameters else "_js"
-
-
 def _styles(of_page: bool) -> dict[str, str]:
-    """The page's CSS for gr.Blocks, which takes it up to gradio 5, or for mount_gradio_app, which does from 6 on."""
-    mount_takes_it = "css" in inspect.signature(gr.mount_gradio_app).parameters
-    return {} if mount_takes_it == of_page else {"css": STYLE.read_text()}
+    return style_argument(gr.mount_gradio_app, STYLE.read_text(), of_page)
 
 
 def application(folder: Path, first_steps: int) -> FastAPI:
