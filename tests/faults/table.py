@@ -95,6 +95,12 @@ ROWS_OF_FILES = {
         "ForgeStep.__init__: network.register_forward_hook": Row(FORGE, REFUSED),
         "ForgeStep._sharing.forward: original": Row(FORGE, RAISED, HOSTS_OWN),
         "ForgeStep._sharing.forward.plain: original": Row(FORGE, WHOLE_PASS, HOSTS_OWN),
+        "ForgeStep._record: x.clone": Row(FORGE, REFUSED),
+        "ForgeStep._record: timestep.clone": Row(FORGE, REFUSED),
+        "ForgeStep._sharing.forward.plain: call.x.clone": Row(FORGE, WHOLE_PASS),
+        "ForgeStep._layers_run: layer.module.register_forward_pre_hook": Row(FORGE, REFUSED),
+        # For the record, for a call that shares work, and for a whole pass.
+        "_copied: each.clone": Row(FORGE, (REFUSED, WHOLE_PASS)),
         "ForgeStep.predict.branched: predict": Row(FORGE, REFUSED, LEFT_OUT),
         "ForgeStep.predict.whole: predict": Row(FORGE, REFUSED, LEFT_OUT),
         "ForgeStep._played.forward: original": Row(FORGE, REFUSED, LEFT_OUT),
@@ -201,6 +207,7 @@ ELSEWHERE_OF_FILES = {
     "asag/hosts/forge_step.py": {
         "torch": "beside reference units: tests/hosts/test_forge_step.py",
         "ForgeStep.repeats: predict": "beside Spectrum: tests/hosts/test_forge_wrapper.py",
+        "ForgeStep._played.forward: call.x.clone": "beside code that counts: tests/hosts/test_counting_hooks.py",
     },
     "asag/hosts/generation.py": {
         "GuidedRun.on_cfg_denoiser: self.entrance().register_forward_pre_hook": "after an error, which ends the run",
@@ -227,6 +234,8 @@ ELSEWHERE_OF_FILES = {
     "asag/models/host_attention.py": {
         "HostTransformer.replacement.forward: original": MODELS,
         "StandIn._around.attention: host": MODELS,
+        "StandIn._around.attention.weakened: around": MODELS,
+        "StandIn._around.attention: options[]": MODELS,
     },
     "asag/models/neo_qwen21.py": {"torch": MODELS},
     "asag/perturb.py": {"sparing.spared: function": "reference units: tests/hosts/test_a1111_control.py"},
