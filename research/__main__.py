@@ -40,6 +40,13 @@ COMMANDS = {
         "write the pages and figures of research/asag from its lines",
         _NEEDS,
     ),
+    "choose": Command(
+        "research.renderings.choose",
+        arguments.choose,
+        "search the demo's settings of each method",
+        _NEEDS,
+    ),
+    "pairs": Command("research.renderings.pairs", arguments.pairs, "draw pairs for a blind judgement", _NEEDS),
     "precision": Command(
         "research.precision.measure", arguments.precision, "measure what half precision does to δ, and its page", _NEEDS
     ),

@@ -96,6 +96,35 @@ def best(argv: Arguments) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def choose(argv: Arguments) -> argparse.Namespace:
+    parser = Parser("research choose", "Searches the demo's settings of each method; see research/renderings.")
+    _of_renderings(parser, required=True)
+    parser.add_argument("--samples", type=int, default=64, help="pictures of each setting")
+    parser.add_argument("--half-size", action="store_true", help="make 32x32 pictures, of a UNet that knows no others")
+    parser.add_argument("--out", type=Path, default=ROOM / "renderings" / "results", help="folder of lines and table")
+    parser.add_threads()
+    return parser.parse_args(argv)
+
+
+def pairs(argv: Arguments) -> argparse.Namespace:
+    parser = Parser("research pairs", "Draws pairs of pictures for a blind judgement, and counts what the judges said.")
+    _of_renderings(parser, required=False)
+    parser.add_argument("--count", type=int, default=40, help="pairs")
+    answers = "files of the judges, JSON: the number of each pair to A, B or =; nothing is drawn then"
+    parser.add_argument("--answers", type=Path, nargs="+", default=[], help=answers)
+    parser.add_argument("--out", type=Path, default=Path("pairs"), help="folder of the sheets and the key")
+    parser.add_threads()
+    args = parser.parse_args(argv)
+    if not args.answers and args.model is None:
+        parser.error("--model: nothing; allowed: a model's folder, or --answers")
+    return args
+
+
+def _of_renderings(parser: Parser, required: bool) -> None:
+    parser.add_argument("--model", type=Path, required=required, help="folder of a UNet or MMDiT of renderings")
+    parser.add_argument("--judge", type=Path, metavar="FOLDER", help="of the classifier; default: --model")
+
+
 def precision(argv: Arguments) -> argparse.Namespace:
     text = "Measures what half precision and sharing work do to δ and to pictures; writes the page."
     parser = Parser("research precision", text)

@@ -78,8 +78,11 @@ def demo(argv: Arguments) -> argparse.Namespace:
     parser = Parser("asag demo", "Draws the same captions and seeds without guidance and with each method.")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for compare.png and metrics.json")
     parser.add_argument("--samples", type=int, default=64, help=f"pictures per method, at least {LEAST_PICTURES}")
-    parser.add_steps(10)
-    parser.add_argument("--guidance-scale", type=float, default=1.0, help="of classifier-free guidance")
+    parser.add_argument("--steps", type=int, help="of sampling; default: the model's own, 10 or with --model 14")
+    scale = "of classifier-free guidance; with --model the methods have their own"
+    parser.add_argument("--guidance-scale", type=float, default=1.0, help=scale)
+    model = "folder of a trained model of renderings, see asag/lab/renderings; default: the drawn shapes' MMDiT"
+    parser.add_argument("--model", type=Path, help=model)
     parser.add_seed(7)
     # One thread: on so small a model a second gains little, and costs much where something else is running.
     parser.add_threads()

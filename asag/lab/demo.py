@@ -74,10 +74,18 @@ def table(metrics: dict[str, dict[str, float]]) -> str:
 def main(argv: list[str] | None = None) -> int:
     args = arguments.demo(argv)
     torch.set_num_threads(args.threads)
+    if args.model is not None:
+        from asag.lab.renderings.grid import draw
+
+        return draw(args)
     pipeline, classifier = shipped_mmdit.load_pipeline(), shipped.load_classifier()
     pipeline.scheduler = shipped_mmdit.solver_of(pipeline.scheduler)
     drawn = quality.captions_for(args.samples, args.seed)
-    options = {"guidance_scale": args.guidance_scale, "steps": args.steps, "seed": args.seed}
+    options = {
+        "guidance_scale": args.guidance_scale,
+        "steps": args.steps or shipped_mmdit.SOLVER_STEPS,
+        "seed": args.seed,
+    }
     results, metrics = {}, {}
     with tqdm(total=args.samples * len(METHODS), unit="picture") as bar:
         for name, settings in METHODS.items():

@@ -6,7 +6,8 @@ As with the drawn shapes' model, captions go in as `prompt_embeds`, and the late
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
+from asag.hosts.diffusers_pipeline import asag_guidance
 from asag.lab.embedded import shipped, shipped_mmdit
 from asag.lab.renderings.architecture import LATENT_SHAPE
 from asag.lab.renderings.captions import Vocabulary, Words, null_rows
@@ -22,6 +24,7 @@ from asag.lab.renderings.source import TABLE, VOCABULARY
 
 _BATCH = 32
 SOLVER_STEPS = 14
+CFG = 3.0
 
 
 class Captions:
@@ -92,3 +95,11 @@ def sample(
     )
     images = torch.cat([shipped.sample_from(pipeline, *part, **arguments) for part in parts])
     return F.interpolate(images, scale_factor=2, mode="bilinear", align_corners=False) if half_size else images
+
+
+def guided_sample(
+    pipeline: DiffusionPipeline, captions: Captions, texts: Sequence[str], settings: Mapping[str, Any], **arguments: Any
+) -> torch.Tensor:
+    """The same with ASAG's `settings`; none: without ASAG."""
+    with asag_guidance(pipeline, **settings) if settings else nullcontext():
+        return sample(pipeline, captions, texts, **arguments)

@@ -3,50 +3,8 @@
 from pathlib import Path
 
 import pytest
-import torch
-from diffusers import DDIMScheduler, SD3Transformer2DModel, UNet2DConditionModel
 
-from asag.lab.renderings import names
-from asag.lab.renderings.architecture import LATENT_SHAPE
-from asag.lab.renderings.captions import TOKEN_DIM
-from asag.lab.renderings.judge import Judge, save_judge
-from asag.lab.renderings.source import Renderings
-from tests.lab.renderings import standins
-from tests.tiny_diffusers import lively
-
-HEADS = 2
-
-
-def unet():
-    return UNet2DConditionModel(
-        sample_size=LATENT_SHAPE[1],
-        in_channels=LATENT_SHAPE[0],
-        out_channels=LATENT_SHAPE[0],
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        cross_attention_dim=TOKEN_DIM,
-        attention_head_dim=(HEADS, HEADS),  # which diffusers reads as the number of heads
-        norm_num_groups=4,
-    )
-
-
-def transformer():
-    return SD3Transformer2DModel(
-        sample_size=LATENT_SHAPE[1],
-        patch_size=2,
-        in_channels=LATENT_SHAPE[0],
-        out_channels=LATENT_SHAPE[0],
-        num_layers=2,
-        num_attention_heads=HEADS,
-        attention_head_dim=8,
-        joint_attention_dim=TOKEN_DIM,
-        caption_projection_dim=8 * HEADS,
-        pooled_projection_dim=TOKEN_DIM,
-        pos_embed_max_size=16,
-        qk_norm="rms_norm",
-    )
+from tests.lab.renderings import standins, tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -54,29 +12,11 @@ def data(tmp_path_factory) -> Path:
     return standins.write(tmp_path_factory.mktemp("renderings"))
 
 
-def written(folder: Path, data: Path, name: str, network: torch.nn.Module) -> Path:
-    torch.manual_seed(0)
-    kept = names.read(data)
-    source = Renderings(kept, torch.device("cpu"))
-    lively(network).save_pretrained(folder / name)
-    source.save(source.conditions(), folder)
-    save_judge(Judge({each.name: each.group for each in kept}).eval(), folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def unet_folder(tmp_path_factory, data) -> Path:
-    folder = written(tmp_path_factory.mktemp("unet"), data, "unet", unet())
-    DDIMScheduler(prediction_type="v_prediction", clip_sample_range=1.1, steps_offset=1).save_pretrained(
-        folder / "scheduler"
-    )
-    return folder
+    return tiny_model.write_unet(tmp_path_factory.mktemp("unet"), data)
 
 
 @pytest.fixture(scope="session")
 def mmdit_folder(tmp_path_factory, data) -> Path:
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    folder = written(tmp_path_factory.mktemp("mmdit"), data, "transformer", transformer())
-    FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
-    return folder
+    return tiny_model.write_mmdit(tmp_path_factory.mktemp("mmdit"), data)

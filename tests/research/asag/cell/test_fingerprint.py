@@ -9,7 +9,7 @@ from scipy.special import logsumexp
 
 from research.asag.cell import fingerprint
 from research.asag.cell.model import Model
-from tests.research.asag.cell.conftest import HEADS
+from tests.lab.renderings.tiny_model import HEADS
 
 STEPS = 4
 
