@@ -46,3 +46,8 @@ def test_the_mapping_is_of_modules_and_tests_that_there_are() -> None:
     for module, tests in TESTS.items():
         assert Path(module).exists()
         assert all(Path(test).exists() for test in tests)
+
+
+def test_every_module_has_tests_in_the_mapping() -> None:
+    modules = {path.as_posix() for path in Path("asag").rglob("*.py") if path.name != "__init__.py"}
+    assert {module for module in modules if not module.startswith("asag/lab/")} == set(TESTS)
