@@ -22,7 +22,7 @@ HOSTS_OWN = ("modules", "modules_forge", "backend", "ldm_patched", "ldm", "sgm",
 STATELESS_CODE = (
     ("scripts.hook", "UnetHook.hook."),  # sd-webui-controlnet; its reference modes: a1111_control.py
     ("scripts.ipadapter.plugable_ipadapter", ""),
-    ("hypertile", "self_attn_forward."),
+    ("hypertile", ""),  # it draws its tiles at random, which random_state.py draws again
     ("networks", "network_"),  # Lora, which is built in: weights alone
     ("tomesd.patch", ""),  # A1111 merges tokens with it, without random numbers: it keeps the size of its input alone
     # multidiffusion-upscaler-for-automatic1111, and what its decorators leave; with regions: conflicts.py

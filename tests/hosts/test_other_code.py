@@ -134,6 +134,11 @@ def test_what_is_put_on_the_modules_around_counts():
         (hook_from("/webui/extensions/tiles/tile_utils/utils.py", "tile_utils.utils", DECORATED), "tiles", True),
         (hook_from("/webui/extensions/other/x.py", "x.py", DECORATED), "other", False),
         (hook_from("/webui/extensions/other/x.py", "x.py", AROUND_THE_HOSTS), "other", False),
+        (
+            hook_from("/webui/extensions-builtin/hypertile/hypertile.py", "hypertile", AROUND_THE_HOSTS),
+            "hypertile",
+            True,
+        ),
         # An extension of the same folder's name that isn't built in.
         (hook_from("/webui/extensions/sd_forge_freeu/x.py", "x.py"), "sd_forge_freeu", False),
         (hook_from("<string>", "pasted"), "pasted", False),
