@@ -6,7 +6,7 @@ from modules import script_callbacks, scripts
 from modules.paths_internal import data_path
 from modules.ui_components import InputAccordion
 
-from asag.hosts import adetailer, before_loading, generation, notes, shown, webui
+from asag.hosts import before_loading, generation, notes, shown, webui
 from asag.presets import Presets
 from asag.webui import api, copies, earlier_labels, gallery_figures, infotext, routes, ui, xyz
 from asag.webui.paste import PasteFields
@@ -51,9 +51,7 @@ class AsagScript(scripts.Script):
                     host, p, settings, unguided=lambda: p.extra_generation_params.pop(infotext.KEY, None)
                 )
                 gallery_figures.keep_trace(p, trace)
-                left_out = adetailer.unguided_inpainting(p)
-                if left_out:
-                    notes.note(p, left_out)
+                notes.note_unguided_inpainting(p)
             elif settings.enabled and settings.no_effect:
                 notes.note(p, f"ASAG guided no step of this image: {settings.no_effect}")
         except Exception as error:

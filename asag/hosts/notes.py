@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from asag.hosts import adetailer
+
 # Not the key of the settings, so that pasting doesn't read it.
 KEY = "ASAG note"
 
@@ -18,6 +20,13 @@ def note(p: Any, message: str) -> None:
     noted = p.extra_generation_params.get(KEY, "")
     if message not in noted:
         p.extra_generation_params[KEY] = f"{noted}; {message}" if noted else message
+
+
+def note_unguided_inpainting(p: Any) -> None:
+    """A note when ADetailer is on and will not run ASAG's script for its inpainting."""
+    message = adetailer.unguided_inpainting(p)
+    if message:
+        note(p, message)
 
 
 def forget(p: Any) -> None:

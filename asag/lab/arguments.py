@@ -78,7 +78,7 @@ def demo(argv: Arguments) -> argparse.Namespace:
     parser = Parser("asag demo", "Draws the same captions and seeds without guidance and with each method.")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for compare.png and metrics.json")
     parser.add_argument("--samples", type=int, default=64, help=f"pictures per method, at least {LEAST_PICTURES}")
-    parser.add_argument("--steps", type=int, help="of sampling; default: the model's own, 10 or with --model 14")
+    parser.add_argument("--steps", type=int, help="of sampling; default: 10, with --model 14")
     scale = "of classifier-free guidance; with --model the methods have their own"
     parser.add_argument("--guidance-scale", type=float, default=1.0, help=scale)
     model = "folder of a trained model of renderings, see asag/lab/renderings; default: the drawn shapes' MMDiT"
@@ -87,6 +87,7 @@ def demo(argv: Arguments) -> argparse.Namespace:
     # One thread: on so small a model a second gains little, and costs much where something else is running.
     parser.add_threads()
     args = parser.parse_args(argv)
+    args.steps = args.steps or (10 if args.model is None else 14)
     if args.samples < LEAST_PICTURES:
         parser.error(f"--samples: {args.samples}; allowed: at least {LEAST_PICTURES}")
     return args

@@ -81,11 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     pipeline, classifier = shipped_mmdit.load_pipeline(), shipped.load_classifier()
     pipeline.scheduler = shipped_mmdit.solver_of(pipeline.scheduler)
     drawn = quality.captions_for(args.samples, args.seed)
-    options = {
-        "guidance_scale": args.guidance_scale,
-        "steps": args.steps or shipped_mmdit.SOLVER_STEPS,
-        "seed": args.seed,
-    }
+    options = {"guidance_scale": args.guidance_scale, "steps": args.steps, "seed": args.seed}
     results, metrics = {}, {}
     with tqdm(total=args.samples * len(METHODS), unit="picture") as bar:
         for name, settings in METHODS.items():

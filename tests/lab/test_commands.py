@@ -111,6 +111,7 @@ def test_the_names_that_are_listed_are_those_of_the_tables() -> None:
     from asag.lab import rows
     from asag.lab.bench import cli, measure
     from asag.lab.embedded import shipped, shipped_mmdit, subjects
+    from asag.lab.renderings import shipped as renderings
     from research.asag import evaluate, metrics, plans, result_files, sampling
     from research.drifting import data
 
@@ -118,6 +119,7 @@ def test_the_names_that_are_listed_are_those_of_the_tables() -> None:
     assert tuple(measure.CLOCKS) == arguments.CLOCKS
     assert arguments.MODEL == shipped.MODEL
     assert arguments.demo([]).steps == shipped_mmdit.SOLVER_STEPS
+    assert arguments.demo(["--model", "folder"]).steps == renderings.SOLVER_STEPS
     assert tuple(subjects.SUBJECTS) == tuple(sampling.MODELS) == arguments.MODELS
     assert tuple(rows.ROWS) == arguments.ROWS
     assert (*data.MIXTURES, "digits") == research_arguments.DATA

@@ -78,7 +78,7 @@ def draw(args: Namespace) -> int:
     with tqdm(total=args.samples * len(METHODS), unit="picture") as bar:
         for name, method in METHODS.items():
             bar.set_description(name)
-            options = {"guidance_scale": method.cfg, "num_inference_steps": args.steps or shipped.SOLVER_STEPS}
+            options = {"guidance_scale": method.cfg, "num_inference_steps": args.steps}
             parts = []
             for number in range(0, args.samples, BATCH):
                 some, seed = texts[number : number + BATCH], args.seed + number
