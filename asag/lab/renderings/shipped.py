@@ -22,6 +22,7 @@ from asag.lab.renderings.architecture import LATENT_SHAPE
 from asag.lab.renderings.captions import Vocabulary, Words, null_rows
 from asag.lab.renderings.source import TABLE, VOCABULARY
 
+MODEL = Path(__file__).parent / "model"
 _BATCH = 32
 SOLVER_STEPS = 14
 CFG = 3.0
