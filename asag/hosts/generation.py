@@ -167,7 +167,7 @@ class GuidedRun:
         return self.scaling.factor(self.call, scale, delta, sigma, cfg, self.kept.reused)
 
     def leave_out(self, forecaster: str) -> None:
-        """This step isn't guided: an extension of that name forecast it, and the model didn't run."""
+        """This step isn't guided: an extension of that name forecast it, or the model used its blocks' last results."""
         self.forecast_calls, self.forecaster = self.forecast_calls + 1, forecaster
 
     def _stop(self, module: nn.Module, args: tuple[Any, ...]) -> None:

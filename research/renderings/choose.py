@@ -2,7 +2,7 @@
 
 The rule, written down before anything was sampled: a method's setting is the one with which the judge gives the asked
 names the highest mean log-probability, among those with which at most half as many values again as with CFG alone lie
-at the ends of the scale (burnt colours). All are sampled with the same captions and noise, which the demo doesn't use.
+at the ends of the scale (burnt colours). All are sampled with the same captions and noise; the demo has other noise.
 """
 
 from __future__ import annotations
