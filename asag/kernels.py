@@ -6,7 +6,8 @@ A half-sweep is the log-sum-exp part of flash attention with one number per key 
 
 For f queries and keys as they are, bias g; for g the two change places, bias f. T iterations and the final product are
 2 T + 1 launches in all, in joint attention, too. Head dimensions are split into a power of two and a rest (40 = 32 + 8,
-80 = 64 + 16, 160 = 128 + 32), so that little is padded; strided heads are read where they lie. Logits may have any
+80 = 64 + 16, 160 = 128 + 32), so that little is padded; on Hopper they are padded to one power of two, see
+asag.kernel_launch. Strided heads are read where they lie. Logits may have any
 size: maxima are subtracted as they come, sums are float32, products of half precision are exact, and those of float32
 never TF32.
 
@@ -35,7 +36,8 @@ def _queries(
     Q, rows, row_mask, stride_qn, stride_qd, WIDTH: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr
 ):  # fmt: skip
     d1 = tl.arange(0, D1)
-    q1 = tl.load(Q + rows[:, None] * stride_qn + d1[None, :] * stride_qd, mask=row_mask[:, None], other=0.0)
+    inside = row_mask[:, None] & (d1[None, :] < WIDTH) if D1 > WIDTH else row_mask[:, None]
+    q1 = tl.load(Q + rows[:, None] * stride_qn + d1[None, :] * stride_qd, mask=inside, other=0.0)
     q2 = q1
     if D2 > 0:
         d2 = D1 + tl.arange(0, D2)
@@ -51,7 +53,8 @@ def _scores(
 ):  # fmt: skip
     """q·k of a tile of keys, float32, not scaled."""
     d1 = tl.arange(0, D1)
-    k1 = tl.load(K + key_offsets[None, :] + d1[:, None] * stride_kd, mask=key_mask[None, :], other=0.0)
+    inside = key_mask[None, :] & (d1[:, None] < WIDTH) if D1 > WIDTH else key_mask[None, :]
+    k1 = tl.load(K + key_offsets[None, :] + d1[:, None] * stride_kd, mask=inside, other=0.0)
     if WIDENED:
         q1, q2, k1 = q1.to(tl.float32), q2.to(tl.float32), k1.to(tl.float32)
     scores = tl.dot(q1, k1, allow_tf32=False)
@@ -101,7 +104,8 @@ def _attended(
     weights = tl.math.exp2(scores - new_top[:, None])
     shrink = tl.math.exp2(top - new_top)
     e1 = tl.arange(0, E1)
-    v1 = tl.load(V + value_offsets[:, None] + e1[None, :] * stride_vd, mask=key_mask[:, None], other=0.0)
+    inside = key_mask[:, None] & (e1[None, :] < WIDTH) if E1 > WIDTH else key_mask[:, None]
+    v1 = tl.load(V + value_offsets[:, None] + e1[None, :] * stride_vd, mask=inside, other=0.0)
     sum1 = _added(sum1, weights, v1, shrink, WIDENED)
     if E2 > 0:
         e2 = E1 + tl.arange(0, E2)
@@ -118,7 +122,8 @@ def _stored(
 ):  # fmt: skip
     out = OUT + rows[:, None] * stride_on
     e1 = tl.arange(0, E1)
-    tl.store(out + e1[None, :] * stride_od, (sum1 / total[:, None]).to(OUT.dtype.element_ty), mask=row_mask[:, None])
+    inside = row_mask[:, None] & (e1[None, :] < WIDTH) if E1 > WIDTH else row_mask[:, None]
+    tl.store(out + e1[None, :] * stride_od, (sum1 / total[:, None]).to(OUT.dtype.element_ty), mask=inside)
     if E2 > 0:
         e2 = E1 + tl.arange(0, E2)
         inside = row_mask[:, None] & (e2[None, :] < WIDTH)

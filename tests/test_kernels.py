@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from asag.lab.bench.compiled import launch_of
 
 pytest.importorskip("triton", reason="the kernels are interpreted by the package triton")
 
+SIDES = ("BLOCK_N", "BLOCK_M", "D1", "D2", "E1", "E2")
 BOUNDS = {"float16": 4e-3, "bfloat16": 2e-2, "float32": 2e-5}
 HALF, BRAIN, SINGLE = ({"dtype": name} for name in BOUNDS)
 # Tiles have 32 to 128 rows and 16 to 64 columns: the sizes have whole tiles, parts of one, and a single token.
@@ -40,6 +44,10 @@ CASES: dict[str, dict[str, Any]] = {
     "text around": SINGLE | {"width": 80, "n": 20, "text": (3, 5), "gain": 30.0},
     "one image token": SINGLE | {"width": 128, "n": 1, "text": (2, 0)},
     "a mask for all": HALF | {"width": 40, "n": 20, "text": (3, 40), "mask": "a row"},
+    "Hopper, heads of 40": HALF | {"width": 40, "n": 70, "m": 131, "hopper": True},
+    "Hopper, heads of 80 by columns": BRAIN | {"width": 80, "n": 65, "normalize": "columns", "hopper": True},
+    "Hopper, text around heads of 40": HALF | {"width": 40, "n": 33, "text": (3, 5), "hopper": True},
+    "Hopper, float32": SINGLE | {"width": 40, "n": 33, "hopper": True},
     "a mask for each": SINGLE | {"width": 16, "n": 20, "text": (33, 3), "mask": "each"},
 }
 
@@ -57,6 +65,33 @@ def errors() -> dict[str, float]:
 @pytest.mark.parametrize("case", CASES)
 def test_interpreted_kernels_are_the_dense_reference(case: str, errors: dict[str, float]) -> None:
     assert errors[case] < BOUNDS[CASES[case]["dtype"]]
+
+
+@pytest.mark.parametrize("kind", ["half_sweep", "attention", "joint"])
+@pytest.mark.parametrize("width", [16, 23, 32, 40, 64, 80, 128, 160, 256])
+def test_on_hopper_no_side_of_a_tile_of_half_precision_is_below_64(kind: str, width: int) -> None:
+    """There Triton makes programs that read out of bounds of sides of 16 and 32."""
+    launch = launch_of("sm_90", kind, torch.float16, width)
+    sides = {name: value for name, value in launch.constants.items() if name in SIDES}
+    assert sides.keys() >= {"BLOCK_N", "BLOCK_M", "D1", "D2"}
+    assert all(value >= 64 for name, value in sides.items() if name not in ("D2", "E2"))
+    assert launch.constants["D2"] == launch.constants.get("E2", 0) == 0
+    assert launch.constants["D1"] >= width
+
+
+def test_other_cards_split_heads_and_so_does_float32_on_hopper() -> None:
+    assert launch_of("sm_89", "half_sweep", torch.float16, 40).constants["D2"] == 16
+    assert launch_of("sm_90", "half_sweep", torch.float32, 40).constants["D2"] == 16
+
+
+@pytest.mark.parametrize(("capability", "hopper"), [((8, 0), False), ((8, 9), False), ((9, 0), True), ((12, 0), False)])
+def test_the_card_chooses(capability: tuple[int, int], hopper: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from asag import kernel_launch
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert kernel_launch.tiling_of(torch.device("cpu")) is kernel_launch.USUAL
+    expected = kernel_launch.HOPPER if hopper else kernel_launch.USUAL
+    assert kernel_launch.tiling_of(torch.device("cuda", 0)) is expected
 
 
 def test_the_kernels_keep_to_what_triton_2_1_has() -> None:

@@ -112,7 +112,7 @@ def can_compile() -> bool:
         return False
 
 
-def launch_of(kernel: str, dtype: torch.dtype, head_dim: int) -> Launch:
+def launch_of(target: str, kernel: str, dtype: torch.dtype, head_dim: int) -> Launch:
     """The kernel as it would be started for a layer of a model, in joint attention with text first."""
     from asag import kernel_launch
 
@@ -121,12 +121,13 @@ def launch_of(kernel: str, dtype: torch.dtype, head_dim: int) -> Launch:
 
     potential = torch.empty(BATCH * HEADS, IMAGE, device="meta")
     query, scale = heads(IMAGE), 1 / math.sqrt(head_dim)
+    tiling = kernel_launch.HOPPER if target == "sm_90" else kernel_launch.USUAL
     if kernel == "half_sweep":
-        return kernel_launch.half_sweep_launch(query, heads(IMAGE), potential, scale, potential, None)
+        return kernel_launch.half_sweep_launch(tiling, query, heads(IMAGE), potential, scale, potential, None)
     if kernel == "attention":
-        return kernel_launch.biased_attention_launch(query, query, query, potential, scale, query)
+        return kernel_launch.biased_attention_launch(tiling, query, query, query, potential, scale, query)
     whole = heads(TEXT + IMAGE)
-    return kernel_launch.joint_attention_launch(query, whole, whole, potential, scale, TEXT, None, query)
+    return kernel_launch.joint_attention_launch(tiling, query, whole, whole, potential, scale, TEXT, None, query)
 
 
 def specialized(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[Any]]]:
@@ -156,7 +157,7 @@ def compiled(target: str, dtype: str, head_dim: int, kernel: str) -> Compiled:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    launch = launch_of(kernel, DTYPES[dtype], head_dim)
+    launch = launch_of(target, kernel, DTYPES[dtype], head_dim)
     signature, constants, divisors = specialized(launch)
     source = ASTSource(launch.kernel, signature, constexprs=constants, attrs=divisors)
     log = io.StringIO()
