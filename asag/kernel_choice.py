@@ -30,6 +30,10 @@ LARGEST_OFFSET, MOST_HEADS = 2**31, 2**16 - 1
 Signature = tuple[torch.device, torch.dtype, int, int, Hashable]
 
 
+class DeviceLost(RuntimeError):
+    """CUDA works no more in this process: no other way to compute is left."""
+
+
 class KernelChoice:
     """The kernels' module once it is loaded, and what they have been tried on in this process."""
 
@@ -61,24 +65,36 @@ class KernelChoice:
     ) -> Tensor:
         """What `by_kernels` makes of the kernels' module; the first result for a kind of tensors is compared with that
         of `by_torch`, for which the host waits. Where they fail or differ, that is the answer, the log has a line, and
-        the kernels are off until the process ends."""
+        the kernels are off until the process ends. Raises DeviceLost where they fail and take CUDA with them."""
         signature = (query.device, query.dtype, query.shape[3], value.shape[3], compiled_in)
-        found = self.tried(by_kernels)
-        if found is not None and not self.to_compare(signature):
+        first = self.to_compare(signature)
+        found = self.tried(by_kernels, query.device, first)
+        if found is not None and not first:
             return found
         expected = by_torch()
         return found if found is not None and self.agrees(signature, found, expected) else expected
 
-    def tried(self, by_kernels: Callable[[ModuleType], Tensor]) -> Tensor | None:
+    def tried(self, by_kernels: Callable[[ModuleType], Tensor], device: torch.device, first: bool) -> Tensor | None:
+        """What the kernels give, or None. A kernel's error shows when the host waits for it: the `first` time here,
+        and not in a call of another's."""
         try:
             if self.module is None:
                 self.module = importlib.import_module("asag.kernel_launch")
                 logger.info("ASAG uses its Triton kernels (%s=streaming switches them off)", VARIABLE)
-            return by_kernels(self.module)
+            found = by_kernels(self.module)
+            if first:
+                wait(device)
+            return found
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # a driver, a compiler: whatever it is, there is another way
-            self.switch_off(f"{type(error).__name__}: {error}")
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.switch_off(reason)
+            if is_lost(device):
+                raise DeviceLost(
+                    f"the GPU failed while ASAG's Triton kernels ran, and works again after a restart with "
+                    f"{VARIABLE}=streaming in the environment, which switches them off ({reason})"
+                ) from error
             return None
 
     def to_compare(self, signature: Signature) -> bool:
@@ -109,6 +125,21 @@ class KernelChoice:
         if self.compared:
             return "triton"
         return "not known yet: Triton's kernels are tried with the first guided step on a suitable GPU"
+
+
+def wait(device: torch.device) -> None:
+    """Until all is done that a CUDA device was asked to do. Raises RuntimeError where some of it failed."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def is_lost(device: torch.device) -> bool:
+    """Whether CUDA works no more: after an illegal access every call fails, until the process ends."""
+    try:
+        wait(device)
+    except RuntimeError:
+        return True
+    return False
 
 
 def named_implementation(impl: str) -> str:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from asag import attention, operators
-from asag.kernel_choice import KernelChoice, named_implementation
+from asag.hosts.reuse import Reuse
+from asag.kernel_choice import DeviceLost, KernelChoice, is_lost, named_implementation
 from asag.operators import Sinkhorn
+from asag.random_state import RandomState
 
 
 class Kernels:
@@ -146,6 +148,86 @@ def test_memory_that_ran_out_is_no_fault_of_the_kernels(
     with pytest.raises(torch.cuda.OutOfMemoryError):
         run(tensors)
     assert not choice.off
+
+
+class Context:
+    """A double of a CUDA context: a broken kernel's error comes when the host waits, and then again and again."""
+
+    def __init__(self) -> None:
+        self.broken = False
+        self.waits = 0
+
+    def synchronize(self, device: torch.device) -> None:
+        self.waits += 1
+        if self.broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with more")
+
+
+@pytest.fixture
+def context(monkeypatch: pytest.MonkeyPatch) -> Context:
+    found = Context()
+    monkeypatch.setattr(torch.cuda, "synchronize", found.synchronize)
+    return found
+
+
+CUDA = torch.device("cuda", 0)
+
+
+def kernels_of(choice: KernelChoice, by_kernels: Any, by_torch: Any = lambda: torch.ones(2)) -> Tensor:
+    """Run with a double of query and value on CUDA; the results are on the CPU."""
+    query: Any = SimpleNamespace(device=CUDA, dtype=torch.float32, shape=(1, 1, 2, 16))
+    return choice.run(query, query, (), by_kernels, by_torch)
+
+
+def test_a_first_run_is_waited_for_and_later_ones_are_not(context: Context) -> None:
+    choice: Any = KernelChoice()
+    choice.module = SimpleNamespace()
+    for _ in range(3):
+        kernels_of(choice, lambda kernels: torch.ones(2))
+    assert context.waits == 1
+
+
+def test_a_kernel_that_breaks_the_device_ends_with_the_way_out(context: Context) -> None:
+    """Torch's way would fail as well."""
+    choice: Any = KernelChoice()
+    choice.module = SimpleNamespace()
+
+    def illegal(kernels: Any) -> Tensor:
+        context.broken = True
+        return torch.ones(2)
+
+    def by_torch() -> Tensor:
+        raise AssertionError("nothing can run")
+
+    with pytest.raises(DeviceLost) as found:
+        kernels_of(choice, illegal, by_torch)
+    assert str(found.value) == (
+        "the GPU failed while ASAG's Triton kernels ran, and works again after a restart with ASAG_IMPL=streaming in "
+        "the environment, which switches them off (RuntimeError: CUDA error: an illegal memory access was encountered)"
+    )
+    assert choice.in_use() == "streaming: RuntimeError: CUDA error: an illegal memory access was encountered"
+
+
+def test_a_kernel_that_fails_and_leaves_the_device_working_is_replaced(context: Context) -> None:
+    choice: Any = KernelChoice()
+    choice.module = SimpleNamespace()
+    assert torch.equal(kernels_of(choice, lambda kernels: 1 / 0), torch.ones(2))
+    assert choice.off
+    assert not is_lost(CUDA)
+    assert not is_lost(torch.device("cpu"))
+
+
+def test_a_lost_device_is_no_reason_for_a_whole_extra_pass() -> None:
+    """Its error would hide the one that says what to do."""
+
+    def branched() -> tuple[Tensor, Tensor]:
+        raise DeviceLost("what to do")
+
+    def plain() -> Tensor:
+        raise AssertionError("nothing can run")
+
+    with pytest.raises(DeviceLost, match="what to do"):
+        Reuse(True).call(plain, branched, RandomState(torch.device("cpu")), False)
 
 
 def on_cuda(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from asag.hosts.other_code import hooks_of, is_stateless, name_of
+from asag.kernel_choice import DeviceLost
 from asag.random_state import RandomState
 
 logger = logging.getLogger(__name__)
@@ -107,6 +108,8 @@ class Reuse:
         still hold what the failed one had computed: it may be that memory was short."""
         try:
             return branched()
+        except DeviceLost:  # the model can't run again
+            raise
         except Exception as error:
             self.give_up(f"{type(error).__name__}: {error}".splitlines()[0])
             return None

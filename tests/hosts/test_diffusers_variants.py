@@ -290,7 +290,7 @@ def test_flux_gives_the_negative_prompts_prediction_the_same_shift() -> None:
             timestep=pipe.scheduler.timesteps[:1].expand(2) / 1000,
             encoder_hidden_states=given["prompt_embeds"],
             pooled_projections=given["pooled_prompt_embeds"],
-            img_ids=pipe._prepare_latent_image_ids(2, 4, 6, "cpu", torch.float32),
+            img_ids=pipe._prepare_latent_image_ids(2, 4, 6, given["latents"].device, torch.float32),
             txt_ids=torch.zeros(6, 3),
         ).sample
     torch.testing.assert_close(shift, 2.0 * (plain[0] - weakened), rtol=1e-3, atol=1e-5)

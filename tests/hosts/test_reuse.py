@@ -37,7 +37,7 @@ class Model:
         return self.own, COPIES
 
     def called(self, reuse: Reuse, uncertain: bool) -> tuple[Tensor, Tensor | None]:
-        return reuse.call(self.plain, self.branched, RandomState(torch.device("cpu")), uncertain)
+        return reuse.call(self.plain, self.branched, RandomState(OWN.device), uncertain)
 
 
 def test_where_rows_are_independent_the_model_runs_once() -> None:
@@ -114,7 +114,7 @@ def test_what_a_failed_branch_computed_is_let_go_before_the_model_runs_again(unc
         return OWN
 
     reuse = Reuse(True)
-    assert reuse.call(plain, branched, RandomState(torch.device("cpu")), uncertain) == (OWN, None)
+    assert reuse.call(plain, branched, RandomState(OWN.device), uncertain) == (OWN, None)
     assert reuse.reason == "OutOfMemoryError: no memory"
     assert [each() for each in held] == [None]
 

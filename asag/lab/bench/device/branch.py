@@ -7,7 +7,6 @@ guidance changes; in half precision, where rounding is as large, with the predic
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,10 +14,9 @@ from torch import Tensor
 
 from asag.hosts.diffusers_pipeline import asag_guidance
 from asag.lab.bench.device.lines import Line
-from asag.lab.bench.device.watch import told, waits_of
+from asag.lab.bench.device.watch import exact_float32, told, waits_of
 from asag.lab.bench.shapes import QUICK_STEPS, StepCase
 from asag.lab.bench.step_model import StepModel, step_model
-from asag.precision import float32_setting
 
 CASES = (
     StepCase("sd15", 64, 64),
@@ -31,23 +29,6 @@ CASES = (
 GAIN = 8.0
 OF_GUIDANCE = 2e-2
 OF_PREDICTION = {torch.float32: 1e-4, torch.float16: 1e-2}
-
-
-@contextmanager
-def exact_float32() -> Iterator[None]:
-    """float32 in convolutions and products, not TF32."""
-    places = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    settings: list[tuple[Any, str, Any]] = []
-    for place in places:
-        owner = getattr(place, "conv", place)
-        name, full = float32_setting(owner)
-        settings.append((owner, name, getattr(owner, name)))
-        setattr(owner, name, full)
-    try:
-        yield
-    finally:
-        for owner, name, before in settings:
-            setattr(owner, name, before)
 
 
 def sharpen(model: Any) -> None:

@@ -1,4 +1,5 @@
-"""What happens while something runs: lines that are logged, and how often the host waits for the device."""
+"""What happens while something runs: lines that are logged, and how often the host waits for the device. And in which
+precision it runs."""
 
 from __future__ import annotations
 
@@ -6,9 +7,12 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from asag.precision import float32_setting
 
 SYNCHRONIZING = "synchronizing CUDA operation"
 
@@ -48,3 +52,20 @@ def waits_of(device: torch.device, run: Callable[[], Tensor]) -> tuple[int, Tens
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return sum(SYNCHRONIZING in str(each.message) for each in found), result
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """float32 in convolutions and products, not TF32."""
+    places = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    settings: list[tuple[Any, str, Any]] = []
+    for place in places:
+        owner = getattr(place, "conv", place)
+        name, full = float32_setting(owner)
+        settings.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, full)
+    try:
+        yield
+    finally:
+        for owner, name, before in settings:
+            setattr(owner, name, before)
