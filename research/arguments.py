@@ -11,6 +11,7 @@ ROOM = Path(__file__).parent
 RESULTS = ROOM / "asag" / "results"
 LEAST_CAPTIONS = 40
 DATA = ("ring", "grid", "digits")
+TABLES = ("search", "low-cfg", "held-out")  # of `choose`
 TEMPERATURES = (0.004, 0.016, 0.063, 0.25, 1.0)
 # What `evaluate` measures, and what it looks for first.
 PLANS = (
@@ -99,10 +100,12 @@ def best(argv: Arguments) -> argparse.Namespace:
 def choose(argv: Arguments) -> argparse.Namespace:
     parser = Parser("research choose", "Searches the demo's settings of each method; see research/renderings.")
     _of_renderings(parser, required=True)
-    parser.add_argument("--samples", type=int, default=64, help="pictures of each setting")
+    tables = "the search; what is no part of the choice: lower CFG; names that training left out, at what was chosen"
+    parser.add_argument("--table", nargs="+", choices=TABLES, default=["search"], help=tables)
+    parser.add_argument("--samples", type=int, default=256, help="pictures of each setting")
     parser.add_argument("--half-size", action="store_true", help="make 32x32 pictures, of a UNet that knows no others")
-    parser.add_argument("--out", type=Path, default=ROOM / "renderings" / "results", help="folder of lines and table")
-    parser.add_threads()
+    parser.add_argument("--out", type=Path, default=ROOM / "renderings" / "results", help="folder of lines and tables")
+    _add_device(parser)
     return parser.parse_args(argv)
 
 
@@ -149,7 +152,7 @@ def fingerprint(argv: Arguments) -> argparse.Namespace:
     _add_renderings(parser)
     parser.add_argument("--pictures", type=int, default=4, help="how many captions, from one noise each")
     parser.add_argument("--levels", type=int, default=4, help="of noise, evenly over the steps")
-    parser.add_threads()
+    _add_device(parser)
     args = parser.parse_args(argv)
     for name in ("pictures", "levels"):
         if getattr(args, name) < 1:
@@ -177,7 +180,7 @@ def cell(argv: Arguments) -> argparse.Namespace:
     parser.add_argument("--share", type=_share, default="0/1", help="I/N: this process takes every N-th part")
     parser.add_argument("--report", action="store_true", help="sample nothing; write the lines of complete methods")
     parser.add_argument("--store", type=Path, default=Path("evidence"), help="where descriptions are kept")
-    parser.add_threads()
+    _add_device(parser)
     args = parser.parse_args(argv)
     for name in ("captions", "reference"):
         if getattr(args, name) < LEAST_CAPTIONS:
@@ -190,6 +193,12 @@ def _add_renderings(parser: Parser) -> None:
     parser.add_argument("--half-size", action="store_true", help="make 32x32 pictures, of a UNet that knows no others")
     parser.add_steps(14)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON lines")
+
+
+def _add_device(parser: Parser) -> None:
+    where = "where to sample and judge; in float32, on a GPU with products in TF32. The noise is the same on both"
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=where)
+    parser.add_threads()
 
 
 def drifting(argv: Arguments) -> argparse.Namespace:

@@ -86,7 +86,8 @@ class Frechet:
 class Kernel:
     """Unbiased squared MMD with the cubic kernel of KID (Bińkowski et al. 2018) to reference features (N,d).
 
-    Features are divided by the reference's RMS: the kernel's constant presumes features of size 1.
+    Features are divided by the reference's RMS: the kernel's constant presumes features of size 1. Products are taken
+    on the reference's device.
     """
 
     def __init__(self, reference: Tensor) -> None:
@@ -94,21 +95,22 @@ class Kernel:
         self.reference = reference.double() / self.size
         inner = self._kernel(self.reference, self.reference)
         count = len(reference)
-        self.own = (inner.sum() - inner.trace()) / (count * (count - 1))
+        self.own = float((inner.sum() - inner.trace()) / (count * (count - 1)))
 
     def _kernel(self, a: Tensor, b: Tensor) -> Tensor:
         return (a @ b.T / a.shape[1] + 1) ** 3
 
     def __call__(self, features: Tensor, block: Tensor) -> Estimate:
         """Of features (B,d) with block (B,)."""
-        groups = [features[block == i].double() / self.size for i in range(BLOCKS)]
+        features = features.to(self.reference.device).double() / self.size
+        groups = [features[(block == i).to(features.device)] for i in range(BLOCKS)]
         sizes = torch.tensor([len(group) for group in groups], dtype=torch.float64)
-        across = torch.stack([self._kernel(group, self.reference).sum() for group in groups])
+        across = torch.stack([self._kernel(group, self.reference).sum() for group in groups]).cpu()
         within = torch.zeros(BLOCKS, BLOCKS, dtype=torch.float64)
         for i, a in enumerate(groups):
             for j in range(i, BLOCKS):
                 kernel = self._kernel(a, groups[j])
-                within[i, j] = within[j, i] = kernel.sum() - (kernel.trace() if i == j else 0)
+                within[i, j] = within[j, i] = float(kernel.sum() - (kernel.trace() if i == j else 0))
 
         def distance(kept: Tensor) -> float:
             count = sizes[kept].sum()

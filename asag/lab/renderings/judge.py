@@ -38,6 +38,10 @@ class Judge(nn.Module):
         self.name_head = nn.Linear(FEATURES, len(self.names))
         self.group_head = nn.Linear(FEATURES, len(self.groups))
 
+    @property
+    def device(self) -> torch.device:
+        return self.feature.weight.device
+
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(B,256): the last hidden layer before its nonlinearity, for distances and as what a picture is."""
         features: torch.Tensor = self.feature(self.body(images).flatten(1))
@@ -60,14 +64,16 @@ class Verdict(NamedTuple):
 
 @torch.no_grad()
 def verdict(judge: Judge, images: torch.Tensor, asked: Sequence[str], among: Sequence[str]) -> Verdict:
-    """Judges images (B,3,64,64) in [-1,1] against the names asked for; only the names of `among` are allowed."""
-    outputs = [judge(part) for part in images.split(128)]
+    """Judges images (B,3,64,64) in [-1,1] against the names asked for; only the names of `among` are allowed. The
+    answer is on the judge's device."""
+    outputs = [judge(part.to(judge.device)) for part in images.split(128)]
     names, groups = (torch.cat(part) for part in zip(*outputs, strict=True))
-    allowed = torch.tensor([judge.names.index(name) for name in among])
+    number = {name: row for row, name in enumerate(judge.names)}
+    allowed = torch.tensor([number[name] for name in among], device=judge.device)
     named = allowed[names[:, allowed].argmax(1)]
-    wanted = torch.tensor([judge.names.index(name) for name in asked])
-    wanted_groups = torch.tensor([judge.groups.index(judge.group_of[name]) for name in asked])
-    return Verdict(named == wanted, groups.argmax(1) == wanted_groups)
+    wanted = torch.tensor([number[name] for name in asked], device=judge.device)
+    wanted_groups = [judge.groups.index(judge.group_of[name]) for name in asked]
+    return Verdict(named == wanted, groups.argmax(1) == torch.tensor(wanted_groups, device=judge.device))
 
 
 def save_judge(judge: Judge, folder: Path) -> None:

@@ -33,8 +33,10 @@ class Pictures:
         self.tinted = torch.tensor([not rendering.names_colour for rendering in renderings], device=device)
 
     def draw(self, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """(B,3,64,64) float32 in [-1,1] of the renderings `rows` (B,), augmented by the generator's numbers."""
-        u = torch.rand(len(rows), _RANDOM_NUMBERS, generator=generator, device=generator.device)
+        """(B,3,64,64) float32 in [-1,1] of the renderings `rows` (B,), augmented by the generator's numbers. Rows and
+        generator may be another device's: the CPU's numbers make the same pictures everywhere."""
+        rows = rows.to(self.rgba.device)
+        u = torch.rand(len(rows), _RANDOM_NUMBERS, generator=generator, device=generator.device).to(rows.device)
         mirrored = self.mirrors[rows] & (u[:, 0] < 0.5)
         size = _SMALLEST + (_LARGEST - _SMALLEST) * u[:, 1]
         angle = torch.where(self.tinted[rows], _HUE * (2 * u[:, 4] - 1), 0.0)

@@ -35,34 +35,33 @@ from asag.sinkhorn import DenseScores
 from research import arguments
 from research.asag.along import COSTS
 from research.asag.cell.model import CFG, Model, ModelError
+from research.device import device_of
 from research.lines import Line, markdown, write_lines
 
 TOLERANCES = (1e-1, 1e-2, 1e-3)
 MOST = 500  # with 50 a head that takes 127 looked as if it took hardly more than the others
+_LOOK_EVERY = 4  # sweeps: which heads are done, for which a GPU has to be waited for
 _CAPTIONS_SEED, _NOISE_SEED = 40_000, 104
 
 
 def sweeps(query: Tensor, key: Tensor, cost: str) -> Tensor:
     """How many sweeps plans take to each tolerance, (batch, heads, tolerances) float64, for (batch, heads, n, d)."""
-    scale = signed_scale(cost, 1.0, query)
-    # One by one: heads differ much in how many they take.
-    pairs = zip(query.flatten(0, 1).double(), key.flatten(0, 1).double(), strict=True)
-    needed = torch.stack([_sweeps_of_one(DenseScores(q[None], k[None], scale)) for q, k in pairs])
-    found: Tensor = needed.unflatten(0, query.shape[:2])
-    return found
-
-
-def _sweeps_of_one(scores: DenseScores) -> Tensor:
-    needed, potential = [MOST] * len(TOLERANCES), scores.start()
+    scale, least = signed_scale(cost, 1.0, query), query.new_tensor(TOLERANCES, dtype=torch.float64)
+    scores = DenseScores(query.flatten(0, 1).double(), key.flatten(0, 1).double(), scale)
+    potential, moving = scores.start(), torch.arange(len(scores.logits), device=query.device)
+    needed = least.new_full((len(moving), len(least)), MOST)
     for sweep in range(1, MOST):
         swept = scores.sweep(potential)
-        change, potential = float((swept - potential).abs().mean()), swept
-        needed = [
-            min(known, sweep) if change < least else known for known, least in zip(needed, TOLERANCES, strict=True)
-        ]
-        if max(needed) < MOST:
+        change, potential = (swept - potential).abs().mean(1, keepdim=True), swept
+        needed[moving] = torch.where(change < least, needed[moving].clamp(max=sweep), needed[moving])
+        if sweep % _LOOK_EVERY == 0:
+            # Heads differ much in how many they take.
+            left = needed[moving].amax(1) == MOST
+            moving, potential, scores.logits = moving[left], potential[left], scores.logits[left]
+        if not len(moving):
             break
-    return torch.tensor(needed, dtype=torch.float64)
+    found: Tensor = needed.unflatten(0, query.shape[:2]).cpu()
+    return found
 
 
 @dataclass
@@ -208,9 +207,9 @@ def table(lines: Sequence[Line]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments.fingerprint(argv)
-    torch.set_num_threads(args.threads)
+    device = device_of(args)
     try:
-        model = Model(args.model, args.half_size, args.steps)
+        model = Model(args.model, args.half_size, args.steps, device)
     except ModelError as error:
         args.error(f"--model: {error}")
     lines = measure(model, args.pictures, args.levels)

@@ -19,28 +19,43 @@ from asag.lab.renderings.names import held_out
 from research.asag.sampling import PartError
 
 CFG = 3.0
-_BATCH = 25
 
 
 class ModelError(ValueError):
     """A folder holds no model of renderings. The message names the folder and what it lacks."""
 
 
-class Model:
-    """The model in a folder, which also holds its judge; `half_size` for a UNet that has seen 32x32 pictures only."""
+def weights_of(folder: Path) -> str:
+    """A digest of a model's files and its judge's."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json")):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
-    def __init__(self, folder: Path, half_size: bool = False, steps: int = shipped.SOLVER_STEPS) -> None:
+
+class Model:
+    """The model in a folder, which also holds its judge, both in float32 on a device; `half_size` for a UNet that has
+    seen 32x32 pictures only."""
+
+    def __init__(
+        self,
+        folder: Path,
+        half_size: bool = False,
+        steps: int = shipped.SOLVER_STEPS,
+        device: torch.device = torch.device("cpu"),  # noqa: B008
+    ) -> None:
         """Raises ModelError."""
         lacking = [name for name in ("words.json", "judge.json") if not (folder / name).exists()]
         if lacking:
             raise ModelError(
                 f"{folder} has no {', '.join(lacking)}; allowed: what `python -m asag train --data` exports"
             )
-        self.folder, self.half_size, self.steps = folder, half_size, steps
-        self.pipeline: Any = shipped.fast_pipeline(folder)
+        self.folder, self.half_size, self.steps, self.device = folder, half_size, steps, device
+        self.pipeline: Any = shipped.fast_pipeline(folder, device=device)
         self.network: nn.Module = getattr(self.pipeline, "unet", None) or self.pipeline.transformer
         self.captions = shipped.Captions(folder)
-        self.judge = load_judge(folder)
+        self.judge = load_judge(folder).to(device)
         held = held_out(self.judge.names)
         self.learnt = [name for name in self.judge.names if name not in held]
 
@@ -54,12 +69,7 @@ class Model:
         return f"renderings-{self.kind}{'-half' if self.half_size else ''}"
 
     def weights(self) -> str:
-        """A digest of the model's files and its judge's."""
-        digest = hashlib.sha256()
-        for path in sorted(path for path in self.folder.rglob("*") if path.suffix in (".safetensors", ".json")):
-            digest.update(path.relative_to(self.folder).as_posix().encode())
-            digest.update(path.read_bytes())
-        return digest.hexdigest()[:12]
+        return weights_of(self.folder)
 
     def asked(self, count: int, seed: int) -> list[str]:
         """Names that were learnt, in an order of the seed; each again only after all others."""
@@ -69,21 +79,22 @@ class Model:
         return [self.learnt[row] for row in order]
 
     def noise(self, count: int, seed: int) -> Tensor:
+        """On the CPU: the same for a seed on every device."""
         return shipped.start_noise(count, seed, self.half_size)
 
     def sample(self, texts: Sequence[str], noise: Tensor, settings: Mapping[str, Any], cfg: float = CFG) -> Tensor:
-        """Pictures (B,3,64,64) in [-1,1] with the extension's settings; without any with CFG alone.
+        """Pictures (B,3,64,64) in [-1,1], on the CPU, with the extension's settings; without any with CFG alone.
 
         Raises PartError where a picture has values that aren't finite.
         """
-        images = []
-        for start in range(0, len(texts), _BATCH):
-            part = texts[start : start + _BATCH]
+        images, batch = [], shipped.batch_on(self.device)
+        for start in range(0, len(texts), batch):
+            part = texts[start : start + batch]
             tokens, null = self.captions.embed(part), self.captions.null(len(part))
             options: dict[str, Any] = {"guidance_scale": cfg, "num_inference_steps": self.steps}
             with asag_guidance(self.pipeline, **settings) if settings else nullcontext():
                 images.append(
-                    embedded.sample_from(self.pipeline, tokens, null, noise[start : start + _BATCH], **options)
+                    embedded.sample_from(self.pipeline, tokens, null, noise[start : start + batch], **options)
                 )
         found = torch.cat(images)
         if not found.isfinite().all():

@@ -35,14 +35,16 @@ def describe(
 ) -> dict[str, Tensor]:
     """Of pictures (B,3,64,64) in [-1,1]: features (B,256) of the judge; network (B,F), of the other network; layout,
     contrast, saturation and clipped as in descriptions.looks; where pictures were `asked` for, name_right and
-    group_right (B,): whether it is the asked one of the names `among`, and of its group."""
+    group_right (B,): whether it is the asked one of the names `among`, and of its group. All are on the CPU; what is
+    computed is on the judge's device."""
+    images = images.to(judge.device)
     found = looks(images) | {"features": torch.cat([judge.features(part) for part in images.split(128)])}
     if network is not None:
         found["network"] = network.features(images)
     if asked:
         said = verdict(judge, images, asked, among)
         found |= {"name_right": said.name.float(), "group_right": said.group.float()}
-    return found
+    return {name: each.cpu() for name, each in found.items()}
 
 
 def principal(features: Tensor, count: int = COMPONENTS) -> Tensor:
@@ -54,16 +56,17 @@ def principal(features: Tensor, count: int = COMPONENTS) -> Tensor:
 
 
 class Distances:
-    """Metrics of a run's pictures, against the descriptions of real renderings."""
+    """Metrics of a run's pictures, against the descriptions of real renderings. Those of the other network, which has
+    many features, are computed on `device`; all in float64."""
 
-    def __init__(self, reference: dict[str, Tensor]) -> None:
+    def __init__(self, reference: dict[str, Tensor], device: torch.device = torch.device("cpu")) -> None:  # noqa: B008
         self.frechet = {"features": Frechet(reference["features"])}
         self.kernel = {"features": Kernel(reference["features"][:_KERNEL_ROWS])}
         self.directions: Tensor | None = None
         if "network" in reference:
-            self.directions = principal(reference["network"])
+            self.directions = principal(reference["network"].to(device)).cpu()
             self.frechet["network"] = Frechet(reference["network"].double() @ self.directions)
-            self.kernel["network"] = Kernel(reference["network"][:_KERNEL_ROWS])
+            self.kernel["network"] = Kernel(reference["network"][:_KERNEL_ROWS].to(device))
 
     def __call__(self, described: dict[str, Tensor], plain: dict[str, Tensor], seeds: int) -> dict[str, Estimate]:
         """Estimates by name, seed by seed, each seed's pictures in the order of the captions; `plain` are CFG's."""

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from research.asag.metrics import Estimate
 from research.asag.sample_size import Size
 from research.asag.sampling import Part
 from research.asag.tables import NAMES, SURE
+from research.device import device_of
 from research.lines import Line, markdown, read_lines, replace_text, write_lines
 
 METHODS = ("cfg", "asag", "uniform", "seg", "pag")
@@ -59,11 +61,15 @@ class Cell:
     def __init__(self, args: argparse.Namespace, model: Model, choice: Choice) -> None:
         self.args, self.model, self.choice = args, model, choice
         self.store, self.size = Store(args.store), Size(args.captions, tuple(args.seeds), CAPTIONS_SEED)
-        self.network = Network(args.network) if args.network else None
+        self.network = Network(args.network, model.device) if args.network else None
         self.weights = model.weights()
         self.runs = [self._run(method) for method in METHODS]
         self.kept = [each for each in names.read(args.data) if each.name in set(model.learnt)]
         self.reference = CellRun("reference", self._key("reference", [each.name for each in self.kept]))
+
+    @cached_property
+    def renderings(self) -> Pictures:
+        return Pictures(self.kept, self.model.device)
 
     def _run(self, method: str) -> CellRun:
         given = {"method": method, "unit": "cfg", "scale": self.args.push, "blocks": self.choice.blocks}
@@ -98,14 +104,14 @@ class Cell:
         """Renderings of the names that were learnt, augmented as in training."""
         generator = torch.Generator().manual_seed(part.captions + part.number)
         rows = torch.randint(len(self.kept), (part.pictures,), generator=generator)
-        return Pictures(self.kept, torch.device("cpu")).draw(rows, generator)
+        return self.renderings.draw(rows, generator)
 
     def lines(self) -> Iterator[Line]:
         """A line for each method that is complete, once CFG and the reference are."""
         plain, asag = self.runs[0], self.runs[1]
         if self.missing(self.reference) or self.missing(plain):
             return
-        distances = Distances(self.store.read(self.reference, self.parts(self.reference)))
+        distances = Distances(self.store.read(self.reference, self.parts(self.reference)), self.model.device)
         described = {run: self.store.read(run, self.parts(run)) for run in self.runs if not self.missing(run)}
         found: dict[CellRun, dict[str, Estimate]] = {
             run: distances(each, described[plain], len(self.size.seeds)) for run, each in described.items()
@@ -160,9 +166,9 @@ def page(lines: list[Line], choice: Choice) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments.cell(argv)
-    torch.set_num_threads(args.threads)
+    device = device_of(args)
     try:
-        model = Model(args.model, args.half_size, args.steps)
+        model = Model(args.model, args.half_size, args.steps, device)
     except ModelError as error:
         args.error(f"--model: {error}")
     choice = chosen(args, model)
@@ -192,7 +198,11 @@ def chosen(args: argparse.Namespace, model: Model) -> Choice:
 def run_cell(args: argparse.Namespace, cell: Cell) -> None:
     """Make this process's share of what is missing; write the lines and the table."""
     number, of = args.share
-    todo = [(run, part) for run in (cell.reference, *cell.runs) for part in cell.parts(run)[number::of]]
+    # All methods with one seed before the next, so that what is broken off can be reported with fewer seeds.
+    todo = [(cell.reference, part) for part in cell.parts(cell.reference)[number::of]]
+    for seed in cell.size.seeds:
+        shared = [part for part in cell.size.parts()[number::of] if part.seed == seed]
+        todo += [(run, part) for run in cell.runs for part in shared]
     todo = [] if args.report else [(run, part) for run, part in todo if not cell.store.has(run, part)]
     for run, part in tqdm(todo, unit="part", desc=f"cell {cell.model.name}"):
         cell.make(run, part)
