@@ -12,11 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from asag.lab.bench import cli
 from asag.lab.bench.device import accuracy, branch, counters, doubles, kernels, layer, part, steps, times, watch
+from asag.lab.bench.device import cli as device_cli
 from asag.lab.bench.device.cli import CARD_SECONDS, PARTS, part_names, slug
 from asag.lab.bench.device.lines import NothingToMeasure
 from asag.lab.bench.device.page import page
@@ -26,6 +28,7 @@ from asag.lab.bench.fake_step import subclasses_of_fake_tensors
 from asag.lab.bench.measure import Meter, Variant
 from asag.lab.bench.shapes import QUICK_OPERATORS
 from asag.operators import QueryBlur, Sinkhorn
+from asag.precision import float32_setting
 from tests.on_device import OnDevice
 
 CPU = torch.device("cpu")
@@ -158,6 +161,27 @@ def test_the_command_writes_page_and_lines(
     assert f"`python -m asag bench {' '.join(options)}` wrote it." in text
     assert "| doubles | Tests of adapters and models on the device | went well |" in text
     assert str(out) in capsys.readouterr().out
+
+
+def test_a_command_that_is_stopped_writes_what_its_part_has_so_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[str] = []
+
+    def part_of(name: str, *given: Any) -> Part:
+        parts.append(name)
+        if name == "card":
+            return python("card", 'open(path, "w").write(\'{"device": "a card"}\\n\')')
+        return python(name, f"import os\n{GOOD}\nos.kill(os.getppid(), 15); time.sleep(60)")
+
+    monkeypatch.setattr(device_cli, "part_of", part_of)
+    out = tmp_path / "found.jsonl"
+    assert cli.main(["device", "--only", "er", "--json", str(out)]) == 1  # kernels, and no counters any more
+    assert parts == ["card", "kernels"]
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line.get("problem") for line in lines] == [None, "interrupted", None]
+    assert lines[2] == {"part": "kernels", "ok": True}
+    assert "interrupted" in out.with_suffix(".md").read_text()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -326,13 +350,55 @@ def test_a_profiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
         list(counters.lines(CPU, True))
 
 
-def test_failed_tests_are_named_with_their_reason(tmp_path: Path) -> None:
-    report = SimpleNamespace(
-        when="call", outcome="failed", nodeid="test_x", longreprtext="def\nE   assert 1 == 2\nE  no"
-    )
+def report(outcome: str, reason: str = "", name: str = "test_x") -> Any:
+    """A double of pytest's."""
+    return SimpleNamespace(when="call", outcome=outcome, nodeid=name, longreprtext=f"def\nE   {reason}\nE  no")
+
+
+def test_failed_tests_are_named_with_their_reason() -> None:
     counter = doubles.Counter()
-    counter.pytest_runtest_logreport(report)
-    assert (counter.counts["failed"], counter.failed) == (1, {"test_x": "assert 1 == 2"})
+    for each in (report("failed", "assert 1 == 2"), report("passed")):
+        counter.pytest_runtest_logreport(each)
+    expected = {"ok": False, "passed": 1, "failed": 1, "skipped": 0, "failures": {"test_x": "assert 1 == 2"}}
+    assert counter.line() == expected
+
+
+def test_tests_that_lack_a_package_are_left_out_and_not_failed() -> None:
+    counter = doubles.Counter()
+    counter.pytest_collectreport(report("failed", "ModuleNotFoundError: No module named 'ldm.modules'"))
+    assert counter.line() == {"skipped": "needs ldm"}
+    counter.pytest_runtest_logreport(report("passed"))
+    assert counter.line() == {"ok": True, "passed": 1, "failed": 0, "skipped": 1, "missing": ["ldm"]}
+    # What the project itself has is no package that a machine may lack.
+    counter.pytest_collectreport(report("failed", "ModuleNotFoundError: No module named 'asag.none'"))
+    assert not counter.line()["ok"]
+
+
+def test_a_file_of_tests_has_a_process_of_its_own(tmp_path: Path) -> None:
+    def line(text: str) -> dict[str, Any]:
+        file = tmp_path / "test_made.py"
+        file.write_text(text)
+        return doubles.line_of(file, CPU)[0]
+
+    counts = {"case": "test_made.py", "passed": 1, "failed": 0, "skipped": 0}
+    assert line("def test_it():\n    print('{}')\n") == counts | {"ok": True}
+    assert line("import os\nos.kill(os.getpid(), 11)\n") == {
+        "case": "test_made.py",
+        "ok": False,
+        "problem": "ended by signal 11",
+    }
+
+
+def test_a_check_that_breaks_the_device_is_the_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = [{"case": str(number), "way": "triton", "ok": number != 1} for number in range(3)]
+    assert part.write(iter(checks), tmp_path / "one", CPU) == 1
+    monkeypatch.setattr(part, "is_lost", lambda device: True)
+    assert part.write(iter(checks), tmp_path / "two", CPU) == 1
+    assert [len((tmp_path / name).read_text().splitlines()) for name in ("one", "two")] == [3, 2]
+    told = "the device was broken by 1, triton; what comes after it wasn't run"
+    assert capsys.readouterr().out.splitlines()[-1] == told
 
 
 def test_tests_make_their_tensors_on_the_device() -> None:
@@ -346,6 +412,43 @@ def test_tests_make_their_tensors_on_the_device() -> None:
     with OnDevice("cpu"):
         same = torch.randn(2, generator=torch.Generator().manual_seed(0))
     assert torch.equal(same, torch.randn(2, generator=torch.Generator().manual_seed(0)))
+
+
+def test_numpy_reads_the_devices_tensors_for_all_but_asag(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, by a count of what is brought there."""
+    copied: list[torch.Tensor] = []
+
+    def cpu(tensor: torch.Tensor) -> torch.Tensor:
+        copied.append(tensor)
+        return tensor
+
+    def in_module(name: str, code: str) -> Any:
+        made = {"__name__": name, "np": np, "torch": torch, "tensor": tensor}
+        exec(code, made)
+        return made["found"]
+
+    tensor = torch.ones(2)
+    monkeypatch.setattr(torch.Tensor, "cpu", cpu)
+    for code in ("found = np.array(tensor)", "found = tensor.numpy()", "found = np.stack([tensor])"):
+        with OnDevice("cpu"):
+            counts = []
+            for name in ("diffusers.made_up", "asag.made_up"):
+                copied.clear()
+                assert (in_module(name, code) == 1).all()
+                counts.append(len(copied))
+        assert counts == [1, 0]
+    with OnDevice("meta"):
+        made = [in_module(name, "found = torch.zeros(2)").device.type for name in ("asag.made_up", "asag.lab.made_up")]
+    assert made == ["cpu", "meta"]
+
+
+def test_on_a_device_float32_isnt_tf32() -> None:
+    owner = getattr(torch.backends.cudnn, "conv", torch.backends.cudnn)
+    name, full = float32_setting(owner)
+    before = getattr(owner, name)
+    with OnDevice("cpu"):
+        assert getattr(owner, name) == full
+    assert getattr(owner, name) == before
 
 
 def test_warnings_of_the_log_are_kept() -> None:

@@ -167,11 +167,11 @@ def checked(way: Way, given: Heads, case: OperatorCase, expected: Tensor, bound:
         with told("asag") as log, way.opened(), torch.no_grad():
             attended(way.operator, given, case)  # the first result of a kind is compared, for which it waits
             waits, found = waits_of(given[0].device, lambda: attended(way.operator, given, case))
+        off = float((found.double() - expected).norm() / expected.norm())  # here a kernel's error shows at the latest
     except torch.cuda.OutOfMemoryError:
         return {"skipped": "not enough memory"}
     except Exception as error:  # whatever a device, a driver or a compiler says: the other checks go on
         return {"ok": False, "problem": f"{type(error).__name__}: {error}"}
-    off = float((found.double() - expected).norm() / expected.norm())
     line: Line = {"ok": off < bound and not log and (not waits or way.may_wait), "error": off, "bound": bound}
     line["waits"] = waits
     return line | ({"problem": log[0]} if log else {})

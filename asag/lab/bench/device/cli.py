@@ -8,12 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from asag.lab.bench.device.page import page
@@ -61,10 +64,26 @@ def write(path: Path, facts: dict[str, Any], command: str, outcomes: Sequence[Ou
     path.with_suffix(".md").write_text(page(facts, command, outcomes))
 
 
+@contextmanager
+def stoppable() -> Iterator[Event]:
+    """While open, SIGTERM ends the part that runs, as Ctrl-C does, and sets the event."""
+    stopped = Event()
+
+    def stop(number: int, frame: object) -> None:
+        stopped.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(args: argparse.Namespace, command: str) -> int:
     """0 where every part went well, 1 where one failed, 2 where there is no such device."""
     ends = time.monotonic() + 60 * args.minutes
-    with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory() as made, stoppable() as stopped:
         folder = Path(made)
         card = run_part(part_of("card", "The card", CARD_SECONDS, args.device, args.quick), CARD_SECONDS, folder)
         if card.problem or not card.lines:
@@ -82,5 +101,7 @@ def main(args: argparse.Namespace, command: str) -> int:
             )
             print(f"  {outcomes[-1].problem or 'went well'}, {outcomes[-1].seconds:.0f} s", flush=True)
             write(path, facts, command, outcomes)
+            if stopped.is_set():
+                break
     print(f"\nWritten: {path} and {path.with_suffix('.md')}")
     return 1 if any(outcome.problem for outcome in outcomes) else 0
