@@ -27,6 +27,7 @@ LEAST_PICTURES = 8
 METRICS = ("fid", "kid", "is", "clip", "pickscore", "hps", "imagereward")
 MODEL = Path(__file__).parent / "embedded" / "model"
 MODELS = ("unet", "mmdit")
+ADAPTERS = ("controlnet", "ip-adapter")
 ROWS = (
     "scale",
     "blocks",
@@ -118,12 +119,14 @@ def train(argv: Arguments) -> argparse.Namespace:
     parser.add_seed(0)
     parser.add_argument("--out", type=Path, default=Path("train"), help="folder for checkpoint, log and model/")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    parts = ("classifier", *MODELS)
+    parts = ("classifier", *MODELS, *ADAPTERS)
     parser.add_argument("--parts", nargs="+", choices=parts, default=["classifier", "unet"], help="what to train")
     parser.add_threads()
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train")
     folder = "folder of renderings, in which both npm packages are installed; default: drawn shapes"
     parser.add_argument("--data", type=Path, metavar="FOLDER", help=folder)
+    base = "folder of a UNet of renderings with its classifier, which controlnet and ip-adapter are trained for"
+    parser.add_argument("--base", type=Path, metavar="FOLDER", help=base)
     small = "learn 32x32 pictures of them, at a quarter of the cost; --resume without it goes on with 64x64"
     parser.add_argument("--half-size", action="store_true", help=small)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the forward pass")
@@ -133,10 +136,15 @@ def train(argv: Arguments) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate")
     parser.add_argument("--classifier-steps", type=int, default=3000, help="training steps of the classifier")
     args = parser.parse_args(argv)
-    if len(set(MODELS) & set(args.parts)) > 1:
+    adapter = bool(set(ADAPTERS) & set(args.parts))
+    if len({*MODELS, *ADAPTERS} & set(args.parts)) > 1:
         parser.error(f"--parts: {' '.join(args.parts)}; allowed: one model, as each needs a folder of its own")
-    if args.half_size and (args.data is None or "mmdit" in args.parts):
-        parser.error("--half-size: allowed: only with --data, and not for mmdit, whose tokens know their places")
+    if args.half_size and (args.data is None or "mmdit" in args.parts or adapter):
+        parser.error("--half-size: allowed: only with --data, and not for mmdit, controlnet and ip-adapter")
+    if adapter and (args.data is None or args.base is None):
+        parser.error(f"--parts: {' '.join(args.parts)}; allowed: controlnet and ip-adapter with --data and --base")
+    if args.base is not None and not adapter:
+        parser.error(f"--base: {args.base}; allowed: only with --parts controlnet or ip-adapter")
     return args
 
 

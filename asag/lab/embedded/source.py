@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -19,7 +19,7 @@ class Batch(NamedTuple):
     """Clean latents (B,C,H,W) and what the pictures show, as the source itself reads it."""
 
     latents: torch.Tensor
-    labels: torch.Tensor
+    labels: Any
 
 
 class Source(Protocol):
@@ -31,8 +31,11 @@ class Source(Protocol):
     def draw(self, count: int, generator: torch.Generator) -> Batch:
         """`count` pictures on the generator's device, a function of its state alone."""
 
-    def tokens(self, conditions: nn.Module, labels: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-        """Tokens (B,T,D) of the labels; uniform numbers u (B,) decide which captions are dropped."""
+    def tokens(self, conditions: nn.Module, labels: Any, u: torch.Tensor) -> Any:
+        """What the model is given of the labels, mostly tokens (B,T,D).
+
+        Uniform numbers u (B,) decide which captions are dropped.
+        """
 
     def save(self, conditions: nn.Module, folder: Path) -> None:
         """The trained tokens in half precision, with what reads captions into them."""

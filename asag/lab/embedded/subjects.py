@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from diffusers import DDIMScheduler, ModelMixin
@@ -31,8 +31,8 @@ class Subject(Protocol):
     def task(self, clean: torch.Tensor, noise: torch.Tensor, position: torch.Tensor) -> Task:
         """Mix clean latents with noise, both (B,C,H,W), at positions (B,) in [0,1) of the noise schedule."""
 
-    def predict(self, model: ModelMixin, task: Task, tokens: torch.Tensor) -> torch.Tensor:
-        """What the model says, (B,C,H,W), given condition tokens (B,T,D)."""
+    def predict(self, model: ModelMixin, task: Task, given: Any) -> torch.Tensor:
+        """What the model says, (B,C,H,W), given condition tokens (B,T,D), or what else the source gives."""
 
     def save(self, model: ModelMixin, folder: Path) -> None:
         """Model and scheduler, in the layout of diffusers' save_pretrained."""
@@ -70,8 +70,8 @@ class UNetSubject:
         # For velocity the weight is min(SNR, γ) / (SNR + 1).
         return torch.minimum(alpha_bar, self._snr_limit * (1 - alpha_bar))
 
-    def predict(self, model: ModelMixin, task: Task, tokens: torch.Tensor) -> torch.Tensor:
-        predicted: torch.Tensor = model(task.noisy, task.time, tokens, return_dict=False)[0]
+    def predict(self, model: ModelMixin, task: Task, given: Any) -> torch.Tensor:
+        predicted: torch.Tensor = model(task.noisy, task.time, given, return_dict=False)[0]
         return predicted
 
     def save(self, model: ModelMixin, folder: Path) -> None:
@@ -93,8 +93,8 @@ class MMDiTSubject:
         noisy = torch.lerp(clean, noise, _wide(sigma))
         return Task(noisy, sigma * 1000, noise - clean, torch.ones_like(sigma))
 
-    def predict(self, model: ModelMixin, task: Task, tokens: torch.Tensor) -> torch.Tensor:
-        predicted: torch.Tensor = model(task.noisy, tokens, pooled(tokens), task.time, return_dict=False)[0]
+    def predict(self, model: ModelMixin, task: Task, given: Any) -> torch.Tensor:
+        predicted: torch.Tensor = model(task.noisy, given, pooled(given), task.time, return_dict=False)[0]
         return predicted
 
     def save(self, model: ModelMixin, folder: Path) -> None:

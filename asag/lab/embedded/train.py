@@ -29,7 +29,7 @@ _LOG_STEPS = 50
 class Recipe(Protocol):
     """What is trained on what; `args` are those of `arguments.train`."""
 
-    def source(self) -> Source: ...
+    def source(self, name: str) -> Source: ...
 
     def subject(self, name: str) -> Subject: ...
 
@@ -46,7 +46,7 @@ class DrawnRecipe:
     def __init__(self, args: Namespace) -> None:
         self.args = args
 
-    def source(self) -> Source:
+    def source(self, name: str) -> Source:
         return Drawn()
 
     def subject(self, name: str) -> Subject:
@@ -126,12 +126,15 @@ def _way(args: Namespace) -> Way:
 def _recipe(args: Namespace) -> Recipe:
     if args.data is None:
         return DrawnRecipe(args)
+    from asag.lab.renderings.adapters import BaseError
     from asag.lab.renderings.recipe import RenderingsRecipe
 
     try:
         return RenderingsRecipe(args)
     except FileNotFoundError as error:
         return args.error(f"--data: {error}")  # type: ignore[no-any-return]
+    except BaseError as error:
+        return args.error(f"--base: {error}")  # type: ignore[no-any-return]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -147,8 +150,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"classifier: {found or 'ended, to go on with --resume'}", flush=True)
         if found is None:
             return 0
-    for name in (name for name in SUBJECTS if name in args.parts):
-        parts = recipe.subject(name), recipe.source(), _way(args)
+    for name in (name for name in (*SUBJECTS, *arguments.ADAPTERS) if name in args.parts):
+        parts = recipe.subject(name), recipe.source(name), _way(args)
         training = Training(args.seed, torch.device(args.device), *parts)
         if args.resume and (args.out / "checkpoint.pt").exists():
             training.load(args.out / "checkpoint.pt")

@@ -58,7 +58,7 @@ class Training:
         self.subject, self.source, self.way = subject, source, way or Way()
         self.model = subject.new().to(device)
         self.conditions = source.conditions().to(device)
-        self.parameters = [*self.model.parameters(), *self.conditions.parameters()]
+        self.parameters = _trained(self.model, self.conditions)
         self.average = [parameter.detach().clone() for parameter in self.parameters]
         self.optimiser = self._optimiser()
         self.generator = torch.Generator(device).manual_seed(seed)
@@ -72,7 +72,7 @@ class Training:
         matrices = [
             parameter
             for name, parameter in self.model.named_parameters()
-            if parameter.ndim > 1 and not name.startswith(_BORDERS)
+            if parameter.requires_grad and parameter.ndim > 1 and not name.startswith(_BORDERS)
         ]
         taken = set(map(id, matrices))
         return Muon(matrices, [parameter for parameter in self.parameters if id(parameter) not in taken])
@@ -133,7 +133,7 @@ class Training:
         """Copies of the model and the condition tokens that hold the averaged weights."""
         model, conditions = self.subject.new(), self.source.conditions()
         with torch.no_grad():
-            targets = [*model.parameters(), *conditions.parameters()]
+            targets: list[torch.Tensor] = [*_trained(model, conditions)]
             torch._foreach_copy_(targets, [value.to("cpu") for value in self.average])
         return model, conditions
 
@@ -142,3 +142,8 @@ class Training:
         model, conditions = self.averaged()
         self.subject.save(model.half(), folder)
         self.source.save(conditions, folder)
+
+
+def _trained(*modules: nn.Module) -> list[nn.Parameter]:
+    """All but what is frozen, in a fixed order."""
+    return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]

@@ -11,7 +11,9 @@ import torch
 from asag.lab.embedded.source import Source
 from asag.lab.embedded.subjects import Subject
 from asag.lab.embedded.training import Training, asked_to_end
-from asag.lab.renderings import names, shipped, subjects
+from asag.lab.renderings import adapters, names, shipped, subjects
+from asag.lab.renderings.controlnet import ControlNetSubject, LineSource
+from asag.lab.renderings.ip_adapter import IpAdapterSubject, ReferenceSource
 from asag.lab.renderings.judge import save_judge
 from asag.lab.renderings.judge_training import JudgeTraining, accuracy
 from asag.lab.renderings.sheet import CAPTIONS, contact_sheet
@@ -21,17 +23,27 @@ _SHEET_SECONDS = 1800
 
 
 class RenderingsRecipe:
-    """The renderings' own; raises FileNotFoundError where the folder doesn't hold them."""
+    """The renderings' own; raises FileNotFoundError where the folder doesn't hold them, and BaseError."""
 
     def __init__(self, args: Namespace) -> None:
         self.args, self.device = args, torch.device(args.device)
         self.renderings = names.read(args.data)
+        if args.base is not None:
+            adapters.check_base(args.base, self.renderings)
         self._sheet_drawn = 0.0
 
-    def source(self) -> Source:
+    def source(self, name: str) -> Source:
+        if name == "controlnet":
+            return LineSource(self.renderings, self.args.base, self.device)
+        if name == "ip-adapter":
+            return ReferenceSource(self.renderings, self.args.base, self.device)
         return Renderings(self.renderings, self.device, self.args.half_size)
 
     def subject(self, name: str) -> Subject:
+        if name == "controlnet":
+            return ControlNetSubject(self.args.base, self.device, subjects.SNR_LIMIT)
+        if name == "ip-adapter":
+            return IpAdapterSubject(self.args.base, subjects.SNR_LIMIT)
         return subjects.subject(name, self.device)
 
     def train_judge(self, folder: Path) -> str | None:
@@ -50,8 +62,11 @@ class RenderingsRecipe:
         return ", ".join(f"{name} {share:.2%}" for name, share in shares.items()) + " of fresh augmented renderings"
 
     def watch(self, training: Training, out: Path) -> None:
-        """Every half an hour a sheet of the first fixed captions with CFG 3, named by the number of pictures seen."""
-        if training.seconds - self._sheet_drawn < _SHEET_SECONDS:
+        """Every half an hour a sheet of the first fixed captions with CFG 3, named by the number of pictures seen.
+
+        None of an adapter, which needs more than a caption.
+        """
+        if self.args.base is not None or training.seconds - self._sheet_drawn < _SHEET_SECONDS:
             return
         self._sheet_drawn = training.seconds
         texts = [text for text in CAPTIONS if self._known(text)]

@@ -34,17 +34,17 @@ class Captions:
     def __init__(self, folder: Path) -> None:
         known = json.loads((folder / VOCABULARY).read_text(encoding="utf-8"))
         self.vocabulary = Vocabulary(known["groups"], known["words"])
-        self._table = Words(len(self.vocabulary)).requires_grad_(False)
-        self._table.load_state_dict({name: value.float() for name, value in load_file(folder / TABLE).items()})
+        self.table = Words(len(self.vocabulary)).requires_grad_(False)
+        self.table.load_state_dict({name: value.float() for name, value in load_file(folder / TABLE).items()})
 
     def embed(self, captions: Sequence[str]) -> torch.Tensor:
         """(B,11,128) float32; a ValueError names a caption whose words the model doesn't know."""
-        tokens: torch.Tensor = self._table(self._rows(captions))
+        tokens: torch.Tensor = self.table(self._rows(captions))
         return tokens
 
     def null(self, count: int) -> torch.Tensor:
         """(count,11,128) float32: no caption, for `negative_prompt_embeds`."""
-        tokens: torch.Tensor = self._table(null_rows(torch.zeros(1, len(self._table.place), dtype=torch.long)))
+        tokens: torch.Tensor = self.table(null_rows(torch.zeros(1, len(self.table.place), dtype=torch.long)))
         return tokens.expand(count, -1, -1)
 
     def _rows(self, captions: Sequence[str]) -> torch.Tensor:

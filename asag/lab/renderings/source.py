@@ -28,23 +28,37 @@ class Renderings:
     pictures first and goes on with large ones.
     """
 
-    def __init__(self, renderings: Sequence[Rendering], device: torch.device, half_size: bool = False) -> None:
+    def __init__(
+        self,
+        renderings: Sequence[Rendering],
+        device: torch.device,
+        half_size: bool = False,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
+        """`vocabulary`: that of a model which has learnt one already. Raises ValueError where it lacks a word."""
         self._half_size = half_size
         held = held_out([rendering.name for rendering in renderings])
         kept = [rendering for rendering in renderings if rendering.name not in held]
         self.names = [rendering.name for rendering in kept]
         # The held-out names' words are all words of kept ones.
-        self.vocabulary = Vocabulary.of(self.names, [rendering.group for rendering in kept])
+        self.vocabulary = vocabulary or Vocabulary.of(self.names, [rendering.group for rendering in kept])
         captions = [f"{rendering.name}, {rendering.group}" for rendering in kept]
         self._rows = torch.tensor([self.vocabulary.rows(caption) for caption in captions], device=device)
-        self._pictures = Pictures(kept, device)
+        self.pictures = Pictures(kept, device)
 
     def conditions(self) -> nn.Module:
         return Words(len(self.vocabulary))
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
-        chosen = torch.randint(len(self.names), (count,), generator=generator, device=generator.device)
-        images = self._pictures.draw(chosen, generator)
+        return self.of(self.choose(count, generator), generator)
+
+    def choose(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Which renderings (count,) to draw."""
+        return torch.randint(len(self.names), (count,), generator=generator, device=generator.device)
+
+    def of(self, chosen: torch.Tensor, generator: torch.Generator) -> Batch:
+        """Pictures of these renderings (B,)."""
+        images = self.pictures.draw(chosen, generator)
         if self._half_size:
             images = F.avg_pool2d(images, 2)
         return Batch(to_latents(images), self._rows[chosen])

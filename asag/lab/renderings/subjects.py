@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import Attention
 from asag.lab.embedded.subjects import MMDiTSubject, Subject, UNetSubject
 from asag.lab.renderings.architecture import SHIFT, new_transformer, new_unet
 
-_SNR_LIMIT = 5.0
+SNR_LIMIT = 5.0
 
 
 class PlainAttention:
@@ -79,4 +79,4 @@ def subject(name: str, device: torch.device) -> Subject:
     if name == "mmdit":
         transformer = partial(_with, PlainJointAttention(), new_transformer) if on_cpu else new_transformer
         return MMDiTSubject(transformer, SHIFT)
-    return UNetSubject(partial(_with, PlainAttention(), new_unet) if on_cpu else new_unet, snr_limit=_SNR_LIMIT)
+    return UNetSubject(partial(_with, PlainAttention(), new_unet) if on_cpu else new_unet, snr_limit=SNR_LIMIT)
