@@ -47,6 +47,12 @@ COMMANDS = {
         _NEEDS,
     ),
     "pairs": Command("research.renderings.pairs", arguments.pairs, "draw pairs for a blind judgement", _NEEDS),
+    "control": Command(
+        "research.renderings.control",
+        arguments.control,
+        "measure guidance beside a ControlNet or an IP-Adapter of renderings",
+        _NEEDS,
+    ),
     "precision": Command(
         "research.precision.measure", arguments.precision, "measure what half precision does to δ, and its page", _NEEDS
     ),

@@ -123,6 +123,27 @@ def pairs(argv: Arguments) -> argparse.Namespace:
     return args
 
 
+def control(argv: Arguments) -> argparse.Namespace:
+    text = "Measures what guidance does beside a ControlNet or an IP-Adapter of a UNet of renderings."
+    parser = Parser("research control", text, "The protocol is in research/renderings/protocol-control.md.")
+    parser.add_argument("--model", type=Path, required=True, help="folder of a UNet of renderings, with its judge")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the renderings")
+    adapter = parser.add_mutually_exclusive_group(required=True)
+    adapter.add_argument("--controlnet", type=Path, metavar="FOLDER", help="measure beside this ControlNet")
+    adapter.add_argument("--ip-adapter", type=Path, metavar="FILE", help="measure beside this IP-Adapter")
+    parser.add_argument("--samples", type=int, default=256, help="pictures of each way, at least 2")
+    parser.add_steps(14)
+    parser.add_argument("--out", type=Path, default=ROOM / "renderings" / "results", help="of lines, table and figures")
+    _add_device(parser)
+    args = parser.parse_args(argv)
+    if args.samples < 2:
+        parser.error(f"--samples: {args.samples}; allowed: at least 2")
+    for name, path in (("controlnet", args.controlnet), ("ip-adapter", args.ip_adapter)):
+        if path is not None and not path.exists():
+            parser.error(f"--{name}: {path} isn't there; allowed: what `python -m asag train --parts {name}` exports")
+    return args
+
+
 def _of_renderings(parser: Parser, required: bool) -> None:
     parser.add_argument("--model", type=Path, required=required, help="folder of a UNet or MMDiT of renderings")
     parser.add_argument("--judge", type=Path, metavar="FOLDER", help="of the classifier; default: --model")

@@ -24,7 +24,7 @@ def asked_names(judge: Judge, count: int, seed: int, left_out: bool) -> tuple[li
     learnt = [name for name in judge.names if name not in held]
     pool = sorted(held) if left_out else learnt
     generator = torch.Generator().manual_seed(seed)
-    rounds = -(-count // max(len(pool), 1))
+    rounds = max(1, -(-count // max(len(pool), 1)))
     order = torch.cat([torch.randperm(len(pool), generator=generator) for _ in range(rounds)])[:count]
     return [pool[row] for row in order], judge.names if left_out else learnt
 
