@@ -18,6 +18,25 @@ SENTENCES = {
     "README.md": [
         "by {main-unet c paper asag: fd % off} to {plain-mmdit best asag: fd % off} %",
     ],
+    "research/renderings/README.md": [
+        "| CFG alone | | {choose method=none: log_probability 3} | "
+        "{choose method=none: right % 1} % "
+        "| {choose method=none: burnt % 2} % |",
+        "| PAG | `all`, scale 0.25 | {choose method=pag blocks=all scale=0.25: log_probability 3} | "
+        "{choose method=pag blocks=all scale=0.25: right % 1} % "
+        "| {choose method=pag blocks=all scale=0.25: burnt % 2} % |",
+        "| SEG | `mid`, scale 0.25 | {choose method=seg blocks=mid scale=0.25: log_probability 3} | "
+        "{choose method=seg blocks=mid scale=0.25: right % 1} % "
+        "| {choose method=seg blocks=mid scale=0.25: burnt % 2} % |",
+        "| ASAG | `in.3`, scale 0.25 | {choose method=asag blocks=in.3 scale=0.25: log_probability 3} | "
+        "{choose method=asag blocks=in.3 scale=0.25: right % 1} % "
+        "| {choose method=asag blocks=in.3 scale=0.25: burnt % 2} % |",
+        "in `all` {choose method=asag blocks=all strength=none contrast=none scale=0.25: burnt % 2} % at 0.25, "
+        "{choose method=asag blocks=all strength=none contrast=none scale=0.5: burnt % 2} % at 0.5 and "
+        "{choose method=asag blocks=all strength=none contrast=none scale=1: burnt % 2} % at 1.",
+        "({choose blocks=all contrast=0: burnt % 2} % at 0.5), but its log-probability, "
+        "{choose blocks=all contrast=0: log_probability 3}, is lower",
+    ],
     "docs/options.md": [
         "On the small UNet both take {along-unet: mean costs/similarity/needed/0.01 0} to "
         "{along-unet: mean costs/adversarial/needed/0.01 0} for a mean change below 0.01 and "

@@ -11,6 +11,7 @@ import torch
 
 from asag.lab.renderings.judge import Judge
 from asag.settings import AsagSettings
+from research.lines import read_lines
 from research.renderings import choose
 from tests.lab.renderings import standins, tiny_model
 
@@ -120,3 +121,18 @@ def test_the_command_writes_its_tables_and_measures_nothing_twice(
     monkeypatch.setattr(choose, "measured", lambda *given: pytest.fail("there already"))
     assert choose.main(options) == 0
     assert read(out / "choose.jsonl") == search
+
+
+def test_the_published_search_is_the_rules():
+    """Of all settings, with the marks that the rule gives them; what the page says of CFG alone holds."""
+    path = Path(choose.__file__).parent / "results" / "choose.jsonl"
+    lines = read_lines(path)
+    assert [each["settings"] for each in lines] == list(choose.candidates())
+    best = choose.best_of(lines)
+    assert path.with_suffix(".md").read_text() == choose.page(lines, best) + "\n"
+    chosen = [(each["settings"]["method"], each["settings"]["blocks"], each["settings"]["scale"]) for each in best]
+    assert chosen == [("pag", "all", 0.25), ("seg", "mid", 0.25), ("asag", "in.3", 0.25)]
+    above = [each for each in lines if each["log_probability"] > lines[0]["log_probability"]]
+    assert [each["settings"]["method"] for each in above] == ["pag"] * 4
+    highest = max(each["log_probability"] for each in above) - lines[0]["log_probability"]
+    assert f"by {highest:.3f} at most" in " ".join((path.parents[1] / "README.md").read_text().split())
