@@ -253,7 +253,7 @@ def on_cuda(
         (on_cuda((2, 32768, 64, 64)), (9, 0), False),
         (on_cuda((1, 2, 2**16, 64), token_stride=2**15 - 1), (9, 0), True),
         (on_cuda((1, 2, 2**16, 64), token_stride=2**15), (9, 0), False),
-        (torch.zeros(1, 2, 64, 64), (9, 0), False),
+        (torch.zeros(1, 2, 64, 64, device="cpu"), (9, 0), False),  # tests/on_device.py: the default may be CUDA
     ],
 )
 def test_which_tensors_and_cards_suit(
