@@ -26,6 +26,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 LEAST_PICTURES = 8
 METRICS = ("fid", "kid", "is", "clip", "pickscore", "hps", "imagereward")
 MODEL = Path(__file__).parent / "embedded" / "model"
+RENDERINGS = Path(__file__).parent / "renderings" / "model"
 MODELS = ("unet", "mmdit")
 ADAPTERS = ("controlnet", "ip-adapter")
 ROWS = (
@@ -78,17 +79,23 @@ class Parser(argparse.ArgumentParser):
 def demo(argv: Arguments) -> argparse.Namespace:
     parser = Parser("asag demo", "Draws the same captions and seeds without guidance and with each method.")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for compare.png and metrics.json")
-    parser.add_argument("--samples", type=int, default=64, help=f"pictures per method, at least {LEAST_PICTURES}")
-    parser.add_argument("--steps", type=int, help="of sampling; default: 10, with --model 14")
-    scale = "of classifier-free guidance; with --model the methods have their own"
-    parser.add_argument("--guidance-scale", type=float, default=1.0, help=scale)
-    model = "folder of a trained model of renderings, see asag/lab/renderings; default: the drawn shapes' MMDiT"
+    samples = f"pictures per method, at least {LEAST_PICTURES}; default: 24, with --shapes 64"
+    parser.add_argument("--samples", type=int, help=samples)
+    parser.add_argument("--steps", type=int, help="of sampling; default: 14, with --shapes 10")
+    model = "folder of a trained model of renderings; default: the UNet that comes with ASAG"
     parser.add_argument("--model", type=Path, help=model)
+    parser.add_argument("--shapes", action="store_true", help="draw with the MMDiT of drawn shapes, without CFG")
+    scale = "with --shapes: of classifier-free guidance"
+    parser.add_argument("--guidance-scale", type=float, default=1.0, help=scale)
     parser.add_seed(7)
     # One thread: on so small a model a second gains little, and costs much where something else is running.
     parser.add_threads()
     args = parser.parse_args(argv)
-    args.steps = args.steps or (10 if args.model is None else 14)
+    if args.shapes and args.model is not None:
+        parser.error(f"--model: {args.model}; allowed: only without --shapes")
+    args.model = args.model or RENDERINGS
+    args.steps = args.steps or (10 if args.shapes else 14)
+    args.samples = (64 if args.shapes else 24) if args.samples is None else args.samples
     if args.samples < LEAST_PICTURES:
         parser.error(f"--samples: {args.samples}; allowed: at least {LEAST_PICTURES}")
     return args

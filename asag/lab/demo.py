@@ -1,4 +1,7 @@
-"""`python -m asag demo`: the same captions and seeds without guidance and with each attention guidance."""
+"""`python -m asag demo`: the same captions and seeds without guidance and with each attention guidance.
+
+With --shapes on drawn shapes, here; otherwise on renderings, see `asag.lab.renderings.grid`.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +77,7 @@ def table(metrics: dict[str, dict[str, float]]) -> str:
 def main(argv: list[str] | None = None) -> int:
     args = arguments.demo(argv)
     torch.set_num_threads(args.threads)
-    if args.model is not None:
+    if not args.shapes:
         from asag.lab.renderings.grid import draw
 
         return draw(args)

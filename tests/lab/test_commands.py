@@ -79,6 +79,7 @@ def test_a_command_that_does_not_exist_is_named_beside_those_that_do(program: st
     ("program", "argv", "message"),
     [
         ("asag", ("demo", "--samples", "3"), "--samples: 3; allowed: at least 8"),
+        ("asag", ("demo", "--shapes", "--model", "unet"), "--model: unet; allowed: only without --shapes"),
         ("asag", ("train", "--parts", "unet", "mmdit"), "--parts: unet mmdit; allowed: one model"),
         ("asag", ("bench", "--pairs", "1"), "--pairs: 1; allowed: at least 2"),
         ("research", ("evaluate", "main", "--share", "2/2"), "'2/2'; allowed: I/N"),
@@ -118,8 +119,9 @@ def test_the_names_that_are_listed_are_those_of_the_tables() -> None:
     assert all(cli.case_names(name, quick=True) for name in arguments.BENCHES)
     assert tuple(measure.CLOCKS) == arguments.CLOCKS
     assert arguments.MODEL == shipped.MODEL
-    assert arguments.demo([]).steps == shipped_mmdit.SOLVER_STEPS
-    assert arguments.demo(["--model", "folder"]).steps == renderings.SOLVER_STEPS
+    assert arguments.demo(["--shapes"]).steps == shipped_mmdit.SOLVER_STEPS
+    assert arguments.demo([]).steps == renderings.SOLVER_STEPS
+    assert arguments.demo([]).model == arguments.RENDERINGS == renderings.MODEL
     assert tuple(subjects.SUBJECTS) == tuple(sampling.MODELS) == arguments.MODELS
     assert tuple(rows.ROWS) == arguments.ROWS
     assert (*data.MIXTURES, "digits") == research_arguments.DATA

@@ -14,7 +14,7 @@ from asag.lab.embedded import quality, shipped_mmdit
 
 
 def test_demo_writes_the_grid_and_the_figures(tmp_path, capsys):
-    assert main(["demo", "--out", str(tmp_path), "--samples", "8", "--steps", "2", "--threads", "1"]) == 0
+    assert main(["demo", "--shapes", "--out", str(tmp_path), "--samples", "8", "--steps", "2", "--threads", "1"]) == 0
     grid = np.asarray(Image.open(tmp_path / "compare.png").convert("RGB"))
     assert grid.shape[0] > 1000
     assert grid.std() > 30

@@ -1,4 +1,4 @@
-"""`python -m asag demo --model FOLDER`: the same captions and noise without guidance, with CFG, with each method."""
+"""`python -m asag demo`: the same captions and noise without guidance, with CFG, with each method."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Method(NamedTuple):
     settings: dict[str, Any]
 
 
-# To be replaced by what `python -m research choose` finds on a trained model, see research/renderings.
+# What `python -m research choose` found for the UNet by a rule written before, see research/renderings.
 METHODS = {
     "without": Method(1.0, {}),
     "CFG": Method(shipped.CFG, {}),
-    "CFG + PAG": Method(shipped.CFG, {"method": "pag", "blocks": "mid", "scale": 0.5, "unit": "cfg"}),
-    "CFG + SEG": Method(shipped.CFG, {"method": "seg", "blocks": "mid", "scale": 0.5, "unit": "cfg"}),
-    "CFG + ASAG": Method(shipped.CFG, {"method": "asag", "blocks": "mid", "scale": 0.5, "unit": "cfg"}),
+    "CFG + PAG": Method(shipped.CFG, {"method": "pag", "blocks": "all", "scale": 0.25, "unit": "cfg"}),
+    "CFG + SEG": Method(shipped.CFG, {"method": "seg", "blocks": "mid", "scale": 0.25, "unit": "cfg"}),
+    "CFG + ASAG": Method(shipped.CFG, {"method": "asag", "blocks": "in.3", "scale": 0.25, "unit": "cfg"}),
 }
 WRONG = "#d03030"
 BATCH = 8

@@ -18,6 +18,7 @@ from asag.lab.renderings.pictures import SIDE
 FEATURES = 256
 _WIDTHS = (3, 32, 64, 128, 256)
 _WEIGHTS, _NAMES = "judge.safetensors", "judge.json"
+_SHIPPED = Path(__file__).parent / "model"
 
 
 class Judge(nn.Module):
@@ -84,7 +85,8 @@ def save_judge(judge: Judge, folder: Path) -> None:
 
 
 def load_judge(folder: Path) -> Judge:
-    """The judge in `folder`, in evaluation mode on the CPU, float32."""
+    """The judge in `folder`, or where it has none the one that comes with ASAG; float32, on the CPU, for judging."""
+    folder = folder if (folder / _NAMES).exists() else _SHIPPED
     judge = Judge(json.loads((folder / _NAMES).read_text(encoding="utf-8")))
     judge.load_state_dict(load_file(folder / _WEIGHTS))
     return judge.eval()

@@ -22,7 +22,8 @@ from asag.lab.renderings.architecture import LATENT_SHAPE
 from asag.lab.renderings.captions import Vocabulary, Words, null_rows
 from asag.lab.renderings.source import TABLE, VOCABULARY
 
-MODEL = Path(__file__).parent / "model"
+MODEL = Path(__file__).parent / "model"  # the UNet, with the judge of both models
+MODEL_MMDIT = Path(__file__).parent / "model_mmdit"
 _BATCH = {"cpu": 32, "cuda": 500}  # pictures in one call of the pipeline: more are no faster
 SOLVER_STEPS = 14
 CFG = 3.0

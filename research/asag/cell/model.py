@@ -35,8 +35,8 @@ def weights_of(folder: Path) -> str:
 
 
 class Model:
-    """The model in a folder, which also holds its judge, both in float32 on a device; `half_size` for a UNet that has
-    seen 32x32 pictures only."""
+    """The model in a folder with its judge, or with the one that comes with ASAG, both in float32 on a device.
+    `half_size`: a UNet that has seen 32x32 pictures only."""
 
     def __init__(
         self,
@@ -46,11 +46,8 @@ class Model:
         device: torch.device = torch.device("cpu"),  # noqa: B008
     ) -> None:
         """Raises ModelError."""
-        lacking = [name for name in ("words.json", "judge.json") if not (folder / name).exists()]
-        if lacking:
-            raise ModelError(
-                f"{folder} has no {', '.join(lacking)}; allowed: what `python -m asag train --data` exports"
-            )
+        if not (folder / "words.json").exists():
+            raise ModelError(f"{folder} has no words.json; allowed: what `python -m asag train --data` exports")
         self.folder, self.half_size, self.steps, self.device = folder, half_size, steps, device
         self.pipeline: Any = shipped.fast_pipeline(folder, device=device)
         self.network: nn.Module = getattr(self.pipeline, "unet", None) or self.pipeline.transformer
