@@ -25,10 +25,11 @@ from playwright.sync_api import (
     Locator,
     Page,
     Route,
-    TimeoutError,
     expect,
     sync_playwright,
 )
+
+from tests.dropdowns import choose
 
 ROOT = Path(__file__).parent.parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -36,6 +37,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 WAIT = 60_000  # milliseconds; a test that passes doesn't wait, and a busy machine is slow
 START = 300  # seconds, to import gradio and torch on a busy core
 
+PRESET = "#asag_preset"
 SECTIONS = ("method", "steps", "against_burnt_colours", "speed_and_figures")
 
 expect.set_options(timeout=WAIT)
@@ -192,19 +194,6 @@ def preset(page: Page) -> Locator:
     return page.locator("#asag_preset input")
 
 
-def choose(page: Page, name: str) -> None:
-    option = page.locator(f'#asag_preset [data-testid="dropdown-option"][aria-label="{name}"]')
-    # Names that arrive while the list is open, gradio 4 filters by the one that is chosen: then it's opened again.
-    for _ in range(WAIT // 2000):
-        preset(page).click()
-        try:
-            option.click(timeout=2000)
-            return
-        except TimeoutError:
-            preset(page).blur()
-    raise AssertionError(f"{name} isn't in the list of presets")
-
-
 def picture(page: Page, name: str) -> bytes:
     source = page.locator(f"#{name} img").get_attribute("src")
     return page.evaluate("async url => [...new Uint8Array(await (await fetch(url)).arrayBuffer())]", source)
@@ -252,8 +241,7 @@ def test_what_does_not_apply_is_not_shown(page: Page) -> None:
     with_sinkhorn = ("iterations", "strength", "tolerance")
     shown = {name: page.locator(f"#asag_{name}") for name in (*with_sinkhorn, "blur")}
     for method, names in (("seg", ("blur",)), ("similarity", with_sinkhorn), ("pag", ()), ("asag", with_sinkhorn)):
-        page.locator("#asag_method input").click()
-        page.locator(f'#asag_method [data-testid="dropdown-option"][aria-label="{method}"]').click()
+        choose(page, "#asag_method", method)
         for name, field in shown.items():
             expect(field).to_be_visible(visible=name in names)
     for name in ("hires", "hires_scale", "hires_blocks", "figures", "section_hires_fix"):
@@ -282,7 +270,7 @@ def test_the_slider_ends_at_10_and_the_field_takes_more(page: Page) -> None:
     expect(number(page, "scale")).to_have_value("10")
     page.click("#asag_preset_delete")
     expect(page.locator("#asag_preset_notice").first).to_contain_text("allowed: your own: ")
-    choose(page, "far")
+    choose(page, PRESET, "far")
     page.click("#asag_preset_delete")
     expect(page.locator("#asag_preset_notice").first).to_contain_text("Deleted: far")
 
@@ -294,8 +282,7 @@ def test_the_slider_and_its_help_follow_the_unit_and_the_field_takes_all(page: P
         ("push", "0.5", "0.005", "in each step"),
         ("paper", "10", "0.1", "the paper uses 1.5"),
     ):
-        page.locator("#asag_unit input").click()
-        page.locator(f'#asag_unit [data-testid="dropdown-option"][aria-label="{unit}"]').click()
+        choose(page, "#asag_unit", unit)
         for name in ("scale", "hires_scale"):
             expect(page.locator(f"#asag_{name} input[type=range]")).to_have_attribute("max", most)
             expect(page.locator(f"#asag_{name} input[type=number]")).to_have_attribute("step", step)
@@ -306,8 +293,7 @@ def test_the_slider_and_its_help_follow_the_unit_and_the_field_takes_all(page: P
         expect(number(page, "scale")).to_have_value(most)
     # A preset brings its unit and its scale, which the slider shows.
     set_number(page, "scale", 0.035)
-    page.locator("#asag_unit input").click()
-    page.locator('#asag_unit [data-testid="dropdown-option"][aria-label="push"]').click()
+    choose(page, "#asag_unit", "push")
     expect(slider).to_have_attribute("step", "0.005")
     expect(slider).to_have_value("0.035")
 
@@ -622,10 +608,10 @@ def set_checkpoint(page: Page, name: str) -> None:
 
 def test_presets_set_everything_and_say_when_something_was_changed(page: Page) -> None:
     expect(preset(page)).to_have_value("Paper")
-    choose(page, "Fast")
+    choose(page, PRESET, "Fast")
     expect(blocks(page)).to_have_value("late")
     expect(text_of(page, "end")).to_have_value("0.6")
-    choose(page, "Strong")
+    choose(page, PRESET, "Strong")
     expect(number(page, "scale")).to_have_value("0.5")
     expect(blocks(page)).to_have_value("auto")
     expect(text_of(page, "end")).to_have_value("1")
@@ -662,7 +648,7 @@ def test_presets_of_ones_own(playground: Playground, open_page: Callable[..., Pa
     # Switching it on, which opens the accordion in a WebUI, brings what others saved.
     other.get_by_label("ASAG", exact=True).uncheck()
     other.get_by_label("ASAG", exact=True).check()
-    choose(other, "mine")
+    choose(other, PRESET, "mine")
     expect(number(other, "scale")).to_have_value("3.3")
     use = page.locator("#asag_preset_use input")
     use.fill("SDXL")
@@ -714,7 +700,7 @@ def test_texts_of_strangers_are_shown_as_text(playground: Playground, open_page:
         page.get_by_label("ASAG", exact=True).uncheck()
         expect(page.locator("#asag_preset")).to_contain_text("stay in asag-presets.json")
         page.click("#asag_presets > .label-wrap")
-        choose(page, short)
+        choose(page, PRESET, short)
         expect(number(page, "scale")).to_have_value("2.75")
         fields = page.locator("input[type=text], input:not([type]), textarea").filter(visible=True)
         for field in fields.all():

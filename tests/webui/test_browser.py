@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import ConsoleMessage, Locator, Page, expect, sync_playwright
 
+from tests.dropdowns import choose
+
 from .server import WebUI
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -71,12 +73,6 @@ def unfold(page: Page) -> None:
 
 def block(page: Page, address: str) -> Locator:
     return page.locator(f'#script_txt2img_asag_map button[data-block="{address}"]')
-
-
-def choose(page: Page, component: str, name: str) -> None:
-    """Choose from a dropdown, by the elem_id of its component."""
-    page.click(f"{component} input")
-    page.locator(f'{component} [data-testid="dropdown-option"][aria-label="{name}"]').click()
 
 
 def generate(*pages: Page) -> list[str]:
