@@ -18,7 +18,8 @@ def choose(page: Page, dropdown: str, name: str) -> None:
     for _ in range(TRIES):
         field.click()
         try:
-            return option.click(timeout=TRY)
+            option.click(timeout=TRY)
+            return
         except TimeoutError:
             field.blur()
     raise AssertionError(f"{name} isn't in the list of {dropdown}")
