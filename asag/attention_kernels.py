@@ -135,7 +135,7 @@ def attention_by(
 class AttentionKernels:
     """Which of torch's kernels may be used, and what they have been tried on in this process.
 
-    Both are torch's inner functions, and no GPU has run this yet: the first call of each kind of tensors is tried on
+    Both are torch's inner functions, and of all cards one H100 has run this: the first call of each kind of tensors is tried on
     its first tokens and compared with tiles, for which the host waits. What fails stays off, with a line in the log.
     """
 

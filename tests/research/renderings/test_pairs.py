@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image
@@ -39,3 +42,15 @@ def test_most_of_the_judges_decide_and_even_pairs_count_for_nobody() -> None:
     second = {"1": "A", "2": "A", "3": "B", "4": "="}
     third = {"1": "B", "2": "B", "3": "=", "4": "="}
     assert pairs.share(key, [first, second, third]) == {"pairs": 4, "won": 1, "lost": 1, "share": 0.5}
+
+
+def test_the_page_says_what_the_judges_said() -> None:
+    room = Path(pairs.__file__).parent
+    said = json.loads((room / "results" / "judgement.json").read_text())
+    found = pairs.share(said["asag_is"], said["answers"])
+    even = found["pairs"] - found["won"] - found["lost"]
+    won, lost = found["won"], found["lost"]
+    words = f"ASAG came before CFG alone in {won:.0f} pairs and behind it in {lost:.0f}; {even:.0f} were even"
+    page = (room / "README.md").read_text()
+    assert words in page
+    assert f"That is {found['share']:.0%}".replace("%", " %") in page
