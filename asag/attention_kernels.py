@@ -135,8 +135,9 @@ def attention_by(
 class AttentionKernels:
     """Which of torch's kernels may be used, and what they have been tried on in this process.
 
-    Both are torch's inner functions, and of all cards one H100 has run this: the first call of each kind of tensors is tried on
-    its first tokens and compared with tiles, for which the host waits. What fails stays off, with a line in the log.
+    Both are torch's inner functions, and only one card, an H100, has run this: the first call of each kind of tensors
+    is tried on its first tokens and compared with tiles, for which the host waits. What fails stays off, with a line in
+    the log.
     """
 
     def __init__(self) -> None:
