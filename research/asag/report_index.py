@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -35,13 +35,14 @@ BURNING = {
     "ASAG, the paper's settings": "main-mmdit u paper asag",
     "ASAG, preset Clean": "confirm-mmdit u asag",
 }
-CFG = {
-    "no CFG": "main-unet c vanilla",
-    "CFG 2": "main-unet c cfg",
-    "CFG 2 + ASAG": "main-unet c paper asag",
-    "CFG 4": "strong-unet cfg",
-    "CFG 4 + ASAG": "strong-unet paper asag",
+CELL = {
+    "CFG alone": "cell-renderings-unet cfg",
+    "+ ASAG": "cell-renderings-unet asag",
+    "+ uniform map": "cell-renderings-unet uniform",
+    "+ SEG": "cell-renderings-unet seg",
+    "+ PAG": "cell-renderings-unet pag",
 }
+CELL_METRICS = {"fd": "FD, our classifier", "fd_network": "FD, a network not trained here"}
 
 
 class Bar(NamedTuple):
@@ -59,11 +60,15 @@ def draw(folder: Path) -> None:
     numbers, images = Numbers(folder.parent), folder / "images"
     gains = {name: [_change(numbers, place) for place in places] for name, places in GAINS.items()}
     gains = {name: [first, second._replace(colour=_LIGHT)] for name, (first, second) in gains.items()}
-    bars(gains, "change of FD in % (second bar: fresh captions and noise)", images / "index-gains.png")
+    bars({"change of FD in % (second bar: fresh captions and noise)": gains}, images / "index-gains.png")
     maps = {name: [_change(numbers, place)] for name, place in MAPS.items()}
-    bars(maps, "change of FD in %, without captions, equal push", images / "index-maps.png")
-    for name, places in {"burning": BURNING, "cfg": CFG}.items():
-        bars({label: [_fd(numbers, place)] for label, place in places.items()}, "FD", images / f"index-{name}.png")
+    bars({"change of FD in %, without captions, equal push": maps}, images / "index-maps.png")
+    bars({"FD": {name: [_fd(numbers, place)] for name, place in BURNING.items()}}, images / "index-burning.png")
+    cell = {
+        label: {name: [_fd(numbers, place, metric, "to_asag_error")] for name, place in CELL.items()}
+        for metric, label in CELL_METRICS.items()
+    }
+    bars(cell, images / "index-cell.png")
 
 
 def _change(numbers: Numbers, place: str) -> Bar:
@@ -75,24 +80,32 @@ def _change(numbers: Numbers, place: str) -> Bar:
     return Bar(100 * metric["to_baseline"] / baseline, 100 * metric["to_baseline_error"] / baseline, colour)
 
 
-def _fd(numbers: Numbers, place: str) -> Bar:
+def _fd(numbers: Numbers, place: str, name: str = "fd", error: str = "to_baseline_error") -> Bar:
     line = numbers.line(place)
-    metric = line["metrics"]["fd"]
-    return Bar(metric["value"], metric["to_baseline_error"], COLOURS[line["method"]])
+    metric = line["metrics"][name]
+    return Bar(metric["value"], metric[error], COLOURS[line["method"]])
 
 
-def bars(rows: Mapping[str, Sequence[Bar]], label: str, path: Path) -> None:
-    """Horizontal bars from top to bottom; those of one row lie side by side."""
-    figure = Figure(figsize=(7.5, 0.6 + 0.32 * len(rows) * max(map(len, rows.values())) ** 0.5), layout="constrained")
-    axis = figure.subplots()
-    for place, group in enumerate(rows.values()):
-        height = 0.8 / len(group)
-        for i, bar in enumerate(group):
-            at = place + (i - (len(group) - 1) / 2) * height
-            axis.barh(at, bar.value, height, xerr=bar.error or None, color=bar.colour, ecolor="#333333")
-    axis.set_yticks(range(len(rows)), list(rows))
-    axis.invert_yaxis()
-    axis.axvline(0, color="#333333", linewidth=0.8)
-    axis.set_xlabel(label)
-    axis.grid(axis="x", alpha=0.3)
+def bars(panels: Mapping[str, Mapping[str, Sequence[Bar]]], path: Path) -> None:
+    """Horizontal bars from top to bottom, in a panel for each label, which have the same rows; those of one row lie
+    side by side."""
+    first = next(iter(panels.values()))
+    height = 0.6 + 0.32 * len(first) * max(map(len, first.values())) ** 0.5
+    figure = Figure(figsize=(7.5, height), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (label, rows) in zip(axes, panels.items(), strict=True):
+        for place, group in enumerate(rows.values()):
+            _group(axis, place, group)
+        axis.axvline(0, color="#333333", linewidth=0.8)
+        axis.set_xlabel(label)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(first)), list(first))
+    axes[0].invert_yaxis()
     save(figure, path)
+
+
+def _group(axis: Any, place: int, group: Sequence[Bar]) -> None:
+    height = 0.8 / len(group)
+    for i, bar in enumerate(group):
+        at = place + (i - (len(group) - 1) / 2) * height
+        axis.barh(at, bar.value, height, xerr=bar.error or None, color=bar.colour, ecolor="#333333")

@@ -37,6 +37,20 @@ SENTENCES = {
         "({choose blocks=all contrast=0: burnt % 2} % at 0.5), but its log-probability, "
         "{choose blocks=all contrast=0: log_probability 3}, is lower",
     ],
+    "research/asag/protocol-cell.md": [
+        "ASAG's FD ({cell-renderings-unet asag: fd_network 3}) is below the uniform map's ("
+        "{cell-renderings-unet uniform: fd_network 3}, "
+        "{cell-renderings-unet uniform: fd_network σ to ASAG} σ), SEG's ({cell-renderings-unet seg: fd_network 3}, "
+        "{cell-renderings-unet seg: fd_network σ to ASAG} σ) and PAG's ({cell-renderings-unet pag: fd_network 3}, "
+        "{cell-renderings-unet pag: fd_network σ to ASAG} σ). Between ASAG and CFG alone ("
+        "{cell-renderings-unet cfg: fd_network 3}) there is no clear "
+        "difference in FD there ({cell-renderings-unet asag: fd_network σ} σ), and its KID is worse ("
+        "{cell-renderings-unet asag: kid_network σ} σ).",
+        "worst FD: {cell-renderings-unet asag: fd}, where the uniform map has "
+        "{cell-renderings-unet uniform: fd}, SEG {cell-renderings-unet seg: fd}, "
+        "PAG {cell-renderings-unet pag: fd} and CFG alone {cell-renderings-unet cfg: fd}.",
+        "({cell-renderings-unet asag: moved 3} and {cell-renderings-unet pag: moved 3})",
+    ],
     "docs/options.md": [
         "On the small UNet both take {along-unet: mean costs/similarity/needed/0.01 0} to "
         "{along-unet: mean costs/adversarial/needed/0.01 0} for a mean change below 0.01 and "
@@ -98,7 +112,7 @@ def test_the_first_page_has_five_findings_each_a_sentence_a_figure_and_a_link():
 
 def test_the_first_pages_bars_are_as_long_as_the_lines_say(monkeypatch):
     drawn = {}
-    monkeypatch.setattr(report_index, "bars", lambda rows, label, path: drawn.update({path.stem: rows}))
+    monkeypatch.setattr(report_index, "bars", lambda panels, path: drawn.update({path.stem: panels}))
     report_index.draw(FOLDER)
     (line,) = [
         each
@@ -108,12 +122,19 @@ def test_the_first_pages_bars_are_as_long_as_the_lines_say(monkeypatch):
     ]
     fd = line["metrics"]["fd"]
     before = fd["value"] - fd["to_baseline"]
-    first, second = drawn["index-gains"]["MMDiT, no captions, Clean"]
+    (gains,), (burning,) = (drawn[f"index-{name}"].values() for name in ("gains", "burning"))
+    first, second = gains["MMDiT, no captions, Clean"]
     assert first.value == pytest.approx(100 * (fd["value"] / before - 1))
     assert first.error == pytest.approx(100 * fd["to_baseline_error"] / before)
     assert first.colour != second.colour
-    assert drawn["index-burning"]["ASAG, preset Clean"][0].value == fd["value"]
-    assert drawn["index-burning"]["no guidance"][0].value == pytest.approx(before)
+    assert burning["ASAG, preset Clean"][0].value == fd["value"]
+    assert burning["no guidance"][0].value == pytest.approx(before)
+    seg = next(
+        each for each in read_lines(FOLDER / "results" / "cell-renderings-unet.jsonl") if each["method"] == "seg"
+    )
+    for name, panel in zip(("fd", "fd_network"), drawn["index-cell"].values(), strict=True):
+        metric, (bar,) = seg["metrics"][name], panel["+ SEG"]
+        assert (bar.value, bar.error) == (metric["value"], metric["to_asag_error"])
 
 
 def test_the_other_papers_pages_are_what_their_lines_say():
