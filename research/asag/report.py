@@ -96,9 +96,9 @@ def cost(results: Path) -> str:
     ]
     files = [
         [line for line in read_lines(path) if "ratio_to_cfg" in line and line["case"].endswith("-mid")]
-        for path in sorted(results.glob("*.jsonl"))
+        for path in sorted(results.glob("*-cpu*.jsonl"))
     ]
-    # Other files have kernels, and modelled devices.
+    # Others of these files have heads.
     newest = next((lines for lines in reversed(files) if lines), [])
     found = {(line["case"], line["variant"]): line for line in newest if line["bench"] == "step"}
     for case in dict.fromkeys(case for case, _ in found):

@@ -100,7 +100,9 @@ class Adapted:
 
     def images(self, way: Way) -> Tensor:
         """(N,3,64,64) in [-1,1] on the CPU. All ways have the same noise."""
-        noise, batch = shipped.start_noise(len(self.names), SEED), shipped.batch_on(self.device)
+        noise = shipped.start_noise(len(self.names), SEED)
+        # diffusers gives all pictures of a call the same references.
+        batch = 1 if self.kind == "ip-adapter" else shipped.batch_on(self.device)
         found = []
         for start in range(0, len(self.names), batch):
             part = slice(start, start + batch)

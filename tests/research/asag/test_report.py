@@ -224,10 +224,12 @@ def test_the_first_page_has_training_and_cost(folder):
     ratios = {"full-pass": 1.5, "asag": 1.3, "pag": 1.29, "seg": 1.28}
     step = {"bench": "step", "case": "sd15-mid", "spread": 0.1, "memory_to_cfg": 1.01}
     lines = [step | {"variant": name, "ratio_to_cfg": ratio} for name, ratio in ratios.items()]
-    write_lines(folder.parent.parent / "bench" / "results" / "2026-01-01.jsonl", lines)
-    # What isn't measured in this manner is no newer measurement.
+    write_lines(folder.parent.parent / "bench" / "results" / "2026-01-01-cpu.jsonl", lines)
+    # What isn't measured in this manner, or not on a CPU, is no newer measurement.
     others = [{"kernel": "half_sweep"}, {"bench": "step", "case": "sd15-mid", "modelled ratio, H100": 1.1}]
-    write_lines(folder.parent.parent / "bench" / "results" / "2026-02-01.jsonl", others)
+    write_lines(folder.parent.parent / "bench" / "results" / "2026-02-01-cpu-heads.jsonl", others)
+    card = [line | {"ratio_to_cfg": 1.9} for line in lines]
+    write_lines(folder.parent.parent / "bench" / "results" / "2026-03-01-a-card.jsonl", card)
     text = written(folder, "README.md")
     assert "| here: sd15-mid, a whole extra pass | 1 | – | – | 1.50 ± 0.10 |" in text
     assert "| here: sd15-mid, sharing work | 1 | 1.29 ± 0.10 | 1.28 ± 0.10 | 1.30 ± 0.10 |" in text

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from asag.lab.renderings import shipped
 from asag.lab.renderings.controlnet import new_controlnet
@@ -88,6 +89,20 @@ def test_a_fresh_adapter_is_measured_as_none_and_the_picture_itself_as_kept(
     own = adapted.measured(adapted.wanted)
     assert own["lines"].tolist() == [1, 1, 1]
     assert own["likeness"].tolist() == pytest.approx([1, 1, 1])
+
+
+def test_each_picture_sees_its_own_reference_alone(tmp_path, data, model, adapter):
+    torch.manual_seed(0)
+    weights = load_file(adapter["ip-adapter"][1])
+    path = tmp_path / "ip-adapter.safetensors"
+    save_file({name: torch.randn_like(value.float()).half() for name, value in weights.items()}, path)
+    options = ["--model", str(model), "--data", str(data), "--ip-adapter", str(path), "--samples", "3", "--steps", "2"]
+    adapted, way = control.Adapted(arguments.control(options)), list(control.ways())[1]
+    before = adapted.images(way)
+    adapted.features[0] += 1
+    after = adapted.images(way)
+    assert torch.equal(before[1:], after[1:])
+    assert not torch.equal(before[0], after[0])
 
 
 def test_mistakes_are_named(tmp_path, data, model, adapter, capsys):
