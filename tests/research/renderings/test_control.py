@@ -1,5 +1,7 @@
 """`research control` on a tiny UNet with fresh adapters, which change nothing."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
@@ -103,6 +105,20 @@ def test_each_picture_sees_its_own_reference_alone(tmp_path, data, model, adapte
     after = adapted.images(way)
     assert torch.equal(before[1:], after[1:])
     assert not torch.equal(before[0], after[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "way", "name"),
+    [
+        *(("controlnet", way, "lines") for way in ("without", "CFG", "CFG + ASAG, all")),
+        *(("ip-adapter", way, "likeness") for way in ("without", "CFG", "CFG + ASAG, all")),
+        *(("ip-adapter", way, "log_probability") for way in ("CFG", "CFG + PAG, all", "CFG + ASAG, all")),
+    ],
+)
+def test_the_page_has_the_measured_figures(kind, way, name):
+    room = Path(control.__file__).parent
+    lines = {line["way"]: line for line in read_lines(room / "results" / f"{kind}.jsonl")}
+    assert f"{lines[way]['metrics'][name]['value']:.3f}" in (room / "README.md").read_text()
 
 
 def test_mistakes_are_named(tmp_path, data, model, adapter, capsys):
