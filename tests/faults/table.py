@@ -219,6 +219,7 @@ ELSEWHERE_OF_FILES = {
     "asag/kernel_choice.py": {
         "KernelChoice.__init__: importlib.util.find_spec": AT_START,
         "KernelChoice.tried: importlib.import_module": GPU,
+        "torch": GPU,
     },
     "asag/kernel_launch.py": {"torch": GPU},
     "asag/kernel_path.py": {"torch": GPU},

@@ -88,6 +88,8 @@ def test_held_out_names_are_not_drawn_and_dropped_captions_are_null(renderings, 
 class Says(torch.nn.Module):
     """A double of the judge that says what it is told."""
 
+    device = torch.device("cpu")
+
     def __init__(self):
         super().__init__()
         self.names, self.groups = ["a", "b", "c"], ["g", "h"]
