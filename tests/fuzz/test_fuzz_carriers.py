@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume
+from hypothesis import assume, example
 from hypothesis import strategies as st
 
 from asag.hosts.refused import Refused
@@ -22,6 +22,7 @@ from asag.webui import about, api, earlier_labels, infotext, xyz
 from tests.fuzzing import ANY_TEXT, ANYTHING, JSON, MAPPINGS, NAMES, SETTINGS, fuzz, refusal
 from tests.test_settings import PlotDouble, cell_of, own_args
 
+EARLIER = [name for _, option in options().values() for name in option.earlier_names]
 CARRIED = [name for name, (_, option) in options().items() if option.changes_picture and name != "enabled"]
 
 
@@ -162,6 +163,7 @@ ARGS = st.lists(ANYTHING | MAPPINGS | JSON, max_size=3) | MAPPINGS.map(
 )
 
 
+@example(args=[{"unit": None, "adaptive": None}])
 @fuzz(args=ARGS)
 def test_any_arguments_are_settings_or_an_error_that_names_what_is_wrong(args: list[Any]) -> None:
     try:
@@ -172,7 +174,7 @@ def test_any_arguments_are_settings_or_an_error_that_names_what_is_wrong(args: l
             name, colon, rest = problem.partition(": ")
             assert colon
             assert "allowed: " in rest
-            assert name in ("args", *options()) or "unknown; " in rest
+            assert name in ("args", *options(), *EARLIER) or "unknown; " in rest
     else:
         assert api.read_args([settings.__dict__]) == settings
 
