@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
+from hypothesis import example
 from hypothesis import strategies as st
 
 from asag.blocks import BlocksError, parse_blocks, select, select_heads
@@ -30,6 +31,7 @@ def problems_of(mapping: dict[str, Any]) -> list[str]:
     return []
 
 
+@example(mapping={"unit": False, "adaptive": None})
 @fuzz(mapping=ANYTHING)
 def test_each_wrong_value_is_named_and_no_other_one(mapping: dict[str, Any]) -> None:
     problems = problems_of(mapping)
@@ -39,7 +41,9 @@ def test_each_wrong_value_is_named_and_no_other_one(mapping: dict[str, Any]) -> 
         assert problem.isprintable()
         problem.encode("utf-8")
     known = {"adaptive": "unit"}
-    alone = {known.get(name, name): bool(problems_of({name: value})) for name, value in mapping.items()}
+    # An earlier name beside today's isn't read.
+    read = {name: value for name, value in mapping.items() if known.get(name) not in mapping}
+    alone = {known.get(name, name): bool(problems_of({name: value})) for name, value in read.items()}
     wrong = {name for name, is_wrong in alone.items() if is_wrong and name in options()}
     named = {problem.partition(":")[0] for problem in problems if " with end: " not in problem}
     assert {name for name in named if name in options()} == wrong | ({"unit"} & named)
