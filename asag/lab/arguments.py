@@ -82,7 +82,7 @@ def demo(argv: Arguments) -> argparse.Namespace:
     samples = f"pictures per method, at least {LEAST_PICTURES}; default: 24, with --shapes 64"
     parser.add_argument("--samples", type=int, help=samples)
     parser.add_argument("--steps", type=int, help="of sampling; default: 14, with --shapes 10")
-    model = "folder of a trained model of renderings; default: the UNet that comes with ASAG"
+    model = "folder of a trained UNet of renderings; default: the one that comes with ASAG"
     parser.add_argument("--model", type=Path, help=model)
     parser.add_argument("--shapes", action="store_true", help="draw with the MMDiT of drawn shapes, without CFG")
     scale = "with --shapes: of classifier-free guidance"

@@ -33,7 +33,7 @@ SCALES = (0.25, 0.5, 1.0)
 STRONG = ("all", "out.0-1")  # blocks in which more of ASAG's options are tried, and which are seen at a lower CFG
 LOW_CFG = (1.5, 2.0)
 SEED = 500
-_BURNT = 0.98  # values of a picture lie between -1 and 1
+BURNT = 0.98  # values of a picture lie between -1 and 1
 _MOST_BURNT = 1.5  # times as many as with CFG alone
 _OPTIONS = ("scale", "strength", "contrast")
 _FIGURES = ("log_probability", "right", "burnt")
@@ -81,7 +81,7 @@ def measured(judge: Judge, images: torch.Tensor, names: Sequence[str]) -> Line:
     return {
         "log_probability": float(logits.gather(1, rows[:, None]).mean()),
         "right": float((logits.argmax(1) == rows).double().mean()),
-        "burnt": float((images.abs() > _BURNT).double().mean()),
+        "burnt": float((images.abs() > BURNT).double().mean()),
     }
 
 

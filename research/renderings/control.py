@@ -24,9 +24,9 @@ from asag.lab.renderings.sheet import CAPTIONS
 from research import arguments
 from research.device import device_of
 from research.lines import Line, markdown, replace_text, write_lines
+from research.renderings.choose import BURNT, METHODS
 from research.renderings.control_figure import SHOWN, draw
 
-METHODS = ("pag", "seg", "asag")
 BLOCKS = ("all", "out.0-1")
 PUSH = 0.5  # of each method, beside CFG's own
 SEED = 1700  # neither the search's nor the demo's nor the pairs'
@@ -39,7 +39,6 @@ METRICS = {
     "burnt": "burnt",
 }
 _HELD_OUT = 0.25  # of the names
-_BURNT = 0.98  # values of a picture lie between -1 and 1
 _SURE = 3  # paired standard errors
 
 
@@ -132,7 +131,7 @@ class Adapted:
             "likeness": torch.cosine_similarity(features, self.features),
             "name_right": logits.argmax(1) == rows,
             "log_probability": logits.double().log_softmax(1).gather(1, rows[:, None])[:, 0],
-            "burnt": (images.abs() > _BURNT).flatten(1).double().mean(1),
+            "burnt": (images.abs() > BURNT).flatten(1).double().mean(1),
         }
         return {name: value.double().cpu() for name, value in found.items()}
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from asag.lab.renderings.pictures import SIDE
+from asag.lab.renderings.shipped import MODEL
 
 FEATURES = 256
 _WIDTHS = (3, 32, 64, 128, 256)
 _WEIGHTS, _NAMES = "judge.safetensors", "judge.json"
-_SHIPPED = Path(__file__).parent / "model"
 
 
 class Judge(nn.Module):
@@ -85,8 +85,11 @@ def save_judge(judge: Judge, folder: Path) -> None:
 
 
 def load_judge(folder: Path) -> Judge:
-    """The judge in `folder`, or where it has none the one that comes with ASAG; float32, on the CPU, for judging."""
-    folder = folder if (folder / _NAMES).exists() else _SHIPPED
+    """The judge in `folder`, or the one that comes with ASAG where there is none.
+
+    In evaluation mode on the CPU, float32.
+    """
+    folder = folder if (folder / _NAMES).exists() else MODEL
     judge = Judge(json.loads((folder / _NAMES).read_text(encoding="utf-8")))
     judge.load_state_dict(load_file(folder / _WEIGHTS))
     return judge.eval()
