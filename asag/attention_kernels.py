@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from asag.device_scores import attention_by_tiles
-from asag.kernel_choice import DIFFERENCE
+from asag.kernel_choice import DIFFERENCE, VARIABLE, DeviceLost, first_line, is_lost
 
 logger = logging.getLogger(__name__)
 
@@ -182,19 +182,28 @@ class AttentionKernels:
         return bool(cuda.flash_sdp_enabled() if kernel == "flash" else cuda.mem_efficient_sdp_enabled())
 
     def trusts(self, kernel: str, query: Tensor, key: Tensor, value: Tensor, scale: float) -> bool:
-        """Whether the kernel's result has been compared; compares it the first time."""
+        """Whether the kernel's result has been compared; compares it the first time. Raises DeviceLost where CUDA is
+        gone after that."""
         signature = (kernel, query.device, query.dtype, query.shape[3], value.shape[3])
         if signature in self.tried:
             return True
         few = [tensor[:1, :, :TRIAL_TOKENS] for tensor in (query, key, value)]
         try:
             found = attention_by(kernel, few[0], few[1], few[2], scale, 2, "columns").float()
+            expected = attention_by_tiles(few[0], few[1], few[2], scale, 2, None, "columns").float()
+            # Here the host waits: what failed on the device shows now.
+            difference = float((found - expected).norm() / expected.norm().clamp_min(1e-30))
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # a build without the kernel, another signature: there is another way
-            return self.switch_off(kernel, f"{type(error).__name__}: {error}")
-        expected = attention_by_tiles(few[0], few[1], few[2], scale, 2, None, "columns").float()
-        difference = float((found - expected).norm() / expected.norm().clamp_min(1e-30))
+            reason = first_line(error)
+            if is_lost(query.device):
+                raise DeviceLost(
+                    f"the GPU failed while ASAG tried torch's {kernel} attention kernel, and works again after a "
+                    f"restart with {VARIABLE}=dense in the environment, which does without and takes more memory "
+                    f"({reason})"
+                ) from error
+            return self.switch_off(kernel, reason)
         if not difference <= DIFFERENCE[query.dtype]:
             return self.switch_off(kernel, f"its first result differs by {difference:.2g}")
         self.tried.add(signature)

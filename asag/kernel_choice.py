@@ -6,7 +6,8 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 import torch
@@ -88,23 +89,47 @@ class KernelChoice:
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # a driver, a compiler: whatever it is, there is another way
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            self.switch_off(reason)
-            if is_lost(device):
-                raise DeviceLost(
-                    f"the GPU failed while ASAG's Triton kernels ran, and works again after a restart with "
-                    f"{VARIABLE}=streaming in the environment, which switches them off ({reason})"
-                ) from error
+            self.fail(error, device)
             return None
+
+    def fail(self, error: Exception, device: torch.device) -> None:
+        """Switch the kernels off for an error. Raises DeviceLost where they took CUDA with them."""
+        self.switch_off(first_line(error))
+        if is_lost(device):
+            raise DeviceLost(
+                f"the GPU failed while ASAG's Triton kernels ran, and works again after a restart with "
+                f"{VARIABLE}=streaming in the environment, which switches them off ({first_line(error)})"
+            ) from error
+
+    @contextmanager
+    def loss_named(self) -> Iterator[None]:
+        """Around a whole generation: an error after which CUDA works no more, on a device that the kernels run on,
+        becomes DeviceLost. No step waits for them, so a broken one shows in any later call, in CUDA's own words."""
+        try:
+            yield
+        except DeviceLost:
+            raise
+        except Exception as error:
+            devices = set() if self.off else {device for device, *_ in self.compared}
+            for device in devices:
+                if is_lost(device):
+                    self.fail(error, device)
+            raise
 
     def to_compare(self, signature: Signature) -> bool:
         """Whether this is the first of its kind, whose result has to be compared."""
         return signature not in self.compared
 
     def agrees(self, signature: Signature, found: Tensor, expected: Tensor) -> bool:
-        """Compare a result with the torch path's; a difference switches the kernels off."""
-        wide = expected.float()
-        difference = float((found.float() - wide).norm() / wide.norm().clamp_min(1e-30))
+        """Compare a result with the torch path's; a difference, or an error, switches the kernels off."""
+        try:
+            wide = expected.float()
+            difference = float((found.float() - wide).norm() / wide.norm().clamp_min(1e-30))
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # such as that of another shape
+            self.fail(error, found.device)
+            return False
         if not difference <= DIFFERENCE[found.dtype]:
             self.switch_off(f"their first result differs by {difference:.2g}")
             return False
@@ -125,6 +150,11 @@ class KernelChoice:
         if self.compared:
             return "triton"
         return "not known yet: Triton's kernels are tried with the first guided step on a suitable GPU"
+
+
+def first_line(error: Exception) -> str:
+    """An error in one line: CUDA's have several."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def wait(device: torch.device) -> None:

@@ -1,13 +1,15 @@
-"""What several tests need: an operator that changes nothing, a model's state besides its weights, and a mark."""
+"""What several tests need: an operator that changes nothing, a model's state besides its weights, a GPU that failed."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asag.kernel_choice import KERNELS
 from asag.lab.bench.fake_cuda import WITHOUT_DEVICE
 from asag.operators import Operator
 
@@ -44,3 +46,18 @@ def snapshot(model: nn.Module) -> list[Any]:
         }
         kept.append((name, attributes, tables, getattr(module.forward, "__func__", module.forward)))
     return kept
+
+
+def broken_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The double of a GPU that fails at every call, after ASAG's Triton kernels ran on it."""
+
+    def synchronize(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    for name, value in {
+        "off": False,
+        "reason": "",
+        "compared": {(torch.device("cuda", 0), torch.float16, 64, 64, ())},
+    }.items():
+        monkeypatch.setattr(KERNELS, name, value)

@@ -17,6 +17,7 @@ from asag import attention_kernels
 from asag.attention import adversarial_sinkhorn_attention
 from asag.attention_kernels import AttentionKernels, Carried, attention_by, sdpa_params
 from asag.device_scores import attention_by_tiles
+from asag.kernel_choice import DeviceLost
 from asag.lab.bench.fake_cuda import FakeCuda
 from tests.support import needs_fake_cuda
 from tests.test_device_scores import BOUNDS, heads_of, relative_error
@@ -144,8 +145,9 @@ def test_a_kernel_is_compared_once_for_each_kind_of_tensors(monkeypatch: pytest.
         lambda out, sums: (out, sums * 1.4427),
         lambda out, sums: (out * 1.01, sums),
         lambda *_: (_[0], _[1] / 0),
+        lambda out, sums: (out[..., :4], sums),
     ],
-    ids=["raises", "base two", "output", "infinite"],
+    ids=["raises", "base two", "output", "infinite", "can't be compared"],
 )
 def test_a_kernel_that_is_amiss_stays_off_and_the_log_says_so_once(
     monkeypatch: pytest.MonkeyPatch,
@@ -163,6 +165,25 @@ def test_a_kernel_that_is_amiss_stays_off_and_the_log_says_so_once(
     assert set(calls[-5:]) == {"efficient"}
     assert len(caplog.records) == 1
     assert "flash" in caplog.text
+
+
+def test_a_kernel_that_breaks_the_device_ends_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error shows where the host waits, and every call after it fails as well."""
+
+    def wait(*compared: object) -> Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with more")
+
+    calls = replaced(monkeypatch)
+    monkeypatch.setattr(attention_kernels, "is_lost", lambda device: True)
+    monkeypatch.setattr(attention_kernels, "attention_by_tiles", wait)
+    with pytest.raises(DeviceLost) as found:
+        attend(Trial())
+    assert str(found.value) == (
+        "the GPU failed while ASAG tried torch's flash attention kernel, and works again after a restart with "
+        "ASAG_IMPL=dense in the environment, which does without and takes more memory (RuntimeError: CUDA error: an "
+        "illegal memory access was encountered)"
+    )
+    assert set(calls) == {"flash"}
 
 
 def test_without_a_kernel_nothing_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,6 +217,71 @@ def test_a_kernel_that_fails_and_leaves_the_device_working_is_replaced(context: 
     assert not is_lost(torch.device("cpu"))
 
 
+def test_a_first_result_that_cant_be_compared_is_replaced(context: Context, caplog: pytest.LogCaptureFixture) -> None:
+    """Such as one of another shape."""
+    choice: Any = KernelChoice()
+    choice.module = SimpleNamespace()
+    assert torch.equal(kernels_of(choice, lambda kernels: torch.ones(3)), torch.ones(2))
+    assert choice.off
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.startswith("ASAG doesn't use its Triton kernels: RuntimeError: The size of tensor a (3)")
+    assert choice.compared == set()
+
+
+def test_memory_that_runs_out_in_the_comparison_is_no_fault_of_the_kernels(context: Context) -> None:
+    class Full(Tensor):
+        @classmethod
+        def __torch_function__(cls, *called: Any, **more: Any) -> Any:
+            raise torch.cuda.OutOfMemoryError("full")
+
+    choice: Any = KernelChoice()
+    choice.module = SimpleNamespace()
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        kernels_of(choice, lambda kernels: torch.ones(2), lambda: torch.ones(2).as_subclass(Full))
+    assert not choice.off
+
+
+ILLEGAL = RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with more")
+
+
+def test_a_kernel_that_breaks_the_device_in_a_later_run_has_the_same_error_wherever_it_shows(context: Context) -> None:
+    choice: Any = KernelChoice()
+    choice.module = SimpleNamespace()
+    for _ in range(2):
+        kernels_of(choice, lambda kernels: torch.ones(2))
+    assert context.waits == 1
+    context.broken = True
+    with pytest.raises(DeviceLost) as found, choice.loss_named():
+        raise ILLEGAL  # out of the host's next call
+    assert str(found.value) == (
+        "the GPU failed while ASAG's Triton kernels ran, and works again after a restart with ASAG_IMPL=streaming in "
+        "the environment, which switches them off (RuntimeError: CUDA error: an illegal memory access was encountered)"
+    )
+    assert found.value.__cause__ is ILLEGAL
+    assert choice.in_use() == "streaming: RuntimeError: CUDA error: an illegal memory access was encountered"
+
+
+@pytest.mark.parametrize(
+    ("ran", "off", "broken", "error"),
+    [
+        (False, False, True, ILLEGAL),  # no kernel of ASAG's ran
+        (True, True, True, ILLEGAL),  # none did since another kind of tensors went amiss
+        (True, False, False, ValueError("the host's own")),
+        (True, False, True, DeviceLost("what to do")),
+    ],
+)
+def test_any_other_error_stays_as_it_is(context: Context, ran: bool, off: bool, broken: bool, error: Exception) -> None:
+    choice: Any = KernelChoice()
+    choice.module = SimpleNamespace()
+    if ran:
+        kernels_of(choice, lambda kernels: torch.ones(2))
+    choice.off, context.broken = off, broken
+    with pytest.raises(type(error)) as found, choice.loss_named():
+        raise error
+    assert found.value is error
+    assert choice.off == off
+
+
 def test_a_lost_device_is_no_reason_for_a_whole_extra_pass() -> None:
     """Its error would hide the one that says what to do."""
 

@@ -19,6 +19,7 @@ from torch import nn
 from asag.echo import shown
 from asag.hosts.diffusers_guidance import Guidance
 from asag.hosts.diffusers_models import denoiser_of
+from asag.kernel_choice import KERNELS
 from asag.models.base import UnsupportedModel
 from asag.settings import AsagSettings, SettingsError, current_names
 from asag.trace import Trace
@@ -167,7 +168,7 @@ def _guided(pipe: Any, settings: AsagSettings) -> Iterator[Trace | None]:
         return stack[-1].guidance is guidance
 
     guidance = Guidance(pipe, denoiser, settings, holds) if settings.active else None
-    with ExitStack() as undone:
+    with KERNELS.loss_named(), ExitStack() as undone:
         if guidance:
             guidance.attach(undone)
         stack.append(OpenGuidance(guidance, get_ident()))

@@ -29,6 +29,7 @@ from asag.hosts.run_notes import notes_on
 from asag.hosts.sample_wrapper import SampleWrapper
 from asag.hosts.scaling import Scaling
 from asag.kept_delta import KeptDelta
+from asag.kernel_choice import KERNELS
 from asag.models.base import Family, UnsupportedModel
 from asag.noise import NoiseSchedule
 from asag.settings import AsagSettings, SettingsError
@@ -227,9 +228,10 @@ def arm(host: Host, p: Any, settings: AsagSettings, unguided: Callable[[], None]
         with run.errors_kept("the model can't be looked at"):
             model, family = host.model()
             check_blocks(model, family, p, settings, host.families)
-        out = sample(*args, **kwargs)
-        if run.error is not None:
-            raise run.error
+        with KERNELS.loss_named():
+            out = sample(*args, **kwargs)
+            if run.error is not None:
+                raise run.error
         if not run.guided_calls:
             unguided()
         _note(p, run, family)

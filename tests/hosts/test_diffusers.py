@@ -27,12 +27,13 @@ from torch import Tensor
 from asag.blocks import BlocksError
 from asag.hosts import diffusers_call
 from asag.hosts.diffusers_pipeline import asag_guidance
+from asag.kernel_choice import DeviceLost
 from asag.models.base import UnsupportedModel
 from asag.models.diffusers_mmdit import Sd3Transformer
 from asag.operators import Sinkhorn
 from asag.perturb import choose_layers, perturbed
 from asag.settings import SettingsError
-from tests.support import snapshot
+from tests.support import broken_cuda, snapshot
 from tests.tiny_diffusers import (
     PIPES,
     SDXL_DEPTHS,
@@ -302,6 +303,20 @@ def test_the_model_is_as_before(
     with pytest.raises(exception, match="stop"), asag_guidance(pipe, blocks="all"):
         pipe(**failing)
     assert snapshot(model) == before
+
+
+def test_a_kernel_that_broke_the_device_is_named_wherever_the_pipeline_stumbled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stumble(*called: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    pipe = sd15_pipe()
+    before = snapshot(pipe.unet)
+    broken_cuda(monkeypatch)
+    with pytest.raises(DeviceLost, match="restart with ASAG_IMPL=streaming"), asag_guidance(pipe, blocks="mid"):
+        pipe(**inputs("sd15", steps=1), callback_on_step_end=stumble)
+    assert snapshot(pipe.unet) == before
 
 
 def test_of_nested_guidances_the_inner_holds() -> None:

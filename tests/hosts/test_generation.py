@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from asag.blocks import BlocksError
 from asag.hosts.generation import RUN, GuidedRun, arm, disarm, refuse, run_of
 from asag.hosts.refused import Refused
+from asag.kernel_choice import DeviceLost
 from asag.models.base import UnsupportedModel
 from asag.settings import AsagSettings, SettingsError
+from tests.support import broken_cuda
 
 
 class Step:
@@ -307,6 +309,30 @@ def test_an_error_that_the_host_swallowed_ends_the_request() -> None:
         p.sample()
     assert (noted, p.comments) == ([], [])
     assert "sample" not in p.__dict__
+
+
+def test_a_kernel_that_broke_the_device_is_named_wherever_the_host_stumbled(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stumbling(Processing):
+        def sample(self, *args: Any, **kwargs: Any) -> Any:
+            broken_cuda(monkeypatch)
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    p = Stumbling()
+    armed(p, Run())
+    with pytest.raises(DeviceLost, match="restart with ASAG_IMPL=streaming"):
+        p.sample()
+    assert RUN not in p.__dict__
+
+
+def test_a_kernel_that_broke_the_device_is_named_where_the_perturbed_pass_stumbled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    p, run = Processing(), Run()
+    armed(p, run)
+    broken_cuda(monkeypatch)
+    run.error = Refused("ASAG: the perturbed pass failed: RuntimeError: CUDA error", 500)
+    with pytest.raises(DeviceLost, match="restart with ASAG_IMPL=streaming"):
+        p.sample()
 
 
 def test_disarming_ends_a_run_that_never_sampled() -> None:
