@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +21,10 @@ from asag.lab.bench.fake_cuda import FakeCuda
 from asag.lab.bench.fake_step import step_record, subclasses_of_fake_tensors
 from asag.lab.bench.roofline import Record
 from asag.lab.bench.step_model import step_model
+from asag.models.base import join_heads, split_heads
 from asag.models.diffusers_mmdit import FluxTransformer
 from asag.models.ldm_unet import LdmUnet
+from asag.models.neo_single_stream import NeoKrea
 from asag.operators import Sinkhorn
 from asag.perturb import choose_layers
 from tests.hosts.test_a1111_step import InnerModel
@@ -109,6 +112,72 @@ def test_a_step_of_forge(parts: int) -> None:
             host([{"kind": 1, "text": text}, *conds], x)
             guided.remove()
             guided.predict(lambda given: host(given, x), conds)
+
+        record = second_of(cuda, step)
+    assert reuse.shared == 2
+    assert waits_of(record) == []
+
+
+class KreaAttention(nn.Module):
+    """The double of Krea 2's: two heads, and the host's function."""
+
+    def forward(self, x: Tensor, freqs: Tensor) -> Tensor:
+        heads = split_heads(x, 2)
+        found: Tensor = sys.modules["backend.nn.krea"].attention_function(heads, heads, heads, 2, skip_reshape=True)
+        return found
+
+
+class KreaBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = KreaAttention()
+
+    def forward(self, x: Tensor, freqs: Tensor) -> Tensor:
+        attended: Tensor = self.attn(x, freqs)
+        return x + attended
+
+
+class SingleStreamDiT(nn.Module):
+    """The double of Krea 2 with an image of reference: its blocks get text, reference and image."""
+
+    patch = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks, self.last = nn.ModuleList([KreaBlock() for _ in range(4)]), nn.Identity()
+
+    def forward(self, x: Tensor, timestep: Tensor, context: Tensor, transformer_options: Any, control: Any) -> Tensor:
+        image = nn.functional.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
+        hidden = torch.cat([context, image, image], dim=1)
+        freqs = torch.empty(1, 1, hidden.shape[1], 4, 2, 2)
+        for block in self.blocks:
+            hidden = block(hidden, freqs)
+        out = self.last(hidden)[:, -image.shape[1] :].transpose(1, 2).unflatten(2, (x.shape[2] // 2, -1))
+        return nn.functional.pixel_shuffle(out, 2)
+
+
+def test_krea_2_with_an_image_of_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    home: Any = ModuleType("backend.nn.krea")
+    home.attention_function = lambda query, key, value, heads, **_: join_heads(
+        nn.functional.scaled_dot_product_attention(query, key, value)
+    )
+    monkeypatch.setitem(sys.modules, "backend.nn.krea", home)
+    with FakeCuda() as cuda:
+        network = SingleStreamDiT()
+        layers, reuse = choose_layers(network, NeoKrea(), "layer.1-3"), Reuse(True)
+
+        def step() -> None:
+            x, text = torch.empty(2, 4, 16, 16), torch.empty(2, 7, 16)
+            guided = ForgeStep(network, x, 1.5, layers, NeoKrea(), Sinkhorn(), reuse, 7.0)
+
+            def host(kind: int) -> Tensor:
+                options = {"cond_or_uncond": [kind]}
+                return network(x, x.new_ones(len(x)), context=text, transformer_options=options, control=None)
+
+            host(1)
+            host(0)
+            guided.remove()
+            guided.predict(lambda _: host(0), [{"kind": 0, "text": text}])
 
         record = second_of(cuda, step)
     assert reuse.shared == 2

@@ -23,7 +23,8 @@ from asag.hosts.kept_state import KeptState
 from asag.hosts.loaded import checkpoints, loaded_model
 from asag.hosts.other_code import is_stateless, name_of, not_the_hosts
 from asag.hosts.refused import Refused
-from asag.models.base import Family, UnsupportedModel, family_of, has_class
+from asag.hosts.run_notes import WITHOUT_BLOCKS, WITHOUT_MODEL
+from asag.models.base import AttentionLayer, Family, UnsupportedModel, family_of, has_class
 from asag.models.forge_flux import ForgeFlux
 from asag.models.forge_sd3 import ForgeSd3
 from asag.models.forge_unet import ForgeUnet
@@ -60,6 +61,7 @@ class ForgeRun(GuidedRun):
         super().__init__(settings)
         self.patched: list[tuple[Any, Any, Any]] = []
         self.noise_of: tuple[Any, NoiseSchedule] | None = None
+        self.chosen: tuple[nn.Module, str, list[AttentionLayer]] | None = None
 
         def after_cfg(args: dict[str, Any]) -> Tensor:
             return self.on_after_cfg(args)
@@ -87,11 +89,12 @@ class ForgeRun(GuidedRun):
             self._patch(objects)
             return SeenStep(network, params.x, scale, cfg_scale)
         family = family_of(network, FAMILIES)
-        layers = choose_layers(network, family, blocks, self.heads)
+        if self.chosen is None or self.chosen[:2] != (network, blocks):
+            self.chosen = network, blocks, choose_layers(network, family, blocks, self.heads)
         self._patch(objects)
         if objects.unet.model_options.get("conditioning_modifiers"):
             self.reuse.give_up("a unit makes the model remember what it sees (reference)")
-        return ForgeStep(network, params.x, scale, layers, family, self.operator, self.reuse, cfg_scale)
+        return ForgeStep(network, params.x, scale, self.chosen[2], family, self.operator, self.reuse, cfg_scale)
 
     def entrance(self, denoiser: Any) -> nn.Module:
         network: nn.Module = _objects(denoiser).unet.model.diffusion_model
@@ -136,13 +139,12 @@ class ForgeRun(GuidedRun):
             step, self.step = self.step, None
             step.remove()
             if not step.ran:
-                # Neo's Spectrum forecasts a step: there is nothing to take a weakened prediction from.
-                self.leave_out(_wrapper_name(args["model_options"]))
+                self.leave_out(WITHOUT_MODEL.format(_wrapper_name(args["model_options"])))
                 return denoised
             try:
                 guided = self._guided(args, step)
             except Skipped:
-                self.leave_out(_wrapper_name(args["model_options"]))
+                self.leave_out(WITHOUT_BLOCKS.format(_wrapper_name(args["model_options"])))
                 return denoised
             self.guided_calls += 1
             self.reused_calls += self.kept.reused

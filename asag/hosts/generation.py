@@ -8,6 +8,7 @@ there.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
@@ -63,7 +64,7 @@ class GuidedRun:
         self.finite = FinitePushes()
         self.call = self.announced = 0
         self.guided_calls = self.reused_calls = self.missed_calls = 0
-        self.forecast_calls, self.forecaster = 0, ""
+        self.left_out: Counter[str] = Counter()
         self.blocks_field = "blocks"
         self.reuse = Reuse(settings.reuse)
         self.conflict: str | None = None
@@ -167,9 +168,9 @@ class GuidedRun:
         """What this step's δ, (images, …), is multiplied by: asag.hosts.scaling.Scaling.factor."""
         return self.scaling.factor(self.call, scale, delta, sigma, cfg, self.kept.reused)
 
-    def leave_out(self, forecaster: str) -> None:
-        """This step isn't guided: an extension of that name forecast it, or the model used its blocks' last results."""
-        self.forecast_calls, self.forecaster = self.forecast_calls + 1, forecaster
+    def leave_out(self, why: str) -> None:
+        """This step isn't guided; `why` ends a note that begins "ASAG left out 2 steps" (see run_notes)."""
+        self.left_out[why] += 1
 
     def _stop(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self.error is not None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 # A note lists the heads of so many layers.
 MOST_LAYERS = 12
+# What extension made a step without what ASAG weakens: Neo's Spectrum forecasts steps, caches skip blocks.
+WITHOUT_MODEL = "that {} made without running the model"
+WITHOUT_BLOCKS = "that {} made without the weakened blocks, as caches do"
 OTHER_ROWS = (
     "ASAG may have guided this image wrongly: the WebUI gave the model other inputs than in the steps before; turn off "
     "Share work"
@@ -32,10 +35,7 @@ def notes_on(run: GuidedRun, family: Family) -> list[str]:
     extra_passes = run.reuse.comment(run.reused_calls)
     if extra_passes:
         messages.append(extra_passes)
-    if run.forecast_calls:
-        messages.append(
-            f"ASAG left out {run.forecast_calls} steps that {run.forecaster} forecast: the model didn't run in them"
-        )
+    messages += [f"ASAG left out {steps} steps {why}" for why, steps in run.left_out.items()]
     if run.reuse.differed is not None and bool(run.reuse.differed):
         messages.append(OTHER_ROWS)
     stopped = how_it_was_stopped()

@@ -7,12 +7,28 @@ September 2026) and backend/nn/ernie.py (ErnieImageModel: image, text). Referenc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
+from asag.blocks import Address
 from asag.models.base import AttentionLayer, HostModel, TokenGrid, UnsupportedModel
 from asag.models.host_attention import HostTransformer, SequenceLayer, numbered
+
+
+class References:
+    """Where a model puts its images of reference: before the image, after it, or None while that isn't known yet."""
+
+    def __init__(self) -> None:
+        self.come_first: bool | None = None
+
+
+@dataclass(frozen=True)
+class KreaLayer(SequenceLayer):
+    """What is known of the references holds for all its layers, and for all steps of a picture."""
+
+    references: References = field(default_factory=References)
 
 
 class NeoKrea(HostTransformer):
@@ -24,7 +40,11 @@ class NeoKrea(HostTransformer):
     homes = (("backend.nn.krea", "attention_function"),)
 
     def layers(self, model: HostModel) -> Sequence[AttentionLayer]:
-        return numbered("layer", [block.attn for block in model.blocks], patch=model.patch)
+        modules, references = [block.attn for block in model.blocks], References()
+        return [
+            KreaLayer(Address("layer", number, 0), module, patch=model.patch, references=references)
+            for number, module in enumerate(modules)
+        ]
 
     def stages(self, model: HostModel) -> list[nn.Module]:
         return [*model.blocks, model.last]
@@ -37,9 +57,18 @@ class NeoKrea(HostTransformer):
         if tokens < texts + images:
             return None
         start = texts
-        if tokens > texts + images and not _is_of_the_image(given, texts, tokens):
+        if tokens > texts + images and self._references_come_first(layer, given, texts, tokens):
             start = tokens - images
         return slice(start, start + images)
+
+    def _references_come_first(self, layer: SequenceLayer, given: tuple[Any, ...], token: int, tokens: int) -> bool:
+        if not isinstance(layer, KreaLayer):
+            raise TypeError(f"{layer.address}: a {type(layer).__name__}; allowed: a KreaLayer")
+        known = layer.references
+        if known.come_first is None:
+            # The host waits for the device here, so once and not in every layer of every step.
+            known.come_first = not _is_of_the_image(given, token, tokens)
+        return known.come_first
 
 
 def _is_of_the_image(given: tuple[Any, ...], token: int, tokens: int) -> bool:

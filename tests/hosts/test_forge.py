@@ -294,6 +294,17 @@ def test_another_model_in_the_middle_of_a_run_is_guided_too(host):
     assert host.objects.unet is host.unet
 
 
+def test_the_layers_are_chosen_once_for_a_model(host, monkeypatch):
+    """What a family learns of a model while it runs is kept with its layers."""
+    adapter, chosen = sys.modules["asag.hosts.forge"], []
+    choose = adapter.choose_layers
+    monkeypatch.setattr(adapter, "choose_layers", lambda *given: chosen.append(given) or choose(*given))
+    assert len(guided(host, scale=1.0)) > 1
+    host.model.diffusion_model = Unet()
+    guided(host, scale=1.0)
+    assert [each[0] is host.model.diffusion_model for each in chosen] == [False, True]
+
+
 def test_unknown_blocks_end_the_request_before_it_samples(host):
     with pytest.raises(Refused, match=r"blocks: 'out\.3'.*mid") as refused:
         guided(host, blocks="out.3")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from asag.hosts.generation import GuidedRun
 from asag.hosts.reuse import Reuse
-from asag.hosts.run_notes import how_it_was_stopped, notes_on
+from asag.hosts.run_notes import WITHOUT_BLOCKS, WITHOUT_MODEL, how_it_was_stopped, notes_on
 from asag.settings import AsagSettings
 
 PLAIN = SimpleNamespace(experimental=False, name="Family")
@@ -67,8 +68,11 @@ NOTES: list[tuple[dict[str, Any], list[str]]] = [
     ({"reuse": whole_passes(), "reused_calls": 2}, [WHOLE.replace("3 of 3", "3 of 5")]),
     ({"reuse": other_rows()}, [OTHER_ROWS]),
     (
-        {"forecast_calls": 4, "forecaster": "Spectrum"},
-        ["ASAG left out 4 steps that Spectrum forecast: the model didn't run in them"],
+        {"left_out": Counter({WITHOUT_MODEL.format("Spectrum"): 4, WITHOUT_BLOCKS.format("TeaCache"): 2})},
+        [
+            "ASAG left out 4 steps that Spectrum made without running the model",
+            "ASAG left out 2 steps that TeaCache made without the weakened blocks, as caches do",
+        ],
     ),
     ({"missed_calls": 1}, [MISSED]),
     ({"guided_calls": 0}, [NO_STEP]),
@@ -94,13 +98,16 @@ def test_what_is_told_of_a_run_that_was_stopped(monkeypatch: pytest.MonkeyPatch,
     assert notes_on(run_of(guided_calls=0), PLAIN) == [stopped.format(0)]  # type: ignore[arg-type]
     assert notes_on(run_of(missed_calls=2), PLAIN) == [MISSED]  # type: ignore[arg-type]
     everything = run_of(
-        notes=["a note"], reuse=whole_passes(), forecast_calls=1, forecaster="Spectrum", largest=torch.tensor(0.0)
+        notes=["a note"],
+        reuse=whole_passes(),
+        left_out=Counter({WITHOUT_MODEL.format("Spectrum"): 1}),
+        largest=torch.tensor(0.0),
     )
     assert notes_on(everything, NEW) == [  # type: ignore[arg-type]
         "a note",
         "ASAG is experimental in Family: checked with random weights, not on real pictures",
         WHOLE,
-        "ASAG left out 1 steps that Spectrum forecast: the model didn't run in them",
+        "ASAG left out 1 steps that Spectrum made without running the model",
         stopped.format(3),
         NOTHING,
     ]

@@ -244,14 +244,18 @@ def test_krea_finds_its_image_among_images_of_reference(order: tuple[int, ...], 
     frames = torch.tensor([0] * TEXT + [frame for frame in order for _ in range(size)], dtype=torch.float64)
     rows = torch.stack([frames.cos(), -frames.sin(), frames.sin(), frames.cos()], dim=-1).view(1, 1, -1, 1, 2, 2)
     start = TEXT + order.index(0) * size
-    layer = SequenceLayer(Address("layer", 0, 0), nn.Identity())
-    tokens = len(frames)
-    found = NeoKrea().image(
-        layer, token_grid, tokens, (torch.zeros(1, tokens, WIDTH), rows.expand(-1, -1, -1, 4, 2, 2))
-    )
-    assert found == slice(start, start + size)
+    model, tokens = model_of("SingleStreamDiT", **KREA), len(frames)
+    given = (torch.zeros(1, tokens, WIDTH), rows.expand(-1, -1, -1, 4, 2, 2))
+    for layer in NeoKrea().layers(model):
+        # The first one's answer holds for the others.
+        assert NeoKrea().image(layer, token_grid, tokens, given) == slice(start, start + size)
+        given = ()
+    layer = NeoKrea().layers(model)[0]
     with pytest.raises(UnsupportedModel, match=f"{tokens} tokens.*allowed: no reference images"):
         NeoKrea().image(layer, token_grid, tokens)
+    other = SequenceLayer(Address("layer", 0, 0), nn.Identity())
+    with pytest.raises(TypeError, match="a SequenceLayer; allowed: a KreaLayer"):
+        NeoKrea().image(other, token_grid, tokens)
 
 
 def test_a_layer_of_another_kind_is_told() -> None:
