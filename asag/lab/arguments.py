@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from asag.lab import argument_types as take
 from asag.lab import papers
 
 Arguments = Sequence[str] | None
@@ -67,26 +68,28 @@ class Parser(argparse.ArgumentParser):
         self.set_defaults(error=self.error)
 
     def add_threads(self) -> None:
-        self.add_argument("--threads", type=int, default=1, help="of the CPU")
+        self.add_argument("--threads", type=take.whole(1), default=1, help="of the CPU")
 
     def add_seed(self, default: int) -> None:
-        self.add_argument("--seed", type=int, default=default, help="of the random numbers")
+        self.add_argument("--seed", type=take.whole(0), default=default, help="of the random numbers")
 
     def add_steps(self, default: int = 25) -> None:
-        self.add_argument("--steps", type=int, default=default, help="of sampling")
+        self.add_argument("--steps", type=take.whole(1), default=default, help="of sampling")
 
 
 def demo(argv: Arguments) -> argparse.Namespace:
     parser = Parser("asag demo", "Draws the same captions and seeds without guidance and with each method.")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for compare.png and metrics.json")
+    parser.add_argument(
+        "--out", type=take.out_folder, default=Path("demo"), help="folder for compare.png and metrics.json"
+    )
     samples = f"pictures per method, at least {LEAST_PICTURES}; default: 24, with --shapes 64"
-    parser.add_argument("--samples", type=int, help=samples)
-    parser.add_argument("--steps", type=int, help="of sampling; default: 14, with --shapes 10")
+    parser.add_argument("--samples", type=take.whole(LEAST_PICTURES), help=samples)
+    parser.add_argument("--steps", type=take.whole(1), help="of sampling; default: 14, with --shapes 10")
     model = "folder of a trained UNet of renderings; default: the one that comes with ASAG"
-    parser.add_argument("--model", type=Path, help=model)
+    parser.add_argument("--model", type=take.unet_of_renderings, help=model)
     parser.add_argument("--shapes", action="store_true", help="draw with the MMDiT of drawn shapes, without CFG")
     scale = "with --shapes: of classifier-free guidance"
-    parser.add_argument("--guidance-scale", type=float, default=1.0, help=scale)
+    parser.add_argument("--guidance-scale", type=take.number(0), default=1.0, help=scale)
     parser.add_seed(7)
     # One thread: on so small a model a second gains little, and costs much where something else is running.
     parser.add_threads()
@@ -96,23 +99,23 @@ def demo(argv: Arguments) -> argparse.Namespace:
     args.model = args.model or RENDERINGS
     args.steps = args.steps or (10 if args.shapes else 14)
     args.samples = (64 if args.shapes else 24) if args.samples is None else args.samples
-    if args.samples < LEAST_PICTURES:
-        parser.error(f"--samples: {args.samples}; allowed: at least {LEAST_PICTURES}")
     return args
 
 
 def playground(argv: Arguments) -> argparse.Namespace:
     parser = Parser("asag playground", "Opens the WebUI's accordion and block map in a page of their own.")
-    parser.add_argument("--port", type=int, default=7870, help="of the page, on this computer alone")
-    parser.add_argument("--presets", type=Path, default=Path("demo"), help="folder for your own presets")
-    parser.add_argument("--steps", type=int, default=10, help="of sampling, to begin with")
+    parser.add_argument("--port", type=take.whole(1, 65535), default=7870, help="of the page, on this computer alone")
+    parser.add_argument("--presets", type=take.out_folder, default=Path("demo"), help="folder for your own presets")
+    parser.add_argument("--steps", type=take.whole(1), default=10, help="of sampling, to begin with")
     parser.add_threads()
     return parser.parse_args(argv)
 
 
 def rows(argv: Arguments) -> argparse.Namespace:
     parser = Parser("asag rows", "Draws a picture of what each option does, for docs/options.md.")
-    parser.add_argument("--out", type=Path, default=Path("docs/images/options"), help="folder for a picture per option")
+    parser.add_argument(
+        "--out", type=take.out_folder, default=Path("docs/images/options"), help="folder for a picture per option"
+    )
     parser.add_argument("--only", choices=ROWS, help="draw this one alone")
     parser.add_threads()
     return parser.parse_args(argv)
@@ -121,10 +124,12 @@ def rows(argv: Arguments) -> argparse.Namespace:
 def train(argv: Arguments) -> argparse.Namespace:
     parser = Parser("asag train", "Trains the classifier and a model from a seed, and exports their folder.")
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--images", type=int, help="budget in drawn pictures: the same weights on every run")
-    budget.add_argument("--minutes", type=float, default=92.0, help="budget in time; not with --images")
+    budget.add_argument("--images", type=take.whole(1), help="budget in drawn pictures: the same weights on every run")
+    budget.add_argument("--minutes", type=take.above_zero, default=92.0, help="budget in time; not with --images")
     parser.add_seed(0)
-    parser.add_argument("--out", type=Path, default=Path("train"), help="folder for checkpoint, log and model/")
+    parser.add_argument(
+        "--out", type=take.out_folder, default=Path("train"), help="folder for checkpoint, log and model/"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parts = ("classifier", *MODELS, *ADAPTERS)
     parser.add_argument("--parts", nargs="+", choices=parts, default=["classifier", "unet"], help="what to train")
@@ -139,9 +144,9 @@ def train(argv: Arguments) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the forward pass")
     parser.add_argument("--compile", action="store_true", help="compile the model, for long runs on a GPU")
     parser.add_argument("--optimiser", choices=("adamw", "muon"), default="adamw", help="of the model's matrices")
-    parser.add_argument("--batch", type=int, default=32, help="pictures in a step")
-    parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate")
-    parser.add_argument("--classifier-steps", type=int, default=3000, help="training steps of the classifier")
+    parser.add_argument("--batch", type=take.whole(1), default=32, help="pictures in a step")
+    parser.add_argument("--rate", type=take.above_zero, default=1.5e-3, help="highest learning rate")
+    parser.add_argument("--classifier-steps", type=take.whole(1), default=3000, help="training steps of the classifier")
     args = parser.parse_args(argv)
     adapter = bool(set(ADAPTERS) & set(args.parts))
     if len({*MODELS, *ADAPTERS} & set(args.parts)) > 1:
@@ -157,17 +162,23 @@ def train(argv: Arguments) -> argparse.Namespace:
 
 def quality(argv: Arguments) -> argparse.Namespace:
     parser = Parser("asag quality", "Measures an embedded model: objects right, contrast, and a sheet for the eye.")
-    parser.add_argument("--model", type=Path, default=MODEL, help="the UNet's folder, or the MMDiT's")
-    parser.add_argument("--samples", type=int, default=512, help="how many pictures")
-    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0], help="CFG scales")
+    parser.add_argument("--model", type=take.pipeline, default=MODEL, help="the UNet's folder, or the MMDiT's")
+    parser.add_argument("--samples", type=take.whole(1), default=512, help="how many pictures")
+    parser.add_argument("--guidance", type=take.number(0), nargs="+", default=[1.0, 2.0], help="CFG scales")
     parser.add_steps()
     parser.add_seed(1000)
     parser.add_threads()
-    parser.add_argument("--judge", type=Path, metavar="FOLDER", help="of renderings' classifier; default: --model")
+    parser.add_argument(
+        "--judge", type=take.judge, metavar="FOLDER", help="of renderings' classifier; default: --model"
+    )
     parser.add_argument("--half-size", action="store_true", help="make 32x32 pictures, of a UNet that knows no others")
     parser.add_argument("--held-out", action="store_true", help="ask for the names that training left out")
-    parser.add_argument("--sheet", type=Path, help="write the first 48 samples of the last guidance here")
-    return parser.parse_args(argv)
+    parser.add_argument("--sheet", type=take.out_file, help="write the first 48 samples of the last guidance here")
+    args = parser.parse_args(argv)
+    for name in ("judge", "half_size", "held_out"):
+        if getattr(args, name) and not (args.model / take.WORDS).exists():
+            parser.error(f"--{name.replace('_', '-')}: allowed: only with a model of renderings")
+    return args
 
 
 def evaluate(argv: Arguments) -> argparse.Namespace:
@@ -178,22 +189,22 @@ def evaluate(argv: Arguments) -> argparse.Namespace:
     parser.add_argument("--pipeline", type=Path, required=True, help="folder of a pipeline (model_index.json)")
     prompts = "a file: one prompt a line, or .jsonl or .csv with caption or prompt"
     parser.add_argument("--prompts", type=Path, required=True, help=prompts)
-    parser.add_argument("--limit", type=int, help="take only so many prompts")
+    parser.add_argument("--limit", type=take.whole(1), help="take only so many prompts")
     parser.add_argument("--methods", default=PAPER_METHODS, help="METHOD:SCALE,… or JSON: name to settings")
-    parser.add_argument("--guidance-scale", type=float, help="of CFG; default: the pipeline's own")
+    parser.add_argument("--guidance-scale", type=take.number(0), help="of CFG; default: the pipeline's own")
     parser.add_steps()
     parser.add_argument("--seeds", default="0", help="for each prompt, such as 0,1,2 or 0-9")
-    parser.add_argument("--batch", type=int, default=4, help="images in one call of the pipeline")
+    parser.add_argument("--batch", type=take.whole(1), default=4, help="images in one call of the pipeline")
     parser.add_argument("--size", help="WIDTHxHEIGHT in pixels, or one number for both; default: the pipeline's own")
     parser.add_argument("--device", help="with --ray: of the workers; default: cuda where there is one, else cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float16 on cuda, else float32")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the images and results.jsonl")
+    parser.add_argument("--out", type=take.out_folder, required=True, help="folder of the images and results.jsonl")
     metrics = f"of {','.join(METRICS)}, and reward:FOLDER for another reward model; default: none, only make the images"
     parser.add_argument("--metrics", default="", help=metrics)
     parser.add_argument("--reference", type=Path, help="folder of real images, for fid and kid")
     parser.add_argument("--weights", type=Path, help="folder of the metrics' weights")
     parser.add_argument("--ray", metavar="ADDRESS", help="share the work out on this Ray; local: start one here")
-    parser.add_argument("--shard", type=int, default=64, help="with --ray: prompts (times seeds) in one task")
+    parser.add_argument("--shard", type=take.whole(1), default=64, help="with --ray: prompts (times seeds) in one task")
     return parser.parse_args(argv)
 
 
@@ -205,23 +216,28 @@ def bench(argv: Arguments) -> argparse.Namespace:
     benches = (*BENCHES, FAKE_BENCH, COMPILE_BENCH, DEVICE_BENCH)
     parser.add_argument("bench", nargs="?", choices=benches, help=kinds)
     parser.add_argument("--triton", choices=TRITON, default="both", help="cuda: count with Triton's kernels or without")
-    parser.add_argument("--json", type=Path, help="write a line a measurement here, and the table beside it (.md)")
-    parser.add_argument("--pairs", type=int, default=7, help="rounds of each case, at least 2")
-    parser.add_argument("--seconds", type=float, default=180.0, help="after so many, three rounds of a case are enough")
+    parser.add_argument(
+        "--json", type=take.out_file, help="write a line a measurement here, and the table beside it (.md)"
+    )
+    parser.add_argument("--pairs", type=take.whole(2), default=7, help="rounds of each case, at least 2")
+    parser.add_argument(
+        "--seconds", type=take.number(0), default=180.0, help="after so many, three rounds of a case are enough"
+    )
     parser.add_argument("--only", default="", metavar="TEXT", help="only the cases whose name has this in it")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and two rounds: a test, not a measurement")
     threads = int(os.environ.get("OMP_NUM_THREADS", "2"))
-    parser.add_argument("--threads", type=int, default=threads, help="default: OMP_NUM_THREADS, else 2")
+    parser.add_argument("--threads", type=take.whole(1), default=threads, help="default: OMP_NUM_THREADS, else 2")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for a busy machine and one thread")
     parser.add_argument("--device", help="cuda: real sizes, half precision; default: cpu, of the bench device cuda")
-    parser.add_argument("--minutes", type=float, default=25.0, help="device: no part begins after so many minutes")
-    parser.add_argument("--dense-gib", type=float, default=3.0, help="dense forms that need more memory are skipped")
+    parser.add_argument(
+        "--minutes", type=take.number(1), default=25.0, help="device: no part begins after so many minutes"
+    )
+    parser.add_argument(
+        "--dense-gib", type=take.number(0), default=3.0, help="dense forms that need more memory are skipped"
+    )
     parser.add_argument("--chart", nargs=2, type=Path, metavar=("JSON", "PNG"), help="draw what was written; no bench")
     args = parser.parse_args(argv)
     args.device = args.device or ("cuda" if args.bench == DEVICE_BENCH else "cpu")
-    for name, least in (("pairs", 2), ("threads", 1), ("minutes", 1)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name}: {getattr(args, name)}; allowed: at least {least}")
     if args.clock == "cpu" and args.device != "cpu":
         parser.error(f"--clock: cpu with --device {args.device}; allowed: wall")
     return args

@@ -11,7 +11,7 @@ import pytest
 
 import asag.__main__
 import research.__main__
-from asag.lab import arguments
+from asag.lab import argument_types, arguments
 from research import arguments as research_arguments
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +37,8 @@ def run(program: str, *argv: str, without: tuple[str, ...] = HEAVY) -> subproces
     return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, cwd=ROOT, timeout=120)
 
 
+RENDERINGS = Path("asag", "lab", "renderings")
+UNET, MMDIT = str(RENDERINGS / "model"), str(RENDERINGS / "model_mmdit")
 PROGRAMS = {"asag": asag.__main__.COMMANDS, "research": research.__main__.COMMANDS}
 HELPED = [(program, name) for program, commands in PROGRAMS.items() for name in commands]
 
@@ -79,7 +81,24 @@ def test_a_command_that_does_not_exist_is_named_beside_those_that_do(program: st
     ("program", "argv", "message"),
     [
         ("asag", ("demo", "--samples", "3"), "--samples: 3; allowed: at least 8"),
-        ("asag", ("demo", "--shapes", "--model", "unet"), "--model: unet; allowed: only without --shapes"),
+        ("asag", ("demo", "--shapes", "--model", UNET), f"--model: {UNET}; allowed: only without --shapes"),
+        (
+            "asag",
+            ("demo", "--model", MMDIT),
+            f"--model: {MMDIT} has no unet/config.json; allowed: the folder of a UNet",
+        ),
+        ("asag", ("demo", "--out", "README.md"), "--out: README.md is a file, or in one; allowed: a folder"),
+        ("asag", ("quality", "--model", "nowhere"), "--model: nowhere has no unet/config.json, scheduler/scheduler"),
+        ("asag", ("quality", "--held-out"), "--held-out: allowed: only with a model of renderings"),
+        ("asag", ("quality", "--judge", MMDIT), f"--judge: {MMDIT} has no judge.json; allowed: the folder of a class"),
+        ("asag", ("quality", "--guidance", "2", "nan"), "--guidance: nan; allowed: at least 0"),
+        ("asag", ("quality", "--sheet", "docs"), "--sheet: docs is a folder; allowed: a file's name"),
+        ("asag", ("train", "--rate", "0"), "--rate: 0; allowed: above 0"),
+        ("asag", ("train", "--batch", "many"), "--batch: 'many'; allowed: a whole number"),
+        ("asag", ("train", "--minutes", "soon"), "--minutes: 'soon'; allowed: a number"),
+        ("asag", ("playground", "--port", "65536"), "--port: 65536; allowed: at least 1, at most 65535"),
+        ("research", ("pairs", "--answers", "nowhere"), "--answers: nowhere isn't there; allowed: a path that is"),
+        ("research", ("choose", "--model", "asag"), "--model: asag has no unet/config.json"),
         ("asag", ("train", "--parts", "unet", "mmdit"), "--parts: unet mmdit; allowed: one model"),
         ("asag", ("bench", "--pairs", "1"), "--pairs: 1; allowed: at least 2"),
         ("research", ("evaluate", "main", "--share", "2/2"), "'2/2'; allowed: I/N"),
@@ -92,6 +111,24 @@ def test_a_mistake_in_the_arguments_is_named_before_anything_heavy_is_loaded(
     found = run(program, *argv)
     assert found.returncode == 2
     assert message in found.stderr
+
+
+@pytest.mark.parametrize(("program", "name"), HELPED)
+def test_every_number_of_a_command_has_its_range(program: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bare int or float takes 0, -1 and nan, which end in a traceback or, worse, in a picture."""
+    parsers: list[arguments.Parser] = []
+    monkeypatch.setattr(arguments.Parser, "parse_args", lambda self, argv: parsers.append(self) or sys.exit())
+    with pytest.raises(SystemExit):
+        PROGRAMS[program][name].read([])
+    (parser,) = parsers
+    assert [action.dest for action in parser._actions if action.type in (int, float)] == []
+
+
+def test_the_files_of_a_model_are_those_that_training_exports() -> None:
+    for folder, kind in ((ROOT / UNET, argument_types.UNET), (ROOT / MMDIT, argument_types.MMDIT)):
+        assert argument_types.pipeline(str(folder)) == argument_types.of_renderings(str(folder)) == folder
+        assert (folder / kind).exists()
+    assert argument_types.judge(str(ROOT / UNET)) == argument_types.unet_of_renderings(str(ROOT / UNET)) == ROOT / UNET
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,7 @@ def main(argv: list[str] | None = None) -> int:
         head = f"CFG {guidance:g}, {args.steps} steps, {args.samples} samples:"
         print(head, *(f"{name} {value:.3f}" for name, value in figures.items()), flush=True)
     if args.sheet:
+        args.sheet.parent.mkdir(parents=True, exist_ok=True)
         right = objects_right(classifier, images[:48], drawn.labels[:48])
         contact_sheet(images[:48], drawn.labels[:48], args.sheet, right)
     return 0

@@ -46,9 +46,6 @@ def read_size(text: str) -> tuple[int, int]:
 
 
 def read_job(args: argparse.Namespace) -> Job:
-    for name in ("batch", "shard"):
-        if getattr(args, name) < 1:
-            raise EvaluationError(f"{name}: {getattr(args, name)}; allowed: at least 1")
     chosen = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     device = chosen.partition(":")[0]
     sampling = Sampling(

@@ -34,7 +34,7 @@ from asag.perturb import choose_layers, perturbed, slice_rows
 from asag.sinkhorn import DenseScores
 from research import arguments
 from research.asag.along import COSTS
-from research.asag.cell.model import CFG, Model, ModelError
+from research.asag.cell.model import CFG, Model
 from research.device import device_of
 from research.lines import Line, markdown, write_lines
 
@@ -208,10 +208,7 @@ def table(lines: Sequence[Line]) -> str:
 def main(argv: list[str] | None = None) -> int:
     args = arguments.fingerprint(argv)
     device = device_of(args)
-    try:
-        model = Model(args.model, args.half_size, args.steps, device)
-    except ModelError as error:
-        args.error(f"--model: {error}")
+    model = Model(args.model, args.half_size, args.steps, device)
     lines = measure(model, args.pictures, args.levels)
     path = args.out / f"fingerprint-{model.name}.jsonl"
     write_lines(path, lines)

@@ -21,10 +21,6 @@ from research.asag.sampling import PartError
 CFG = 3.0
 
 
-class ModelError(ValueError):
-    """A folder holds no model of renderings. The message names the folder and what it lacks."""
-
-
 def weights_of(folder: Path) -> str:
     """A digest of a model's files and its judge's."""
     digest = hashlib.sha256()
@@ -45,9 +41,6 @@ class Model:
         steps: int = shipped.SOLVER_STEPS,
         device: torch.device = torch.device("cpu"),  # noqa: B008
     ) -> None:
-        """Raises ModelError."""
-        if not (folder / "words.json").exists():
-            raise ModelError(f"{folder} has no words.json; allowed: what `python -m asag train --data` exports")
         self.folder, self.half_size, self.steps, self.device = folder, half_size, steps, device
         self.pipeline: Any = shipped.fast_pipeline(folder, device=device)
         self.network: nn.Module = getattr(self.pipeline, "unet", None) or self.pipeline.transformer

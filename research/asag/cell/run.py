@@ -26,7 +26,7 @@ from asag.lab.renderings.pictures import Pictures
 from research import arguments
 from research.asag import sampling
 from research.asag.cell.choice import Choice, choose
-from research.asag.cell.model import CFG, Model, ModelError
+from research.asag.cell.model import CFG, Model
 from research.asag.cell.network import Network, NetworkError
 from research.asag.cell.pictures import TITLES, Distances, describe
 from research.asag.descriptions import Store
@@ -167,10 +167,7 @@ def page(lines: list[Line], choice: Choice) -> str:
 def main(argv: list[str] | None = None) -> int:
     args = arguments.cell(argv)
     device = device_of(args)
-    try:
-        model = Model(args.model, args.half_size, args.steps, device)
-    except ModelError as error:
-        args.error(f"--model: {error}")
+    model = Model(args.model, args.half_size, args.steps, device)
     choice = chosen(args, model)
     found = "has the fingerprint" if choice.found else "comes nearest to the fingerprint, which no head has"
     print(f"{choice.blocks} {found}")

@@ -181,9 +181,9 @@ def test_real_renderings_are_only_those_that_were_learnt_and_are_not_asked_for(o
             ["--fingerprint", "nowhere.jsonl"],
             "nowhere.jsonl isn't there; allowed: what `python -m research fingerprint`",
         ),
-        (["--model", "nowhere"], "--model: nowhere has no words.json"),
+        (["--model", "nowhere"], "--model: nowhere has no unet/config.json, "),
         (["--data", "nowhere"], "--data: nowhere: there is no"),
-        (["--network", "nowhere"], "--network: nowhere/model.min.js: "),
+        (["--network", "nowhere"], "--network: nowhere isn't there"),
     ],
 )
 def test_what_is_missing_is_named(options, capsys, change, message):

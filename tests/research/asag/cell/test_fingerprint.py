@@ -147,4 +147,7 @@ def test_half_size_is_of_a_quarter_of_the_tokens(unet_folder):
 def test_a_folder_without_a_model_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         fingerprint.main(["--model", str(tmp_path)])
-    assert "has no words.json; allowed: what `python -m asag train --data` exports" in capsys.readouterr().err
+    assert (
+        "scheduler/scheduler_config.json; allowed: a model's folder, as `asag train` exports it"
+        in capsys.readouterr().err
+    )
