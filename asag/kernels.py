@@ -32,11 +32,17 @@ NOTHING = tl.constexpr(-1.0e38)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _in_head(tokens, columns, WIDTH: tl.constexpr, END: tl.constexpr):
+    """Which of a tile's numbers there are: those of the `tokens` in a head's first WIDTH of END columns."""
+    return tokens & (columns < WIDTH) if END > WIDTH else tokens
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _queries(
     Q, rows, row_mask, stride_qn, stride_qd, WIDTH: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr
 ):  # fmt: skip
     d1 = tl.arange(0, D1)
-    inside = row_mask[:, None] & (d1[None, :] < WIDTH) if D1 > WIDTH else row_mask[:, None]
+    inside = _in_head(row_mask[:, None], d1[None, :], WIDTH, D1)
     q1 = tl.load(Q + rows[:, None] * stride_qn + d1[None, :] * stride_qd, mask=inside, other=0.0)
     q2 = q1
     if D2 > 0:
@@ -53,7 +59,7 @@ def _scores(
 ):  # fmt: skip
     """q·k of a tile of keys, float32, not scaled."""
     d1 = tl.arange(0, D1)
-    inside = key_mask[None, :] & (d1[:, None] < WIDTH) if D1 > WIDTH else key_mask[None, :]
+    inside = _in_head(key_mask[None, :], d1[:, None], WIDTH, D1)
     k1 = tl.load(K + key_offsets[None, :] + d1[:, None] * stride_kd, mask=inside, other=0.0)
     if WIDENED:
         q1, q2, k1 = q1.to(tl.float32), q2.to(tl.float32), k1.to(tl.float32)
@@ -104,7 +110,7 @@ def _attended(
     weights = tl.math.exp2(scores - new_top[:, None])
     shrink = tl.math.exp2(top - new_top)
     e1 = tl.arange(0, E1)
-    inside = key_mask[:, None] & (e1[None, :] < WIDTH) if E1 > WIDTH else key_mask[:, None]
+    inside = _in_head(key_mask[:, None], e1[None, :], WIDTH, E1)
     v1 = tl.load(V + value_offsets[:, None] + e1[None, :] * stride_vd, mask=inside, other=0.0)
     sum1 = _added(sum1, weights, v1, shrink, WIDENED)
     if E2 > 0:
@@ -122,7 +128,7 @@ def _stored(
 ):  # fmt: skip
     out = OUT + rows[:, None] * stride_on
     e1 = tl.arange(0, E1)
-    inside = row_mask[:, None] & (e1[None, :] < WIDTH) if E1 > WIDTH else row_mask[:, None]
+    inside = _in_head(row_mask[:, None], e1[None, :], WIDTH, E1)
     tl.store(out + e1[None, :] * stride_od, (sum1 / total[:, None]).to(OUT.dtype.element_ty), mask=inside)
     if E2 > 0:
         e2 = E1 + tl.arange(0, E2)
