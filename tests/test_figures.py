@@ -180,7 +180,8 @@ def test_the_map_lies_over_the_picture_and_its_bar_spans_it(figures, picture):
 def test_the_maps_panel_is_as_wide_as_the_picture_within_limits(size, panel):
     """Inches: 4 for the height, something for the bar, and no more than a picture of 1 : 2 or 2.2 : 1."""
     figure = draw(trace_of(), 0, Image.new("RGB", size), "")
-    assert figure.size == (round(100 * (4.8 + panel + 4.4)), 500)
+    # Part of a dot is cut off or rounded, as the version of matplotlib has it.
+    assert figure.size == (pytest.approx(100 * (4.8 + panel + 4.4), abs=1), 500)
 
 
 def test_entropies_are_means_of_a_blocks_layers_with_a_line_between(figures):

@@ -31,6 +31,9 @@ class Host:
     def model(self):
         raise Refused("no model", 422)
 
+async def answers(client, asked, auth):
+    return {name: (await client.get(path, auth=auth)).status_code for name, path in asked.items()}
+
 async def statuses(protected, with_api=True):
     app, page = FastAPI(), routes.secret_route()
     if with_api:
@@ -43,10 +46,7 @@ async def statuses(protected, with_api=True):
     asked = {"schema": "/asag/schema", "blocks": "/asag/blocks", "page": "/" + page, "guess": "/asag/guess/blocks"}
     given = {"nobody": None, "wrong": ("user", "wrong"), "right": ("user", "right")}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://host") as client:
-        return {
-            who: {name: (await client.get(path, auth=auth)).status_code for name, path in asked.items()}
-            for who, auth in given.items()
-        }
+        return {who: await answers(client, asked, auth) for who, auth in given.items()}
 
 async def main():
     return [await statuses(True), await statuses(False), await statuses(False, with_api=False)]
