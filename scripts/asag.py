@@ -8,7 +8,7 @@ from modules.ui_components import InputAccordion
 
 from asag.hosts import before_loading, generation, notes, shown, webui
 from asag.presets import Presets
-from asag.webui import api, copies, earlier_labels, gallery_figures, infotext, routes, ui, xyz
+from asag.webui import api, copies, distributed, earlier_labels, gallery_figures, infotext, routes, ui, xyz
 from asag.webui.paste import PasteFields
 
 webui.log_warnings()
@@ -59,9 +59,11 @@ class AsagScript(scripts.Script):
             generation.refuse(p, error)
 
     def postprocess_image(self, p, pp, *args):
+        distributed.check_picture(p, args)
         gallery_figures.keep_picture(p, pp.image)
 
     def postprocess(self, p, processed, *args):
+        distributed.check_rest(p, processed, args)
         gallery_figures.append(p, processed)
 
 

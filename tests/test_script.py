@@ -15,9 +15,11 @@ from ldm.modules import attention
 from torch import Tensor, nn
 
 from asag.hosts.refused import Refused
+from asag.webui.distributed import SEEN
 from tests.hosts.a1111_double import Host, Options
 from tests.hosts.guided import FIRST, PLAIN, assert_steps
 from tests.hosts.reference import identity_map, real_unet
+from tests.test_distributed import World
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "asag.py"
 
@@ -157,6 +159,19 @@ def test_an_axis_of_a_plot_sets_its_option(host: Host) -> None:
         host.grid.axis_options[labels.index(label)].apply(host.p, value, [value])
         host.asag.args_to = len(host.p.script_args)
     assert_steps(host, generate(host, *host.p.script_args[1:]), [[1.25] * 2], **PAG)
+
+
+def test_pictures_of_other_machines_are_looked_at(host: Host) -> None:
+    """By the two methods that the host calls once pictures are there, with sd-webui-distributed's script beside it."""
+    world, args = World(["Steps: 3"]), ({"enabled": True, "scale": 3.0},)
+    host.p.scripts.alwayson_scripts.append(SimpleNamespace(title=lambda: "Distribute", world=world))
+    world.p, host.p.batch_size, host.p.batch_index = host.p, 2, 2
+    world.add_pictures(host.p, 2)
+    host.asag.postprocess_image(host.p, SimpleNamespace(image=None), *args)
+    assert host.comments[0].startswith("ASAG didn't guide what the worker two made")
+    host.asag.postprocess(host.p, SimpleNamespace(comments=""), *args)
+    assert "ASAG note" in world.jobs[1].worker.response["info"]
+    assert SEEN not in host.p.__dict__
 
 
 def test_the_routes_have_their_names(host: Host) -> None:

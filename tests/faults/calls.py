@@ -59,7 +59,7 @@ HELPERS = frozenset(
     ("callback", "enter_context", "pop_all", "warning", "exception", "info", "error", "fullmatch", "groups", "search")
 )
 HELPERS |= {"modules", "named_modules", "named_parameters", "parameters", "with_name", "with_suffix", "as_posix"}
-HELPERS |= {"bind", "apply_defaults", "_asdict", "_replace", "bit_length", "tobytes", "numpy"}
+HELPERS |= {"findall", "bind", "apply_defaults", "_asdict", "_replace", "bit_length", "tobytes", "numpy"}
 
 
 @dataclass(frozen=True)

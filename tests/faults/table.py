@@ -258,6 +258,10 @@ ELSEWHERE_OF_FILES = {
         "second_copy.SecondCopy.ui: InputAccordion": AT_START,
         "_folder: os.path.abspath": AT_START,
     },
+    "asag/webui/distributed.py": {
+        "_jobs: script.title": "in a `try` of its own: tests/test_distributed.py",
+        "_missing: job.thread.is_alive": "in a `try` of its own: tests/test_distributed.py",
+    },
     "asag/webui/earlier_labels.py": {"start_values: ui_config.read_text": FILES},
     "asag/webui/gallery_figures.py": {"allowed: find_spec": "in the script's `try`: tests/test_script.py"},
     "asag/webui/routes.py": {"add_routes: app.add_api_route": AT_START},

@@ -150,6 +150,7 @@ TESTS = {
     "asag/webui/api.py": ["tests/test_script.py", "tests/test_settings.py"],
     "asag/webui/infotext.py": ["tests/test_script.py", "tests/test_settings.py"],
     "asag/webui/xyz.py": ["tests/test_script.py"],
+    "asag/webui/distributed.py": ["tests/test_distributed.py"],
     "asag/webui/plain.py": ["tests/test_script.py", "tests/test_presets.py"],
     "asag/webui/about.py": ["tests/test_ui_labels.py"],
     "asag/webui/earlier_labels.py": ["tests/test_ui_labels.py"],
