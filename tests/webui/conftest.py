@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from . import workers
 from .payloads import FAINT, REUSE_ROUNDING, ROUNDING, asag, assert_differ, assert_same, largest_difference, request
 from .server import REPOSITORY, WebUI, extension_link, linked, tracebacks_naming
 
@@ -37,7 +38,8 @@ def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
         stack.enter_context(linked(REPOSITORY, extension_link(folder)))
         # A name of its own, so that one session's end doesn't take the probe from another that is starting.
         stack.enter_context(linked(PROBE, folder / "extensions" / f"asag-probe-{os.getpid()}"))
-        server = stack.enter_context(WebUI(folder, tmp_path_factory.mktemp("webui")).running())
+        scratch = tmp_path_factory.mktemp("webui")
+        server = stack.enter_context(WebUI(folder, scratch, flags=workers.flags(folder, scratch)).running())
         # The first image loads the model and makes the host set what it sets once (networks, hijacks).
         assert server.txt2img(**request()).image.std() > 5, "the plain image is empty: wrong checkpoint?"
         yield server
