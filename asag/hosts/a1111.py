@@ -136,7 +136,11 @@ class A1111Run(GuidedRun):
         denoiser = step.denoiser
         with references_spared(denoiser.p, step.layers):
             perturbed_rows = step.predict(whole_calls=fixes_rows(denoiser.p))
-        return self.kept.keep(mean_rows(cond - perturbed_rows, weights), sigma)
+        delta = mean_rows(cond - perturbed_rows, weights)
+        # The noise or velocity, or σ times that, as δ is.
+        predicted = cond if is_timestep_sampler(step.inner_model) else step.x[: step.cond_rows] - cond
+        self.rounding.add(delta, mean_rows(predicted, weights), next(step.network.parameters()).dtype)
+        return self.kept.keep(delta, sigma)
 
     def _cfg_push(self, result: Tensor, rows: Tensor, weights: list[list[float]], step: SeenStep) -> Tensor | None:
         """CFG's own push, (images, …); None without CFG in this step, or if it isn't needed."""

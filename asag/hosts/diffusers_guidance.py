@@ -44,6 +44,7 @@ from asag.models.diffusers_mmdit import FluxTransformer
 from asag.models.diffusers_unet import DiffusersUnet
 from asag.perturb import branching, choose_layers, perturbed, slice_rows
 from asag.random_state import RandomState
+from asag.rounding import Rounding
 from asag.settings import AsagSettings
 from asag.trace import Trace
 from asag.units import WITHOUT_CFG
@@ -74,7 +75,7 @@ class Guidance:
         self.trace = Trace() if settings.figures else None
         self.operator = Watched(settings.operator(), self.trace) if self.trace else settings.operator()
         self.timesteps_of_sigma = 1 if isinstance(self.family, FluxTransformer) else 1000
-        self.kept, self.finite = KeptDelta(settings.every), FinitePushes()
+        self.kept, self.finite, self.rounding = KeptDelta(settings.every), FinitePushes(), Rounding()
         self.passes = [Passes(pipe, self.family, settings.unit)]
         self.current = self.passes[0]
         self.other_code: list[OtherCode] = []
@@ -163,7 +164,7 @@ class Guidance:
 
     def begin_pass(self, steps: int) -> None:
         """A pipeline begins with a picture: others may have put code into the model, or taken theirs out."""
-        self.finite.log()
+        self.log()
         eager(self.denoiser)
         self.other_code = other_code(self.model)
         self.kept.forget()
@@ -173,6 +174,11 @@ class Guidance:
         self.heads.forget()
         if self.trace:
             self.trace.begin_pass(steps)
+
+    def log(self) -> None:
+        """Have the log say how a pass went that is over."""
+        self.finite.log()
+        self.rounding.log()
 
     def can_branch(self, kwargs: dict[str, Any]) -> bool:
         """Whether the perturbed rows can be those of a branch: in a compiled call none can begin."""
@@ -217,7 +223,11 @@ class Guidance:
         level: float | Tensor = 1.0
         if self.settings.every > 1 and isinstance(self.family, DiffusersUnet):
             level = level_of(self.current.pipe.scheduler, self.current.alphas, call.args, call.kwargs)
-        return self.kept.again(level) if weakened is None else self.kept.keep(cond - weakened, level)
+        if weakened is None:
+            return self.kept.again(level)
+        delta = cond - weakened
+        self.rounding.add(delta, cond, cond.dtype)
+        return self.kept.keep(delta, level)
 
     def shift_of(self, rows: Tensor, call: DenoiserCall, delta: Tensor) -> Shift:
         cond = rows[call.cond]

@@ -32,6 +32,7 @@ from asag.models.diffusers_mmdit import FluxTransformer
 from asag.models.diffusers_unet import DiffusersUnet
 from asag.noise import NoiseSchedule
 from asag.perturb import choose_layers, forward_replaced
+from asag.rounding import Rounding
 from asag.settings import AsagSettings, SettingsError, read_settings
 from asag.units import WITHOUT_CFG, UnitScale
 
@@ -99,7 +100,7 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         self._placed = ExitStack()
         self._unit = UnitScale(self.settings.unit)
         self._heads = ChosenHeads()
-        self._kept, self._finite = KeptDelta(self.settings.every), FinitePushes()
+        self._kept, self._finite, self._rounding = KeptDelta(self.settings.every), FinitePushes(), Rounding()
         self._shared = SharedWork(self.settings.reuse)
         self._place: Perturbation | None = None
         self._call: tuple[Any, dict[str, Any]] = (), {}
@@ -118,7 +119,7 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         super().set_state(step, num_inference_steps, timestep)
         if step == 0:
             self._unit.begin_pass()
-            self._finite = FinitePushes()
+            self._finite, self._rounding = FinitePushes(), Rounding()
             self._kept = KeptDelta(self.settings.every)
             self._heads.forget()
             self._shared.begin_pass()
@@ -216,6 +217,7 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
             pred = rescale_noise_cfg(pred, pred_cond, self.guidance_rescale)
         if self._num_inference_steps == (self._step or 0) + 1:
             self._finite.log()
+            self._rounding.log()
         return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
 
     def _push(self, pred_cond: Tensor, perturbed_prediction: Tensor | None, cfg: Tensor | None) -> Tensor:
@@ -226,6 +228,7 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
             delta = self._kept.again(1.0)
         else:
             delta = self._kept.keep(pred_cond - perturbed_prediction, 1.0)
+            self._rounding.add(delta, pred_cond, pred_cond.dtype)
         if given.contrast < 1:
             picture = velocity_of_grey(*self._call, pred_cond, self._flow_timesteps) - pred_cond
             delta = keep_contrast(delta, picture, given.contrast, channels=1 if pred_cond.ndim == 4 else -1)

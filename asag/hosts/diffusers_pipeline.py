@@ -175,4 +175,4 @@ def _guided(pipe: Any, settings: AsagSettings) -> Iterator[Trace | None]:
         undone.callback(stack.pop)
         yield guidance.trace if guidance else None
     if guidance:
-        guidance.finite.log()
+        guidance.log()

@@ -176,7 +176,9 @@ class ForgeRun(GuidedRun):
         if not isinstance(step, ForgeStep):
             return self.kept.again(sigma)
         perturbed = step.predict(_pass_for(args, step), args["cond"])
-        return self.kept.keep((args["cond_denoised"] - perturbed) * weight(args["cond"]), sigma)
+        delta = args["cond_denoised"] - perturbed
+        self.rounding.add(delta, args["input"] - args["cond_denoised"], step.calls[-1].x.dtype)
+        return self.kept.keep(delta * weight(args["cond"]), sigma)
 
     def _cfg_push(self, args: dict[str, Any], step: SeenStep) -> Tensor | None:
         """CFG's own push, (images, channels, …); None without CFG in this step, or if it isn't needed."""
@@ -230,8 +232,7 @@ def refuse_compiled(model: Any) -> None:
 def _cfg_scale(p: Any) -> float:
     """CFG's scale in the pass that runs (modules/sd_samplers_cfg_denoiser.py: forward)."""
     in_hires = getattr(p, "is_hr_pass", False) and hasattr(p, "hr_cfg")
-    scale: float = p.hr_cfg if in_hires else p.cfg_scale
-    return scale
+    return float(p.hr_cfg if in_hires else p.cfg_scale)
 
 
 def _objects(denoiser: Any) -> Any:

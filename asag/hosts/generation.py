@@ -33,6 +33,7 @@ from asag.kept_delta import KeptDelta
 from asag.kernel_choice import KERNELS
 from asag.models.base import Family, UnsupportedModel
 from asag.noise import NoiseSchedule
+from asag.rounding import Rounding
 from asag.settings import AsagSettings, SettingsError
 from asag.trace import Trace
 from asag.watched import Watched
@@ -61,7 +62,7 @@ class GuidedRun:
         self.operator = Counted(Watched(settings.operator(), self.trace) if self.trace else settings.operator())
         self.heads = ChosenHeads()
         self.scaling, self.kept = Scaling(settings, self.trace), KeptDelta(settings.every)
-        self.finite = FinitePushes()
+        self.finite, self.rounding = FinitePushes(), Rounding()
         self.call = self.announced = 0
         self.guided_calls = self.reused_calls = self.missed_calls = 0
         self.left_out: Counter[str] = Counter()
@@ -246,6 +247,7 @@ def _note(p: Any, run: GuidedRun, family: Family) -> None:
     """Note how a run went that is over. The picture is there: it isn't lost when that fails."""
     try:
         run.tell(run.finite.message())
+        run.tell(run.rounding.message())
         if run.trace:
             run.trace.heads = run.heads.told()
         for message in notes_on(run, family):

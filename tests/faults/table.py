@@ -252,6 +252,7 @@ ELSEWHERE_OF_FILES = {
         "PresetFile._write: fresh.write_bytes": FILES,
         "PresetFile._write: os.replace": FILES,
     },
+    "asag/rounding.py": {"torch": "in half precision alone, as asag/finite.py"},
     "asag/trace_figure.py": {"torch": "behind one `try`, with a note: tests/test_figures.py"},
     "asag/webui/about.py": {"docs_address: ….read_text": FILES},
     "asag/webui/copies.py": {

@@ -46,6 +46,7 @@ TESTS = {
     "asag/kept_delta.py": ["tests/test_kept_delta.py"],
     "asag/noise.py": ["tests/test_noise.py"],
     "asag/finite.py": ["tests/test_finite.py"],
+    "asag/rounding.py": ["tests/test_rounding.py"],
     "asag/units.py": ["tests/test_units.py"],
     "asag/precision.py": ["tests/test_guidance.py", "tests/test_operators.py"],
     "asag/guidance.py": ["tests/test_guidance.py"],

@@ -227,14 +227,15 @@ def test_the_table_names_sizes_in_pixels_and_puts_triton_last() -> None:
     assert row.endswith("| 30 / – | 0 / – | 3.0 / – | 1.5 / – | 1.3 / – |")
 
 
-def test_a_guided_step_adds_eight_kernels_besides_the_model() -> None:
-    """δ, its scale, its rows and their sum, and four to leave out what is no number (asag.finite): nothing is computed
-    that the settings don't need."""
+def test_a_guided_step_adds_few_kernels_besides_the_model() -> None:
+    """δ, its scale, its rows and their sum; four to leave out what is no number (asag.finite), and in half precision
+    seven to compare δ with rounding: nothing is computed that the settings don't need."""
     with FakeCuda() as fake:
         denoiser = step_model(shapes.QUICK_STEPS[0], torch.device("cuda"), quick=True)
         record = step_record(fake, denoiser, {"blocks": "mid"})
     assert record.of("asag/hosts/", "asag/guidance.py").kernels == 4
     assert record.of("asag/finite.py").kernels == 4
+    assert record.of("asag/rounding.py").kernels == 7
 
 
 def test_the_tables_of_the_docs_are_those_of_the_lines() -> None:
