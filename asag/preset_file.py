@@ -14,17 +14,29 @@ from filelock import FileLock, Timeout
 
 # Seconds; a change takes milliseconds.
 PATIENCE = 20
+# Lists and objects in one another. Presets need three. Python reads and writes as many as its version and the machine's
+# stack allow, and each level indents all below it: 50 000 of them are 100 KB to read and gigabytes to write.
+MOST_LEVELS = 100
 
 
 class PresetError(Exception):
     """What is asked of the presets can't be done; the message says why and what is allowed."""
 
 
+def lies_too_deep(content: dict[str, Any]) -> bool:
+    """Whether a JSON object has more than MOST_LEVELS lists and objects in one another, itself among them."""
+    level: list[Any] = [content]
+    for _ in range(MOST_LEVELS):
+        within = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+        level = [each for each in within if isinstance(each, (dict, list))]
+    return bool(level)
+
+
 class PresetFile:
     """The JSON object in `path`, which need not exist. What it holds is up to its user.
 
     Changes of several processes come one after another: a lock in a file beside it sees to that. A file that isn't a
-    JSON object is moved aside to a name ending in ".broken", and `notice` says so.
+    JSON object, or one with too many levels, is moved aside to a name ending in ".broken", and `notice` says so.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,6 +88,8 @@ class PresetFile:
         found = json.loads(text)
         if not isinstance(found, dict):
             raise ValueError("not a JSON object")
+        if lies_too_deep(found):
+            raise ValueError(f"more than {MOST_LEVELS} lists and objects in one another")
         return found
 
     def _parse_or_put_aside(self) -> dict[str, Any]:
@@ -101,11 +115,7 @@ class PresetFile:
     def _write(self, content: Mapping[str, Any]) -> None:
         """Whole or not at all: into a file beside it that then takes its place."""
         # A lone surrogate, which JSON may hold and UTF-8 can't, comes out as the escape that JSON has for it.
-        try:
-            written = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
-        except RecursionError as error:
-            reason = "its entries lie too deep in one another"
-            raise PresetError(f"The presets can't be written to {self.path.name}: {reason}") from error
+        written = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
         try:
             with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=self.path.name) as folder:
                 fresh = Path(folder) / self.path.name
