@@ -1,12 +1,14 @@
 """What Forge's model was given in a step, given again: on a double of the host's sampling function."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import nn
 
 from asag.blocks import Address
 from asag.hosts import other_code
-from asag.hosts.forge_step import ForgeStep
+from asag.hosts.forge_step import ForgeStep, SeenStep
 from asag.hosts.reuse import Reuse
 from asag.models.base import AttentionLayer
 from asag.operators import Operator
@@ -89,15 +91,15 @@ def network():
     return Network()
 
 
-def step_on(network, x, reuse=False):
+def step_on(network, x, reuse=False, family=None, cfg_scale=7.0):
     layers = [AttentionLayer(Address("mid", 0, 0), network.attention)]
-    return ForgeStep(network, x, 1.5, layers, Doubling(), Operator(), reuse or Reuse(False), 7.0)
+    return ForgeStep(network, x, 1.5, layers, family or Doubling(), Operator(), reuse or Reuse(False), cfg_scale)
 
 
-def guide(network, conds, unconds, batches=True, played=None, reuse=None):
+def guide(network, conds, unconds, batches=True, played=None, reuse=None, family=None):
     """A step: the host's pass, then the perturbed one. Gives both predictions and the host."""
     host, x = Host(network, batches), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(9))
-    step = step_on(network, x, reuse)
+    step = step_on(network, x, reuse, family)
     torch.manual_seed(3)
     plain = host.run(conds, unconds, x)
     step.remove()
@@ -248,3 +250,99 @@ def test_something_foreign_that_does_no_harm_is_checked_once(network):
         guide(network, [cond(4, 0)], [cond(4, 2)], reuse=reuse)
         assert len(network.seen) == step + 3
     assert (reuse.shared, reuse.whole, reuse.comment()) == (3, 0, None)
+
+
+class Placing(Doubling):
+    """The double of a family that has to know the latents' size and the length of the text."""
+
+    def __init__(self) -> None:
+        self.known: list[tuple[tuple[int, int] | None, int]] = []
+
+    def replacement(self, layer, original, operator, token_grid):
+        def forward(x):
+            self.known.append((token_grid.latent_size, token_grid.text_tokens))
+            return 2 * original(x)
+
+        return forward
+
+
+@pytest.mark.parametrize(
+    ("shares", "counts", "played", "text"),
+    [
+        (True, False, None, 12),
+        (False, False, None, 12),
+        (True, True, None, 12),
+        (False, False, torch.zeros(2, 4, 8, 8), 4),  # as for anyone: the text isn't repeated
+    ],
+    ids=["shared", "whole", "whole with all rows", "unmatched"],
+)
+def test_a_weakened_layer_knows_the_call_that_it_is_in(network, shares, counts, played, text):
+    if counts:  # nothing says that it keeps nothing between calls
+        network.last.register_forward_hook(lambda module, args, output: None)
+    family = Placing()
+    guide(network, [cond(4, 0)], [cond(12, 2)], played=played, reuse=Reuse(shares), family=family)
+    assert family.known == [((8, 8), text)]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "cfg_scale", "has_cfg"),
+    [([UNCOND, COND], 7.0, True), ([UNCOND], 7.0, True), ([COND], 7.0, False), ([UNCOND, COND], 1.0, False)],
+)
+def test_cfg_changes_a_step_in_which_unconditional_rows_ran(network, kinds, cfg_scale, has_cfg):
+    step = step_on(network, torch.zeros(1, 4, 8, 8), cfg_scale=cfg_scale)
+    rows = torch.zeros(len(kinds), 4, 8, 8)
+    options = {"cond_or_uncond": kinds}
+    network(rows, torch.ones(len(kinds)), context=torch.zeros(len(kinds), 4, 4), transformer_options=options)
+    step.remove()
+    assert step.has_cfg == has_cfg
+
+
+class Told(Exception):
+    """What a step's guard makes of an error."""
+
+
+@contextmanager
+def telling():
+    try:
+        yield
+    except Exception as error:
+        raise Told from error
+
+
+@pytest.mark.parametrize(
+    ("args", "output"), [((torch.zeros(1, 4, 8, 8),), None), ((torch.zeros(1, 4, 8, 8), torch.ones(1)), 5)]
+)
+@pytest.mark.parametrize("computes", [True, False])
+def test_what_a_step_stumbles_over_inside_the_hosts_pass_is_told(network, args, output, computes):
+    """The host gives the model something else, or the model gives something else."""
+    step = step_on(network, args[0]) if computes else SeenStep(network, args[0], 1.5, 7.0)
+    step.guard = telling
+    network.forward = lambda *args, **others: output
+    if not computes and output:
+        assert network(*args, transformer_options={"cond_or_uncond": [COND]}) == output
+    else:
+        with pytest.raises(Told):
+            network(*args, transformer_options={"cond_or_uncond": [COND]})
+    step.remove()
+
+
+def test_the_type_that_the_model_computes_in_says_how_near_its_rows_have_to_be(network):
+    reuse = Reuse(True)
+    step_on(network, torch.zeros(1, 4, 8, 8), reuse)
+    rows = torch.zeros(1, 4, 8, 8, dtype=torch.bfloat16)
+    options = {"transformer_options": {"cond_or_uncond": [COND]}}
+    network(rows, torch.ones(1), context=torch.zeros(1, 4, 4), **options)
+    assert reuse.dtype == torch.bfloat16
+
+
+@pytest.mark.usefixtures("known")
+def test_a_patch_of_another_extension_is_reason_to_compare(network):
+    def test_patch(x, *others):
+        """Named as what keeps nothing between calls."""
+
+    step = step_on(network, torch.zeros(1, 4, 8, 8), Reuse(True))
+    assert not step.has_other_code
+    options = {"cond_or_uncond": [COND], "patches": {"attn1_patch": [test_patch]}}
+    given = torch.zeros(1, 4, 8, 8), torch.ones(1)
+    network(*given, context=torch.zeros(1, 4, 4), transformer_options=options)
+    assert step.has_other_code
