@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from asag.kernel_choice import HEAD_DIMS
 from asag.lab.bench.compiled import launch_of
 
 pytest.importorskip("triton", reason="the kernels are interpreted by the package triton")
+kernel_launch = pytest.importorskip("asag.kernel_launch")
 
 SIDES = ("BLOCK_N", "BLOCK_M", "D1", "D2", "E1", "E2")
 BOUNDS = {"float16": 4e-3, "bfloat16": 2e-2, "float32": 2e-5}
@@ -84,14 +86,45 @@ def test_other_cards_split_heads_and_so_does_float32_on_hopper() -> None:
     assert launch_of("sm_90", "half_sweep", torch.float32, 40).constants["D2"] == 16
 
 
-@pytest.mark.parametrize(("capability", "hopper"), [((8, 0), False), ((8, 9), False), ((9, 0), True), ((12, 0), False)])
-def test_the_card_chooses(capability: tuple[int, int], hopper: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from asag import kernel_launch
-
+@pytest.mark.parametrize(
+    ("capability", "hip", "hopper"),
+    [((8, 0), None, False), ((8, 9), None, False), ((9, 0), None, True), ((12, 0), None, False), ((9, 0), "6", False)],
+)
+def test_the_card_chooses(
+    capability: tuple[int, int], hip: str | None, hopper: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AMD's cards have a capability, too."""
+    monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert kernel_launch.tiling_of(torch.device("cpu")) is kernel_launch.USUAL
     expected = kernel_launch.HOPPER if hopper else kernel_launch.USUAL
     assert kernel_launch.tiling_of(torch.device("cuda", 0)) is expected
+
+
+@pytest.mark.parametrize("tiling", ["USUAL", "HOPPER"])
+@pytest.mark.parametrize("kind", ["sweep", "attention", "joint"])
+@pytest.mark.parametrize("bytes_of_an_element", [2, 4])
+def test_tiles_are_what_triton_takes_for_each_width_that_suits(
+    tiling: str, kind: str, bytes_of_an_element: int
+) -> None:
+    """Sides and warps are powers of two, sides of products at least 16; the table ends with the widest heads."""
+    tiles = getattr(getattr(kernel_launch, tiling), kind)[bytes_of_an_element]
+    assert max(tiles) == HEAD_DIMS[-1]
+    assert all(width % 32 == 0 for width in tiles)
+    for rows, columns, warps in tiles.values():
+        assert {each & (each - 1) for each in (rows, columns, warps)} == {0}
+        assert min(rows, columns) >= 16
+        assert warps in (4, 8)
+
+
+def test_a_width_is_split_into_powers_of_two() -> None:
+    """On usual cards the largest that it holds and a rest of at least 16; on Hopper one, of at least 64."""
+    for width in HEAD_DIMS:
+        first, rest = kernel_launch.split_width(width, kernel_launch.USUAL.least)
+        assert first == max(2**power for power in range(9) if 2**power <= width)
+        assert rest == min(each for each in (0, 16, 32, 64, 128) if first + each >= width)
+        whole = min(each for each in (64, 128, 256) if each >= width)
+        assert kernel_launch.split_width(width, kernel_launch.HOPPER.least) == (whole, 0)
 
 
 def test_the_kernels_keep_to_what_triton_2_1_has() -> None:

@@ -142,6 +142,8 @@ class CFGDenoiser:
             denoised = self.combine_denoised(x_out, conds_list, uncond, scale)
         if options.mask is not None and options.denoiser == "sigmas":
             denoised = denoised * options.mask
+        # What a preview of the prompt and an interrupted picture are made of: sampler.last_latent, but as predicted.
+        self.host.previews.append(torch.stack([x_out[conds[0][0]] for conds in conds_list]))
         after = SimpleNamespace(x=denoised)
         callbacks.call("on_cfg_after_cfg", after)
         self.step += 1
@@ -156,6 +158,7 @@ class Host:
         self.sd_model, self.callbacks = SdModel(unet), Callbacks()
         self.comments: list[str] = []
         self.unconditional: list[Tensor] = []
+        self.previews: list[Tensor] = []
         self.p = SimpleNamespace(scripts=None, comment=self.comments.append, is_hr_pass=False, sample=self.sample)
         self.p.__dict__.update(extra_generation_params={}, iteration=0, script_args=(), seeds=[1, 2], batch_index=0)
 
@@ -184,6 +187,7 @@ class Host:
         """The result of every step of every pass, (images, channels, height, width), as noise."""
         results: list[Tensor] = []
         self.unconditional.clear()
+        self.previews.clear()
         for number, latents in enumerate(self.options.passes):
             self.p.is_hr_pass = number > 0
             denoiser = CFGDenoiser(self)

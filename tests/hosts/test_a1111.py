@@ -186,6 +186,21 @@ def test_cfg_plus_plus_renoises_with_the_shifted_unconditional_noise(host: Host,
         torch.testing.assert_close(result, wanted, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("prompts", [PLAIN, MIXED], ids=["plain", "AND"])
+def test_a_preview_of_the_prompt_shows_the_push(host: Host, prompts: list[Prompts]) -> None:
+    """So does what an interrupted picture is made of."""
+    host.prompts, options = prompts, Options("noise", passes=[FIRST])
+    host.options = options
+    with torch.no_grad():
+        host.sample()
+    without = list(host.previews)
+    guided(host, options)
+    wanted, _, plain = expected(host, CONSTANT)
+    assert len(host.previews) == len(without) == len(wanted)
+    for preview, before, result, unguided in zip(host.previews, without, wanted, plain, strict=True):
+        torch.testing.assert_close(preview - before, result - unguided, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize(("denoiser", "rescale"), [("sigmas", 0.0), ("sigmas", 0.7), ("noise", 0.7)])
 def test_steps_without_a_negative_prompt(host: Host, denoiser: str, rescale: float) -> None:
     found = guided(host, Options(denoiser, without_uncond=(1,)), rescale=rescale)
@@ -246,6 +261,20 @@ def test_rows_that_another_extension_took_away_end_the_request(host: Host) -> No
         guided(host, Options())
     assert refused.value.status_code == 500
     assert snapshot(host.unet) == before
+
+
+def test_after_an_error_the_model_runs_no_further_step(host: Host) -> None:
+    calls: list[int] = []
+
+    def take(params: Any) -> None:
+        params.denoiser.sampler.sampler_extra_args["cond"].batch.pop()
+        calls.append(params.denoiser.step)
+
+    host.callbacks.on_cfg_denoiser(take)
+    with ConvolvedRows(host.unet.out[2].weight) as convolved, pytest.raises(Refused):
+        guided(host, Options(passes=[LATER], timesteps=(801, 601, 401, 201)))
+    assert calls == [0, 1]
+    assert len(convolved.rows) == 1
 
 
 def test_an_accelerated_unet_and_an_unknown_one_are_refused(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,13 +14,14 @@ from asag.blocks import Address
 from asag.models.base import TokenGrid, UnsupportedModel, family_of
 from asag.models.forge_flux import ForgeFlux
 from asag.models.forge_sd3 import ForgeSd3
-from asag.models.host_attention import HostTransformer, SequenceLayer, StandIn
+from asag.models.host_attention import OVERRIDE, HostTransformer, SequenceLayer, StandIn
 from asag.models.neo_image_alone import NeoAnima, NeoWan
 from asag.models.neo_lumina import NeoLumina
 from asag.models.neo_qwen import NeoQwen
 from asag.models.neo_qwen21 import NeoQwen21
 from asag.models.neo_single_stream import NeoErnie, NeoKrea
 from asag.operators import make_operator
+from tests.support import Softmax
 
 HEADS, WIDTH, TEXT = 2, 8, 3
 FAMILIES = [ForgeFlux(), ForgeSd3(), NeoAnima(), NeoWan(), NeoLumina(), NeoQwen(), NeoQwen21(), NeoErnie(), NeoKrea()]
@@ -242,20 +243,63 @@ def test_krea_finds_its_image_among_images_of_reference(order: tuple[int, ...], 
     text = torch.zeros(1, TEXT, 12, WIDTH) if layers else torch.zeros(1, 1, TEXT, 12 * WIDTH)
     token_grid.enter(torch.zeros(1, 4, 1, *GRID), text)
     frames = torch.tensor([0] * TEXT + [frame for frame in order for _ in range(size)], dtype=torch.float64)
-    rows = torch.stack([frames.cos(), -frames.sin(), frames.sin(), frames.cos()], dim=-1).view(1, 1, -1, 1, 2, 2)
+    # Of the pairs of channels the first turn by the frame, the others by the place in the picture.
+    angles = torch.stack([frames, *[1.0 + torch.arange(len(frames), dtype=torch.float64)] * 3], dim=-1)
+    rows = torch.stack([angles.cos(), -angles.sin(), angles.sin(), angles.cos()], dim=-1).view(1, 1, -1, 4, 2, 2)
     start = TEXT + order.index(0) * size
     model, tokens = model_of("SingleStreamDiT", **KREA), len(frames)
-    given = (torch.zeros(1, tokens, WIDTH), rows.expand(-1, -1, -1, 4, 2, 2))
+    given: tuple[Tensor, ...] = (torch.zeros(1, tokens, WIDTH), rows)
     for layer in NeoKrea().layers(model):
         # The first one's answer holds for the others.
         assert NeoKrea().image(layer, token_grid, tokens, given) == slice(start, start + size)
         given = ()
     layer = NeoKrea().layers(model)[0]
-    with pytest.raises(UnsupportedModel, match=f"{tokens} tokens.*allowed: no reference images"):
-        NeoKrea().image(layer, token_grid, tokens)
+    for given in ((), (rows,), (rows, rows[:, :, 1:])):
+        with pytest.raises(UnsupportedModel, match=f"{tokens} tokens.*allowed: no reference images"):
+            NeoKrea().image(layer, token_grid, tokens, given)
     other = SequenceLayer(Address("layer", 0, 0), nn.Identity())
     with pytest.raises(TypeError, match="a SequenceLayer; allowed: a KreaLayer"):
         NeoKrea().image(other, token_grid, tokens)
+
+
+class Grids(Softmax):
+    """Keeps which grids it was told."""
+
+    def __init__(self) -> None:
+        self.grids: list[tuple[int, int] | None] = []
+
+    def joint(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        image: slice,
+        grid: tuple[int, int] | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        self.grids.append(grid)
+        return super().joint(query, key, value, image, grid, mask)
+
+
+@pytest.mark.parametrize(("frames", "grid"), [(1, (2, 3)), (2, None)])
+def test_an_operator_is_told_the_grid_of_one_picture_and_of_no_frames(frames: int, grid: tuple[int, int]) -> None:
+    """A blur over a grid would mix the frames' tokens."""
+    token_grid, operator = TokenGrid(), Grids()
+    token_grid.enter(torch.zeros(1, 4, frames, *GRID), torch.zeros(1, TEXT, WIDTH))
+    parts = torch.randn(3, 1, HEADS, TEXT + frames * PATCH_TOKENS, 4)
+    layer = SequenceLayer(Address("layer", 0, 0), nn.Identity())
+    ForgeFlux().attend(layer, operator, token_grid, (), parts[0], parts[1], parts[2], None)
+    assert operator.grids == [grid]
+
+
+def test_calls_inside_another_extensions_attention_count() -> None:
+    stand_in = StandIn(lambda query, key, value, mask: value)
+    around = stand_in._around(lambda *given, **named: given[0])
+    options = {OVERRIDE: lambda host, *given, **named: host(*given, **named)}
+    parts = torch.randn(3, 1, 5, WIDTH)
+    for count in (1, 2):
+        torch.testing.assert_close(around(*parts, HEADS, transformer_options=options), parts[2], rtol=0, atol=0)
+        assert stand_in.calls == count
 
 
 def test_a_layer_of_another_kind_is_told() -> None:
