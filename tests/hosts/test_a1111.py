@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
+from collections import deque
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from ldm.modules import attention
-from torch import nn
+from torch import Tensor, nn
 
 from asag.hosts.generation import RUN, arm
 from asag.hosts.refused import Refused
@@ -249,6 +250,33 @@ def test_a_reference_units_model_takes_whole_passes_and_the_steps_are_the_same(h
     assert host.comments == [
         "ASAG took a whole extra pass in 2 of 2 guided steps: a unit makes the model remember what it sees (reference)"
     ]
+
+
+def test_a_reference_unit_shows_its_reference_unweakened(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The double shows it in each call of the model, and what comes out is what it kept."""
+    network = SimpleNamespace(attn_module_list=[object()], original_forward=host.unet.forward)
+    # Not a list: what the model's code remembers in one is put back after the perturbed pass.
+    reference, kept = FIRST[0][:1], deque[Tensor]()
+
+    def forward(x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        kept.append(network.original_forward(reference, timesteps[:1], context=context[:1]))
+        out: Tensor = type(host.unet).forward(host.unet, x, timesteps, context=context)
+        return out
+
+    monkeypatch.setattr(host.unet, "forward", forward)
+    script = SimpleNamespace(latest_network=network, title=lambda: "ControlNet")
+    host.p.scripts = SimpleNamespace(alwayson_scripts=[script])
+    guided(host, Options())
+    first, first_perturbed, second, second_perturbed = kept
+    for own, perturbed in ((first, first_perturbed), (second, second_perturbed)):
+        torch.testing.assert_close(perturbed, own, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("denoiser", DENOISER_NAMES)
+def test_a_picture_whose_rows_run_one_by_one(host: Host, denoiser: str) -> None:
+    host.prompts = PLAIN[:1]
+    options = Options(denoiser, batched=False, passes=[[x[:1] for x in FIRST]])
+    assert_steps(host, guided(host, options, unit="push"), CONSTANT, unit="push")
 
 
 def test_rows_that_another_extension_took_away_end_the_request(host: Host) -> None:
