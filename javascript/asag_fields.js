@@ -71,7 +71,7 @@
         const shown = JSON.stringify(fields);
         const settled = again && Date.now() > again;
         if (shown === checkpoint && !settled) return;
-        // A list that is filled anew while it is open shows only what is chosen, in gradio 4.
+        // Not while it's open: its order would change under the user's hand.
         if (root().querySelector('[id*="asag_preset"] input:focus')) return;
         const buttons = root().querySelectorAll(".asag-look");
         if (!buttons.length) return;

@@ -8,13 +8,21 @@ TRIES, TRY = 12, 10_000  # TRY in milliseconds: one click may take seconds on a 
 
 
 def choose(page: Page, dropdown: str, name: str) -> None:
-    """Choose from a dropdown, by the CSS of its component.
+    """Choose from a dropdown of ASAG, by the CSS of its component. Its list is opened once: it keeps all its entries
+    while it is open."""
+    page.click(f"{dropdown} input")
+    page.click(f'{dropdown} [data-testid="dropdown-option"][aria-label="{name}"]')
 
-    gradio filters a list that is open by what is chosen when an answer of the server to an earlier change arrives.
+
+def choose_of_host(page: Page, dropdown: str, name: str, beginning: bool = False) -> None:
+    """Choose from a dropdown of a host, by the CSS of its component and the entry's name, or by the `beginning` of it.
+
+    gradio 4 filters a list that is open by what is chosen when an answer of the server to an earlier change arrives.
     Then the list is opened again.
     """
-    field = page.locator(f"{dropdown} input")
-    option = page.locator(f'{dropdown} [data-testid="dropdown-option"][aria-label="{name}"]')
+    component = page.locator(dropdown).first
+    field = component.locator("input")
+    option = component.locator(f'[data-testid="dropdown-option"][aria-label{"^" if beginning else ""}="{name}"]')
     for _ in range(TRIES):
         field.click()
         try:

@@ -89,7 +89,7 @@ def test_what_the_components_are(panel: Panel) -> None:
     assert (folded.kind, folded.given["open"], folded.given["elem_id"]) == ("Accordion", False, "id_presets")
     listening = [panel.switch, *panel.settings.values(), *own]
     heard = [how for component in listening for *_, how in component.events.values()]
-    assert len(heard) == 6 + len(HELD) + 5
+    assert len(heard) == 7 + len(HELD) + 5
     assert all(how == {"queue": False, "show_progress": "hidden"} for how in heard)
 
 
@@ -206,6 +206,20 @@ def test_the_switch_looks_for_presets_that_another_tab_saved(panel: Panel) -> No
     assert panel.chosen == "another"
     assert panel.page.choices[panel.panel.list] == [*BUILT_IN, "another"]
     assert panel.page.info[panel.panel.list] == "Sets all options at once."
+
+
+@pytest.mark.parametrize("event", ["switch", "look"])
+def test_the_list_is_at_custom_for_a_moment_where_a_page_may_show_another_order(panel: Panel, event: str) -> None:
+    component, name = (panel.switch, "change") if event == "switch" else (panel.panel.look, "click")
+    look, inputs, *_ = component.events[name]
+    values = [panel.page.values[each] for each in inputs]
+    assert look(*values)[0]["value"] == "Gentle"
+    panel.presets.save("another", AsagSettings(scale=4.5))
+    assert look(*values)[0]["value"] == "Custom"
+    panel.presets.delete("another")
+    assert look(*values)[0]["value"] == "Custom"
+    panel.page.fire(component, name)
+    assert panel.chosen == "Gentle"
 
 
 def test_a_file_that_cant_be_read_leaves_the_built_in_presets_and_is_told(panel: Panel) -> None:

@@ -35,6 +35,7 @@ class PresetPanel:
         self.notice: Any = None
         self.buttons: dict[str, Any] = {}
         self.held: list[str] = []  # the names of the settings that presets hold, as `connect` gets them
+        self.orders: set[tuple[str, ...]] = set()  # all that the list has offered since the page was built
 
     def build_list(self, settings: AsagSettings) -> None:
         """The list, at the preset with these settings; and the button that the page's script presses when another
@@ -97,10 +98,10 @@ class PresetPanel:
         self.held = list(settings)
         chosen, outputs = [self.list, self.use], [self.list, self.use, self.notice, *components]
         self.list.input(self._choose, [self.list], outputs, **QUIET)
-        # Another tab may have saved presets since. Not on focus: gradio 4 would filter the open list by what is chosen.
-        switch.change(self._look_again, components, chosen, **QUIET)
-        looked = self.look.click(self._look_again_anew, components, chosen, **QUIET)
-        looked.then(self._touched, components, chosen, **QUIET)
+        # Another tab may have saved presets since. Not on focus: the order would change under the user's hand.
+        for looks in (switch.change, self.look.click):
+            looked = looks(self._look_again, components, chosen, **QUIET)
+            looked.then(self._touched, components, chosen, **QUIET)
         for component in components:
             component.input(self._touched, components, chosen, **QUIET)
         kept = self.use.input(self._keep_for, chosen, outputs, **QUIET)
@@ -121,7 +122,7 @@ class PresetPanel:
             name = self._plain(chosen)
             return name, "", self._updates(self.presets.get(name))
 
-        return self._told(act)
+        return self._told(act, fill=False)
 
     def _touched(self, *values: Any) -> tuple[Any, Any]:
         name = self._shown(values)
@@ -131,14 +132,11 @@ class PresetPanel:
         return gr.update(value=self._shown(values))
 
     def _look_again(self, *values: Any) -> tuple[Any, Any]:
+        """Where a page may show another order, the list is at Custom for a moment: see _keep_for."""
         names, told = self._names()
         name = self._shown(values)
-        return gr.update(value=name, choices=names, info=_info(told)), self._use_of(name)
-
-    def _look_again_anew(self, *values: Any) -> tuple[Any, Any]:
-        """As _look_again, with another order of the list: see _keep_for."""
-        listed, use = self._look_again(*values)
-        return ({**listed, "value": CUSTOM} if self._has_uses() else listed), use
+        listed = gr.update(value=CUSTOM if len(self.orders) > 1 else name, choices=names, info=_info(told))
+        return listed, self._use_of(name)
 
     def _keep_for(self, chosen: str, use: str) -> list[Any]:
         """Changes the order of the list. gradio 4 then goes on counting by the old one until the list's value changes,
@@ -196,13 +194,14 @@ class PresetPanel:
 
     # -- what these share ------------------------------------------------------------------------------------------
 
-    def _told(self, act: Callable[[], tuple[str, str, list[Any]]]) -> list[Any]:
-        """Do something; update the list, the notice and the settings, or the notice alone when it can't be done."""
+    def _told(self, act: Callable[[], tuple[str, str, list[Any]]], fill: bool = True) -> list[Any]:
+        """Do something; update the list, the notice and the settings, or the notice alone when it can't be done. The
+        list gets its names anew if it's to `fill`."""
         try:
             chosen, notice, rest = act()
         except (PresetError, SettingsError) as error:
             return [gr.update(), gr.update(), gr.update(value=as_html(str(error))), *self._unchanged()]
-        listed = gr.update(choices=self._names()[0], value=chosen)
+        listed = gr.update(choices=self._names()[0], value=chosen) if fill else gr.update(value=chosen)
         return [listed, self._use_of(chosen), gr.update(value=as_html(notice)), *rest]
 
     def _given(self, values: tuple[Any, ...]) -> AsagSettings:
@@ -229,16 +228,12 @@ class PresetPanel:
 
     def _names(self) -> tuple[list[str], str]:
         try:
-            names = self.presets.names()
-            return offered(names, self.presets.uses(), self.model()), self.presets.notice
+            names = offered(self.presets.names(), self.presets.uses(), self.model())
+            told = self.presets.notice
         except PresetError as error:
-            return list(PRESETS), str(error)
-
-    def _has_uses(self) -> bool:
-        try:
-            return bool(self.presets.uses())
-        except PresetError:
-            return False
+            names, told = list(PRESETS), str(error)
+        self.orders.add(tuple(names))
+        return names, told
 
     def _plain(self, chosen: str) -> str:
         """The name of the preset that the list calls so; raises PresetError when the file can't be read."""

@@ -37,7 +37,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 WAIT = 60_000  # milliseconds; a test that passes doesn't wait, and a busy machine is slow
 START = 300  # seconds, to import gradio and torch on a busy core
 
-PRESET = "#asag_preset"
+PRESET, UNIT = "#asag_preset", "#asag_unit"
 SECTIONS = ("method", "steps", "against_burnt_colours", "speed_and_figures")
 
 expect.set_options(timeout=WAIT)
@@ -194,6 +194,10 @@ def preset(page: Page) -> Locator:
     return page.locator("#asag_preset input")
 
 
+def options(page: Page, dropdown: str) -> Locator:
+    return page.locator(f'{dropdown} [data-testid="dropdown-option"]')
+
+
 def picture(page: Page, name: str) -> bytes:
     source = page.locator(f"#{name} img").get_attribute("src")
     return page.evaluate("async url => [...new Uint8Array(await (await fetch(url)).arrayBuffer())]", source)
@@ -282,7 +286,7 @@ def test_the_slider_and_its_help_follow_the_unit_and_the_field_takes_all(page: P
         ("push", "0.5", "0.005", "in each step"),
         ("paper", "10", "0.1", "the paper uses 1.5"),
     ):
-        choose(page, "#asag_unit", unit)
+        choose(page, UNIT, unit)
         for name in ("scale", "hires_scale"):
             expect(page.locator(f"#asag_{name} input[type=range]")).to_have_attribute("max", most)
             expect(page.locator(f"#asag_{name} input[type=number]")).to_have_attribute("step", step)
@@ -293,7 +297,7 @@ def test_the_slider_and_its_help_follow_the_unit_and_the_field_takes_all(page: P
         expect(number(page, "scale")).to_have_value(most)
     # A preset brings its unit and its scale, which the slider shows.
     set_number(page, "scale", 0.035)
-    choose(page, "#asag_unit", "push")
+    choose(page, UNIT, "push")
     expect(slider).to_have_attribute("step", "0.005")
     expect(slider).to_have_value("0.035")
 
@@ -337,11 +341,12 @@ def test_map_and_list_are_in_step(page: Page) -> None:
 
 
 class HeldAnswers:
-    """Holds the map's questions until they are let go; those that toggle a block alone, if so wanted."""
+    """Holds the map's questions until they are let go, those that toggle a block alone, if so wanted; or what the
+    page asks at other addresses."""
 
-    def __init__(self, page: Page, toggles: bool = True) -> None:
+    def __init__(self, page: Page, toggles: bool = True, addresses: str = "**/blocks?*") -> None:
         self.page, self.routes, self.everything = page, [], not toggles
-        page.route("**/blocks?*", self._came)
+        page.route(addresses, self._came)
 
     def _came(self, route: Route) -> None:
         if self.everything or "toggle=" in route.request.url:
@@ -362,6 +367,13 @@ class HeldAnswers:
         with self.page.expect_response(route.request.url):
             route.continue_()
         self.page.wait_for_timeout(300)
+
+    def let_all_go(self) -> None:
+        """Answer all, and hold none any more."""
+        self.everything = False
+        for route in self.routes:
+            route.continue_()
+        self.routes.clear()
 
 
 def test_what_is_typed_holds_against_a_late_answer_to_a_click(page: Page) -> None:
@@ -670,6 +682,96 @@ def test_presets_of_ones_own(playground: Playground, open_page: Callable[..., Pa
     assert json.loads(playground.presets.read_text()) == {"ours": {"scale": 3.3}}
     page.click("#asag_preset_delete")
     expect(notice).to_contain_text("allowed: your own: ours")
+
+
+@pytest.fixture
+def kept(playground: Playground) -> Iterator[Callable[[dict[str, float]], None]]:
+    """Keeps presets with these scales, as another tab does. Afterwards there is what there was."""
+    before = playground.presets.read_text() if playground.presets.exists() else "{}"
+    yield lambda scales: playground.presets.write_text(
+        json.dumps({name: {"scale": scale} for name, scale in scales.items()})
+    )
+    playground.presets.write_text(before)
+
+
+def held_events(page: Page) -> HeldAnswers:
+    """Holds what the accordion asks the server, as on a slow machine."""
+    return HeldAnswers(page, toggles=False, addresses="**/run/predict*")
+
+
+def test_an_open_list_shows_all_when_other_names_arrive(page: Page, kept: Callable[[dict[str, float]], None]) -> None:
+    kept({"mine": 3.25, "another's": 2.25})
+    held = held_events(page)
+    page.get_by_label("ASAG", exact=True).uncheck()
+    held.wait_for(1)
+    preset(page).click()
+    expect(options(page, PRESET).filter(has_text="Strong")).to_be_visible()
+    held.let_all_go()
+    expect(options(page, PRESET).filter(has_text="another's")).to_be_visible()
+    # The list was at Custom when the names came; a second answer brings it back.
+    expect(preset(page)).to_have_value("Paper")
+    expect(options(page, PRESET)).to_have_count(7)
+    options(page, PRESET).filter(has_text="another's").click()
+    expect(number(page, "scale")).to_have_value("2.25")
+
+
+def test_an_open_list_shows_all_when_another_value_arrives(page: Page) -> None:
+    held = held_events(page)
+    set_number(page, "scale", 3.125)
+    held.wait_for(1)
+    preset(page).click()
+    expect(options(page, PRESET).filter(has_text="Strong")).to_be_visible()
+    names = options(page, PRESET).count()
+    held.let_all_go()
+    expect(preset(page)).to_have_value("Custom")
+    expect(options(page, PRESET)).to_have_count(names)
+    held.everything = True
+    options(page, PRESET).filter(has_text="Strong").click()
+    held.wait_for(1)
+    page.click(f"{UNIT} input")
+    expect(options(page, UNIT)).to_have_count(3)
+    held.let_all_go()
+    expect(page.locator(f"{UNIT} input")).to_have_value("cfg")
+    expect(options(page, UNIT)).to_have_count(3)
+
+
+def test_an_open_list_follows_what_is_typed_and_closes(page: Page) -> None:
+    preset(page).click()
+    expect(options(page, PRESET).filter(has_text="Strong")).to_be_visible()
+    preset(page).fill("Fas")
+    expect(options(page, PRESET)).to_have_count(1)
+    preset(page).press("Escape")
+    expect(options(page, PRESET)).to_have_count(0)
+    preset(page).fill("Strong")
+    preset(page).press("Enter")
+    expect(number(page, "scale")).to_have_value("0.5")
+
+
+def test_each_entry_can_be_chosen_when_another_tab_changed_the_order(
+    page: Page, kept: Callable[[dict[str, float]], None]
+) -> None:
+    scales = {"one": 3.25, "two": 3.5, "three": 3.75, "four": 4.25}
+    kept(scales)
+    page.get_by_label("ASAG", exact=True).uncheck()
+    choose(page, PRESET, "two")
+    expect(number(page, "scale")).to_have_value("3.5")
+    del scales["one"]
+    kept(scales)
+    page.get_by_label("ASAG", exact=True).check()
+    preset(page).click()
+    # What stands now where "two" did.
+    expect(options(page, PRESET).nth(6)).to_have_attribute("aria-label", "three")
+    expect(preset(page)).to_have_value("two")
+    options(page, PRESET).nth(6).click()
+    expect(number(page, "scale")).to_have_value("3.75")
+    choose(page, PRESET, "four")
+    expect(number(page, "scale")).to_have_value("4.25")
+    # The answer to a choice doesn't change the order.
+    del scales["two"]
+    kept(scales)
+    for name in ("three", "four"):
+        choose(page, PRESET, name)
+        expect(number(page, "scale")).to_have_value(str(scales[name]))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
