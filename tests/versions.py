@@ -27,8 +27,10 @@ COMBINATIONS = {
     "neo": Versions("3.13", ("torch==2.11.0", "einops==0.8.2", "safetensors==0.7.0"), GRADIO_4),
     "newest": Versions("3.14", ("torch", "einops", "safetensors")),
 }
-# What a WebUI has besides, what tests are written with, and what the UNet of AUTOMATIC1111 imports.
-PACKAGES = ("numpy", "gradio", "fastapi", "httpx", "pillow", "filelock", "matplotlib")
+# What a WebUI has besides, what tests are written with, and what the UNet of AUTOMATIC1111 imports. audioop-lts is for
+# gradio 4, as in requirements-playground.txt.
+AUDIO = 'audioop-lts; python_version >= "3.13"'
+PACKAGES = ("numpy", "gradio", "fastapi", "httpx", "pillow", "filelock", "matplotlib", AUDIO)
 TESTS = ("pytest", "pytest-timeout", "hypothesis", "POT", "omegaconf")
 # That UNet; its own pins are years old.
 WITHOUT_DEPENDENCIES = ("stable-diffusion-sdkit",)
