@@ -90,7 +90,6 @@ def finish(p: Request, world: World, args: Any = ASKED, first: bool = True) -> t
     world.postprocess(processed)
     if not first:
         distributed.check_rest(p, processed, args)
-    assert distributed.SEEN not in p.__dict__
     return files, processed
 
 
@@ -164,8 +163,23 @@ def test_a_worker_that_is_still_busy_has_not_failed() -> None:
 def test_other_settings_than_asked_for_are_named() -> None:
     world = World(['Steps: 3, Hires prompt: "a, ASAG: scale 8.0", ASAG: "scale 2.0; blocks mid, out.3"'])
     files, processed = finish(Request(world, ASAG="scale 8.0"), world)
-    assert "with other settings than asked for: scale 2.0; blocks mid, out.3" in processed.comments
+    said = "with other settings than asked for: scale 2.0; blocks mid, out.3"
+    assert processed.comments.count(said) == processed.infotexts[2].count(said) == 1
     assert files[2].startswith("ASAG: scale 2.0; blocks mid, out.3, ASAG note: ")
+
+
+def test_a_value_that_is_no_text_in_quotes_is_taken_as_it_is() -> None:
+    world = World([r'Steps: 3, ASAG: "scale \d"'])
+    assert r'than asked for: "scale \d"' in finish(Request(world, ASAG="scale 8.0"), world)[1].comments
+
+
+def test_a_picture_that_another_extension_added_later_is_not_a_workers() -> None:
+    world = World([PLAIN])
+    p = Request(world, ASAG="scale 8.0")
+    world.add_pictures(p, 2)
+    p.batch_index = p.batch_size
+    distributed.check_picture(p, ASKED)
+    assert (p.comments, p.extra_generation_params) == ({}, {"ASAG": "scale 8.0"})
 
 
 @pytest.mark.parametrize("args", [({"enabled": False, "scale": 8.0},), ({"enabled": True, "scale": 0.0},), ()])

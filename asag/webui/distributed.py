@@ -21,8 +21,6 @@ from asag.settings import AsagSettings
 from asag.webui import api, infotext
 
 TITLE = "Distribute"
-# Which pictures have been looked at. Text: the extension sends the workers all that a request keeps, as JSON.
-SEEN = "_asag_workers_seen"
 # As the host's own (modules/infotext_utils.py: re_param_code).
 PARAMETER = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 
@@ -35,10 +33,6 @@ class Picture:
 
     worker: Any
     place: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.worker.label} {self.place}"
 
     @property
     def infotext(self) -> str:
@@ -62,7 +56,7 @@ def check_picture(p: Any, args: Sequence[Any]) -> None:
         number = p.batch_index - (p.batch_size - len(pictures))
         if 0 <= number < len(pictures):
             _say_what_was_done(p, pictures[number])
-            _note(p, pictures[number : number + 1], args)
+            _note(p, [pictures[number]], args)
         for message in _missing(jobs) if api.read_args(args).active else []:
             notes.note(p, message)
     except Exception as error:
@@ -70,12 +64,11 @@ def check_picture(p: Any, args: Sequence[Any]) -> None:
 
 
 def check_rest(p: Any, processed: Any, args: Sequence[Any]) -> None:
-    """The same for the pictures of a result that the host wrote no infotext for; nothing stays on `p`."""
+    """The same for the pictures of a result that the host wrote no infotext for."""
     try:
         said = _note(p, _pictures(_jobs(p)), args)
     except Exception as error:
         said = [_unknown(error)]
-    p.__dict__.pop(SEEN, None)
     # The host has joined the comments already.
     processed.comments += "".join(f"{message}\n" for message in dict.fromkeys(said))
 
@@ -116,12 +109,10 @@ def _say_what_was_done(p: Any, picture: Picture) -> None:
 
 
 def _note(p: Any, pictures: Sequence[Picture], args: Sequence[Any]) -> list[str]:
-    """Note on `p` what is to be said of the pictures; each is looked at once. Returns what was said."""
+    """Note on `p` what is to be said of the pictures, and return it."""
     said = []
-    seen = p.__dict__.setdefault(SEEN, [])
     for picture in pictures:
-        message = "" if picture.name in seen else _message(p, picture, api.read_args(args))
-        seen.append(picture.name)
+        message = _message(p, picture, api.read_args(args))
         if message:
             notes.note(p, message)
             said.append(message)
@@ -129,7 +120,8 @@ def _note(p: Any, pictures: Sequence[Picture], args: Sequence[Any]) -> list[str]
 
 
 def _message(p: Any, picture: Picture, asked: AsagSettings) -> str:
-    """What the user is to know of a picture; nothing when it was guided as asked, or wasn't to be guided."""
+    """What the user is to know of a picture and hasn't been told; nothing when it was guided as asked, or wasn't to be
+    guided."""
     if not asked.active or not picture.infotext:
         return ""
     label, found = picture.worker.label, _parameters(picture.infotext)
@@ -143,6 +135,8 @@ def _message(p: Any, picture: Picture, asked: AsagSettings) -> str:
         message = f"ASAG guided what the worker {label} made with other settings than asked for: {done}"
     else:
         return "" if noted in p.extra_generation_params.get(notes.KEY, "") else f"Worker {label}: {noted}"
+    if noted == message:
+        return ""
     picture.add_note(message)
     return message
 
