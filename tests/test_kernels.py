@@ -127,12 +127,31 @@ def test_a_width_is_split_into_powers_of_two() -> None:
         assert kernel_launch.split_width(width, kernel_launch.HOPPER.least) == (whole, 0)
 
 
+@pytest.mark.parametrize(
+    ("width", "value_width", "widest"), [(16, 16, 64), (64, 65, 128), (129, 40, 160), (161, 8, 256)]
+)
+def test_a_tile_is_that_of_the_wider_of_query_and_value(width: int, value_width: int, widest: int) -> None:
+    """A wider table entry would be right and slow, a narrower one may not fit."""
+    query, key, value, out = (
+        torch.empty(1, 2, 8, each, dtype=torch.float16, device="meta") for each in (width, width, value_width, width)
+    )
+    bias, usual = torch.empty(2, 8, device="meta"), kernel_launch.USUAL
+    launches = (
+        (usual.attention, kernel_launch.biased_attention_launch(usual, query, key, value, bias, 1.0, out)),
+        (usual.joint, kernel_launch.joint_attention_launch(usual, query, key, value, bias, 1.0, 0, None, out)),
+    )
+    for tiles, launch in launches:
+        found = launch.constants["BLOCK_N"], launch.constants["BLOCK_M"], launch.options["num_warps"]
+        assert found == tiles[2][widest]
+
+
 def test_the_kernels_keep_to_what_triton_2_1_has() -> None:
     """A1111 brings Triton 2.1, Forge 2.3. Both can't be had for each Python, so what they lack is looked for."""
     tree = ast.parse((Path(__file__).parents[1] / "asag" / "kernels.py").read_text())
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     dots = [call for call in calls if ast.unparse(call.func) == "tl.dot"]
     assert {(len(call.args), *(each.arg for each in call.keywords)) for call in dots} == {(2, "allow_tf32")}
+    assert {ast.unparse(each.value) for call in dots for each in call.keywords} == {"False"}
     assert {ast.unparse(call.func) for call in calls} & {"tl.exp2", "tl.log2"} == set()
     for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
         assert any(each.annotation is None for each in function.args.args), f"{function.name}: all is compiled in"

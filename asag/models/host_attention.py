@@ -200,13 +200,13 @@ class StandIn:
     ) -> Tensor | None:
         """What `attend` gives for one call of the host's function, in the layout that the call asks for."""
         parts: Sequence[Tensor] = (query, key, value)
+        fewer = named.get("enable_gqa")  # keys and values may have fewer heads than queries
         if not named.get("skip_reshape"):
-            # SD3's values come with their heads apart already. Keys and values may have fewer heads than queries.
+            # SD3's values come with their heads apart already.
             parts = [tensor.flatten(2) for tensor in parts]
             width = parts[0].shape[2] // heads
-            counts = [each.shape[2] // width if named.get("enable_gqa") else heads for each in parts]
-            parts = [split_heads(each, count) for each, count in zip(parts, counts, strict=True)]
-        if named.get("enable_gqa"):
+            parts = [split_heads(each, each.shape[2] // width if fewer else heads) for each in parts]
+        if fewer:
             parts = [each.repeat_interleave(heads // each.shape[1], dim=1) for each in parts]
         scale = named.get("scale")
         if scale is not None:
