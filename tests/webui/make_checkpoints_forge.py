@@ -194,24 +194,29 @@ KINDS: dict[str, Callable[[Path], Checkpoint]] = {
     "sdxl-rectified": sdxl,
     "flux-kontext": flux,
     "flux-fp8": lambda host: flux(host, stored="fp8"),
-    "flux-q8": lambda host: flux(host, stored="gguf"),
+    "flux-q8": lambda host: flux(host, stored="q8"),
+    "flux-q4": lambda host: flux(host, stored="q4"),
+    # It needs bitsandbytes, which the WebUI then finds, too.
+    "flux-nf4": lambda host: flux(host, stored="nf4"),
     "mugen": mugen,
     **NEOS,
 }
-MORE_OF_NEOS = {"sdxl-rectified", "flux-kontext", "flux-fp8", "flux-q8", "mugen"}
-ONLY_FORGES, ONLY_NEOS = {"sd3"}, {*NEOS, *MORE_OF_NEOS}
+ONLY_FORGES, ONLY_NEOS = {"sd3"}, {*NEOS, "sdxl-rectified", "flux-kontext", "mugen"}
+ASKED_FOR = {"flux-nf4"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("webui", type=lambda text: Path(text).expanduser().resolve(), help="the folder of the WebUI")
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; default: all")
+    parser.add_argument(
+        "kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; default: all, without {', '.join(ASKED_FOR)}"
+    )
     asked = parser.parse_args()
     sys.argv[1:] = ["--cpu" if is_neo(asked.webui) else "--always-cpu"]
     packages = ["", "packages_3rdparty", "repositories/huggingface_guess", "modules_forge/packages"]
     sys.path[:0] = [str(asked.webui / package) for package in packages]
     others = ONLY_FORGES if is_neo(asked.webui) else ONLY_NEOS
-    for kind in asked.kinds or [kind for kind in KINDS if kind not in others]:
+    for kind in asked.kinds or [kind for kind in KINDS if kind not in others | ASKED_FOR]:
         print(write(KINDS[kind](asked.webui), asked.webui, kind), flush=True)
 
 

@@ -11,9 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
+from tiny_quantised import stored_as, write_gguf
 from torch import Tensor, nn
 
 HIDDEN = 256  # width of a transformer
@@ -33,7 +33,7 @@ class Checkpoint:
     the denoiser's class is made with (None: what was detected); `dataclasses`, what differs in those that Neo's
     language models have their sizes in, or in classes of their parts; `classes`, which of those models stands for
     another (Neo chooses by size). `seed` is that of the weights, and `stored` how the denoiser's matrices are: in half
-    precision, as "fp8" or as "gguf" (Q8_0, in a file of that format)."""
+    precision, as "fp8", as "nf4" (bitsandbytes), or in a file of GGUF as "q8" (Q8_0) or "q4" (Q4_K)."""
 
     folder: str = "Stable-diffusion"
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -136,39 +136,9 @@ def write(made: Checkpoint, host: Path, kind: str) -> Path:
     sizes = json.dumps({name: getattr(made, name) for name in names})
     file = host / "models" / made.folder / f"tiny-{kind}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
-    if made.stored == "gguf":
-        return write_gguf(tensors, file.with_suffix(".gguf"), sizes)
-    if made.stored == "fp8":
-        tensors |= {key: tensors[key].to(torch.float8_e4m3fn) for key in tensors if is_matrix(key, tensors[key])}
+    if made.stored in ("q8", "q4"):
+        return write_gguf(tensors, file.with_suffix(".gguf"), sizes, made.stored)
+    if made.stored != "half":
+        tensors = stored_as(made.stored, tensors)
     save_file(tensors, file, metadata={"format": "pt", "asag_sizes": sizes})
     return file
-
-
-def is_matrix(key: str, tensor: Tensor) -> bool:
-    """Whether it is one that quantised checkpoints quantise."""
-    return key.startswith("model.diffusion_model.") and tensor.ndim == 2 and tensor.shape[1] % 32 == 0
-
-
-def write_gguf(tensors: dict[str, Tensor], file: Path, sizes: str) -> Path:
-    from modules_forge.packages import gguf
-
-    writer = gguf.GGUFWriter(file, "asag-tiny")
-    writer.add_string("asag_sizes", sizes)
-    for key, tensor in tensors.items():
-        if is_matrix(key, tensor):
-            writer.add_tensor(key, q8_0(tensor), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-        elif tensor.ndim:
-            writer.add_tensor(key, tensor.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return file
-
-
-def q8_0(matrix: Tensor) -> np.ndarray:
-    """GGML's Q8_0, uint8 (rows, bytes): for each 32 numbers a half-precision scale, and the numbers over it as int8."""
-    blocks = matrix.float().unflatten(1, (-1, 32))
-    scale = (blocks.abs().amax(-1, keepdim=True) / 127).half()
-    rounded = (blocks / scale.float().clamp(min=1e-8)).round().to(torch.int8)
-    return torch.cat([scale.view(torch.uint8), rounded.view(torch.uint8)], dim=-1).flatten(1).numpy()

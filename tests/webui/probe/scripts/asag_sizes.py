@@ -3,6 +3,7 @@ metadata; both know the sizes of most models beforehand. Other checkpoints are l
 
 import functools
 import importlib
+import importlib.util
 import json
 import operator
 import tempfile
@@ -11,10 +12,13 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+IS_NEO = bool(importlib.util.find_spec("modules_forge") and importlib.util.find_spec("modules_forge.packages"))
+
 
 def sizes_of(path):
     if str(path).endswith(".gguf"):
-        field = importlib.import_module("modules_forge.packages.gguf").GGUFReader(path).get_field("asag_sizes")
+        gguf = importlib.import_module("modules_forge.packages.gguf" if IS_NEO else "gguf")
+        field = gguf.GGUFReader(path).get_field("asag_sizes")
         return json.loads(bytes(field.parts[-1])) if field is not None else None
     if not str(path).endswith(".safetensors"):
         return None
@@ -49,8 +53,12 @@ class SmallSizes:
         return self.detect(*args, **kwargs)
 
     def load_component(self, guess, name, library, cls, repository, state_dict):
-        if self.sizes and self.sizes["denoiser"] and name in ("unet", "transformer"):
+        is_denoiser = name in ("unet", "transformer")
+        if self.sizes and self.sizes["denoiser"] and is_denoiser:
             guess.unet_config = dict(self.sizes["denoiser"])
+        if self.sizes and state_dict and not IS_NEO and not is_denoiser:
+            # Forge takes the other parts from files of their own, where a GGUF has the denoiser alone.
+            state_dict = {key: value.data if hasattr(value, "gguf_cls") else value for key, value in state_dict.items()}
         if not self.sizes or name not in self.sizes["configs"]:
             return self.load(guess, name, library, cls, repository, state_dict)
         config = json.loads((Path(repository) / name / "config.json").read_text())
