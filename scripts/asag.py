@@ -6,17 +6,22 @@ from modules import script_callbacks, scripts
 from modules.paths_internal import data_path
 from modules.ui_components import InputAccordion
 
-from asag.hosts import before_loading, generation, notes, shown, webui
-from asag.presets import Presets
-from asag.webui import api, copies, distributed, earlier_labels, gallery_figures, infotext, routes, ui, xyz
-from asag.webui.paste import PasteFields
+from asag.hosts import webui
+from asag.webui import copies
 
 webui.log_warnings()
 first = copies.first_copy(__file__)
-host = webui.find_host() if first is None else None
-blocks_route = routes.secret_route() if webui.asks_for_password() else routes.BLOCKS
-presets = Presets(Path(data_path) / "asag-presets.json")
-paste_fields = PasteFields(presets)
+# Beside an older copy that was loaded first, this is its package, which may lack what is newer.
+if first is None:
+    from asag.hosts import before_loading, generation, notes, shown
+    from asag.presets import Presets
+    from asag.webui import api, distributed, earlier_labels, gallery_figures, infotext, routes, ui, xyz
+    from asag.webui.paste import PasteFields
+
+    host = webui.find_host()
+    blocks_route = routes.secret_route() if webui.asks_for_password() else routes.BLOCKS
+    presets = Presets(Path(data_path) / "asag-presets.json")
+    paste_fields = PasteFields(presets)
 
 
 class AsagScript(scripts.Script):
