@@ -102,6 +102,33 @@ def test_features_hold_a_potential(dtype: torch.dtype, bits: int, scale: float) 
         assert float((found - wanted).abs().max()) < 2.0**-bits * 400
 
 
+@pytest.mark.parametrize("kernel", ["flash", "efficient"])
+def test_torch_is_asked_for_whole_attention_and_its_sums(monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
+    """By the names in torch's own schema: no dropout, nothing causal, no map for debugging."""
+    name = f"_scaled_dot_product_{kernel}_attention"
+    known = [each.name for each in getattr(torch.ops.aten, name).default._schema.arguments]
+    asked: dict[str, object] = {}
+
+    def recorded(*given: object, **named: object) -> tuple[Tensor, Tensor]:
+        asked.update(zip(known, given, strict=False), **named)
+        return torch.ones(1, 2, 5, 8), torch.arange(16.0).view(1, 2, 8)
+
+    monkeypatch.setattr(torch.ops.aten, name, recorded)
+    tensors = [torch.zeros(1, 2, 5, 8) for _ in range(3)]
+    out, sums = attention_kernels.with_sums(kernel, tensors[0], tensors[1], tensors[2], 0.35)
+    assert all(asked.pop(each) is tensor for each, tensor in zip(("query", "key", "value"), tensors, strict=True))
+    of_flash, of_efficient = {"return_debug_mask": False}, {"attn_bias": None, "compute_log_sumexp": True}
+    more = of_flash if kernel == "flash" else of_efficient
+    assert asked == {"dropout_p": 0.0, "is_causal": False, "scale": 0.35} | more
+    # Older versions of torch round the number of sums up.
+    assert torch.equal(out, torch.ones(1, 2, 5, 8))
+    assert torch.equal(sums, torch.arange(16.0).view(1, 2, 8)[..., :5])
+
+
+def test_heads_are_widened_to_a_multiple_of_eight() -> None:
+    assert [attention_kernels.padded(width) for width in (1, 3, 8, 9, 23, 40, 60)] == [8, 8, 8, 16, 24, 40, 64]
+
+
 class Trial(AttentionKernels):
     """For tensors of a CPU, with every kernel there."""
 
@@ -211,6 +238,8 @@ def test_memory_that_runs_out_is_no_fault_of_the_kernel(monkeypatch: pytest.Monk
         ({"dtype": torch.float64}, False),
         ({"value_width": 72}, True),
         ({"value_width": 73}, False),
+        ({"scale": 1e3}, True),
+        ({"scale": -1e3}, True),
         ({"scale": 1e-5}, False),
         ({"scale": 1e4}, False),
         ({"hip": "6.2"}, False),

@@ -330,6 +330,32 @@ def test_which_tensors_and_cards_suit(
     assert choice.suits(tensor, tensor, tensor) == suits
 
 
+@pytest.mark.parametrize(
+    ("place", "other"), [(2, on_cuda((1, 2, 64, 257))), (1, on_cuda((1, 2, 2**16, 64), token_stride=2**15))]
+)
+def test_each_of_the_tensors_has_to_suit(monkeypatch: pytest.MonkeyPatch, place: int, other: Any) -> None:
+    choice = KernelChoice()
+    choice.off = False
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    given = [on_cuda(), on_cuda(), on_cuda()]
+    assert choice.suits(given[0], given[1], given[2])
+    given[place] = other
+    assert not choice.suits(given[0], given[1], given[2])
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+def test_how_far_a_first_result_may_be_goes_by_its_size(context: Context, size: float) -> None:
+    expected = size * torch.ones(4)
+    choice: Any = KernelChoice()
+    choice.module, choice.off = SimpleNamespace(), False
+    near = expected * (1 + 0.9e-3)
+    assert torch.equal(kernels_of(choice, lambda kernels: near, lambda: expected), near)
+    assert not choice.off
+    choice.compared.clear()
+    assert torch.equal(kernels_of(choice, lambda kernels: expected * (1 + 1.1e-3), lambda: expected), expected)
+    assert choice.off
+
+
 def test_joint_attention_refuses_what_plain_attention_refuses(
     monkeypatch: pytest.MonkeyPatch, tensors: tuple[Tensor, Tensor, Tensor]
 ) -> None:
@@ -355,8 +381,20 @@ def test_it_is_said_which_implementation_is_in_use(monkeypatch: pytest.MonkeyPat
     choice = KernelChoice()
     choice.off = False
     assert choice.in_use().startswith("not known yet")
+    monkeypatch.setenv("ASAG_IMPL", "triton")
+    assert choice.in_use().startswith("not known yet")
     monkeypatch.setenv("ASAG_IMPL", "streaming")
     assert choice.in_use() == "streaming: ASAG_IMPL says so"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_without_the_package_it_is_said_that_it_is_missing(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if there else None)
+    choice = KernelChoice()
+    assert choice.off != there
+    missing = choice.in_use() == "streaming: the package triton isn't installed"
+    assert missing != there
+    assert choice.reason == ("" if there else "the package triton isn't installed")
 
 
 def test_the_environment_names_what_auto_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ TESTS = {
     "asag/kernel_choice.py": ["tests/test_kernel_choice.py", "tests/test_cuda_counts.py"],
     "asag/kernels.py": ["tests/test_kernels.py"],
     "asag/kernel_launch.py": ["tests/test_kernels.py"],
-    "asag/kernel_path.py": ["tests/test_kernel_choice.py", "tests/test_cuda_counts.py"],
+    "asag/kernel_path.py": ["tests/test_kernel_path.py", "tests/test_kernel_choice.py", "tests/test_cuda_counts.py"],
     "asag/attention_kernels.py": ["tests/test_attention_kernels.py", "tests/test_cuda_counts.py"],
     "asag/device_scores.py": ["tests/test_device_scores.py", "tests/test_cuda_counts.py"],
     "asag/operators.py": [*ARITHMETIC[1:], "tests/models/test_diffusers_mmdit.py"],
