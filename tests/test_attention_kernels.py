@@ -194,6 +194,16 @@ def test_a_kernel_that_is_amiss_stays_off_and_the_log_says_so_once(
     assert "flash" in caplog.text
 
 
+@pytest.mark.parametrize("size", [1e-4, 1e4])
+def test_how_far_a_first_result_may_be_goes_by_its_size(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
+    query, key, value = heads_of(12, 12, 16, torch.float32, 5.0)
+    for wrong, off in ((0.9e-3, set()), (1.1e-3, {"flash"})):
+        replaced(monkeypatch, flash=lambda out, sums, wrong=wrong: (out * (1 + wrong), sums))  # type: ignore[misc]
+        kernels = Trial()
+        kernels.attention(query, key, size * value, -0.25, 2, "rows")
+        assert kernels.off == off
+
+
 def test_a_kernel_that_breaks_the_device_ends_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its error shows where the host waits, and every call after it fails as well."""
 

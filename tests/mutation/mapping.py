@@ -39,7 +39,7 @@ TESTS = {
     "asag/attention_kernels.py": ["tests/test_attention_kernels.py", "tests/test_cuda_counts.py"],
     "asag/device_scores.py": ["tests/test_device_scores.py", "tests/test_cuda_counts.py"],
     "asag/operators.py": [*ARITHMETIC[1:], "tests/models/test_diffusers_mmdit.py"],
-    "asag/joint_parts.py": ["tests/test_operators.py", "tests/test_heads.py"],
+    "asag/joint_parts.py": ["tests/test_joint_parts.py", "tests/test_operators.py", "tests/test_heads.py"],
     "asag/heads.py": ["tests/test_heads.py", "tests/test_chosen_heads.py"],
     "asag/chosen_heads.py": ["tests/test_chosen_heads.py"],
     "asag/blended.py": ["tests/test_blended.py"],
