@@ -199,9 +199,8 @@ class AttentionKernels:
             reason = first_line(error)
             if is_lost(query.device):
                 raise DeviceLost(
-                    f"the GPU failed while ASAG tried torch's {kernel} attention kernel, and works again after a "
-                    f"restart with {VARIABLE}=dense in the environment, which does without and takes more memory "
-                    f"({reason})"
+                    f"the GPU failed while ASAG tried torch's {kernel} attention kernel ({reason}); restart with "
+                    f"{VARIABLE}=dense in the environment, which takes more memory"
                 ) from error
             return self.switch_off(kernel, reason)
         if not difference <= DIFFERENCE[query.dtype]:

@@ -97,8 +97,8 @@ class KernelChoice:
         self.switch_off(first_line(error))
         if is_lost(device):
             raise DeviceLost(
-                f"the GPU failed while ASAG's Triton kernels ran, and works again after a restart with "
-                f"{VARIABLE}=streaming in the environment, which switches them off ({first_line(error)})"
+                f"the GPU failed while ASAG's Triton kernels ran ({first_line(error)}); restart with "
+                f"{VARIABLE}=streaming in the environment, which switches them off"
             ) from error
 
     @contextmanager

@@ -108,7 +108,7 @@ class PresetFile:
                 number += 1
             os.replace(self.path, aside)
         except OSError as second:
-            raise PresetError(f"{reason}, nor moved aside ({second.strerror})") from error
+            raise PresetError(f"{reason}, and it can't be moved aside ({second.strerror})") from error
         self.notice = f"{reason}; it is kept as {aside.name}."
         return {}
 

@@ -68,7 +68,7 @@ class Presets:
             return self.file.notice
         named = [f"{shown(name)} ({reason})" for name, reason in self.unusable.items()]
         more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
-        entries = f"These can't be used and stay in {self.file.path.name}: {', '.join(named[:MOST_NAMED])}{more}."
+        entries = f"{self.file.path.name} keeps presets that can't be used: {', '.join(named[:MOST_NAMED])}{more}."
         return f"{self.file.notice} {entries}".strip()
 
     def names(self) -> list[str]:
@@ -106,7 +106,7 @@ class Presets:
             _check_own(name, found)
             _check_usable(new, found)
             if new in found and new != name:
-                raise PresetError(f"name: {new!r} is taken; allowed: one that no preset has")
+                raise PresetError(f"name: {new!r} is taken; allowed: a name that no preset has")
             renamed = {new if each == name else each: preset for each, preset in found.items()}
             return with_uses(renamed, {new if each == name else each: use for each, use in uses_in(found).items()})
 
@@ -177,14 +177,14 @@ def _printable(text: str) -> str:
 def _check_own(name: str, found: Mapping[str, Any]) -> None:
     own = _sorted(found)[0]
     if name not in own:
-        allowed = shown_names(list(own)) or "there is none yet"
-        raise PresetError(f"preset: {shown(name)}; allowed: your own: {allowed}")
+        allowed = shown_names(list(own)) or "there are none yet"
+        raise PresetError(f"preset: {shown(name)}; allowed: your own presets: {allowed}")
 
 
 def _check_usable(name: str, found: Mapping[str, Any]) -> None:
     """Raise PresetError rather than write over what can't be read."""
     if name in _sorted(found)[1]:
-        raise PresetError(f"name: {name!r} stands in the file for a preset that can't be used; allowed: another name")
+        raise PresetError(f"name: {name!r} is a preset in the file that can't be used; allowed: another name")
 
 
 def _checked(name: str) -> str:

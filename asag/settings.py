@@ -205,7 +205,7 @@ class AsagSettings:
     amount: float = option(
         1.0,
         "Amount",
-        "How much of the weakened attention takes the place of the ordinary one. 1 is all of it, as in the paper.",
+        "How much of the ordinary attention ASAG replaces by the weakened one. 1 is all of it, as in the paper.",
         minimum=0.0,
         maximum=1.0,
         step=0.01,

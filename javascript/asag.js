@@ -110,7 +110,7 @@
                 const answer = await response.json();
                 return response.ok ? answer : {told: answer.detail || "The model's blocks can't be shown."};
             } catch (error) {
-                return {told: "The block map can't be reached; the list above works all the same."};
+                return {told: "The block map can't be loaded. You can still write blocks in the field above."};
             } finally {
                 this.unanswered--;
             }
@@ -280,12 +280,12 @@
         }
 
         whose(answer) {
-            const whose = `These are the blocks of ${answer.checkpoint}, the checkpoint that is `;
-            if (!answer.loaded) return element("p", "asag-whose", `${whose}chosen: it loads when you generate.`);
-            if (!answer.chosen_checkpoint) return element("p", "asag-whose", `${whose}loaded.`);
-            const other = `${answer.chosen_checkpoint} is chosen: it loads when you generate, and its blocks may ` +
-                `differ (${answer.chosen_problem}).`;
-            return element("p", "asag-told asag-whose", `${whose}loaded. ${other}`);
+            const whose = `These are the blocks of ${answer.checkpoint}, the `;
+            const loads = "It loads when you generate.";
+            if (!answer.loaded) return element("p", "asag-whose", `${whose}chosen checkpoint. ${loads}`);
+            if (!answer.chosen_checkpoint) return element("p", "asag-whose", `${whose}loaded checkpoint.`);
+            const other = `loaded checkpoint. You have chosen ${answer.chosen_checkpoint}. ${loads} Its blocks may differ`;
+            return element("p", "asag-told asag-whose", `${whose}${other} (${answer.chosen_problem}).`);
         }
     }
 

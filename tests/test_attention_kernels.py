@@ -216,9 +216,8 @@ def test_a_kernel_that_breaks_the_device_ends_with_the_way_out(monkeypatch: pyte
     with pytest.raises(DeviceLost) as found:
         attend(Trial())
     assert str(found.value) == (
-        "the GPU failed while ASAG tried torch's flash attention kernel, and works again after a restart with "
-        "ASAG_IMPL=dense in the environment, which does without and takes more memory (RuntimeError: CUDA error: an "
-        "illegal memory access was encountered)"
+        "the GPU failed while ASAG tried torch's flash attention kernel (RuntimeError: CUDA error: an illegal memory "
+        "access was encountered); restart with ASAG_IMPL=dense in the environment, which takes more memory"
     )
     assert set(calls) == {"flash"}
 

@@ -125,9 +125,9 @@ def test_a_click_changes_a_heads_side(text, toggle, expected):
 @pytest.mark.parametrize(
     ("text", "toggle", "note"),
     [
-        ("mid:h2", "mid:h2", "mid:h2 is all that is weakened"),
+        ("mid:h2", "mid:h2", "Only mid:h2 is weakened. Choose another head or block first"),
         ("mid", "mid:h4", "'mid.0:h4'; mid.0 has: heads 0 to 3"),
-        ("mid", "in.5:h0", "How many heads in.5 has is known once the model is loaded."),
+        ("mid", "in.5:h0", "ASAG knows the heads of in.5 once the model is loaded. Generate a picture first."),
         ("mid", "in.9:h0", "This model has no in.9."),
         ("mid", "mid:x", "'mid:x'; allowed: heads such as"),
     ],
@@ -187,7 +187,7 @@ def test_a_click_changes_a_blocks_side(text, toggle, expected):
 @pytest.mark.parametrize(
     ("text", "toggle", "note"),
     [
-        ("mid", "mid", "mid is the only block that is weakened"),
+        ("mid", "mid", "Only mid is weakened. Choose another block first"),
         ("mid", "joint.3", "This model has no joint.3."),
         ("mid", "x" * 1000, f"This model has no {'x' * 60}."),
         ("mid", "out.0", None),

@@ -202,8 +202,8 @@ def test_a_kernel_that_breaks_the_device_ends_with_the_way_out(context: Context)
     with pytest.raises(DeviceLost) as found:
         kernels_of(choice, illegal, by_torch)
     assert str(found.value) == (
-        "the GPU failed while ASAG's Triton kernels ran, and works again after a restart with ASAG_IMPL=streaming in "
-        "the environment, which switches them off (RuntimeError: CUDA error: an illegal memory access was encountered)"
+        "the GPU failed while ASAG's Triton kernels ran (RuntimeError: CUDA error: an illegal memory access was "
+        "encountered); restart with ASAG_IMPL=streaming in the environment, which switches them off"
     )
     assert choice.in_use() == "streaming: RuntimeError: CUDA error: an illegal memory access was encountered"
 
@@ -254,8 +254,8 @@ def test_a_kernel_that_breaks_the_device_in_a_later_run_has_the_same_error_where
     with pytest.raises(DeviceLost) as found, choice.loss_named():
         raise ILLEGAL  # out of the host's next call
     assert str(found.value) == (
-        "the GPU failed while ASAG's Triton kernels ran, and works again after a restart with ASAG_IMPL=streaming in "
-        "the environment, which switches them off (RuntimeError: CUDA error: an illegal memory access was encountered)"
+        "the GPU failed while ASAG's Triton kernels ran (RuntimeError: CUDA error: an illegal memory access was "
+        "encountered); restart with ASAG_IMPL=streaming in the environment, which switches them off"
     )
     assert found.value.__cause__ is ILLEGAL
     assert choice.in_use() == "streaming: RuntimeError: CUDA error: an illegal memory access was encountered"

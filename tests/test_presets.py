@@ -96,7 +96,9 @@ def test_a_broken_file_that_cant_be_moved_is_told_and_stays(presets, monkeypatch
         raise OSError(13, "Not yours")
 
     monkeypatch.setattr("os.replace", failing)
-    with pytest.raises(PresetError, match=r"presets\.json, can't be read \(.*\), nor moved aside \(Not yours\)$"):
+    with pytest.raises(
+        PresetError, match=r"presets\.json, can't be read \(.*\), and it can't be moved aside \(Not yours\)$"
+    ):
         presets.names()
     assert presets.file.path.read_text() == "{"
 
@@ -129,10 +131,10 @@ def test_save_rename_delete(presets):
         (lambda p: p.save("a:b", MINE), "without a colon"),
         (lambda p: p.save("x" * 61, MINE), "1 to 60"),
         (lambda p: p.save("Paper", MINE), "'Paper' comes with ASAG"),
-        (lambda p: p.rename("Paper", "mine"), "allowed: your own: kept"),
+        (lambda p: p.rename("Paper", "mine"), "allowed: your own presets: kept"),
         (lambda p: p.rename("kept", "Fast"), "comes with ASAG"),
         (lambda p: p.rename("kept", "kept 2"), "is taken"),
-        (lambda p: p.delete("other"), "preset: 'other'; allowed: your own: kept, kept 2"),
+        (lambda p: p.delete("other"), "preset: 'other'; allowed: your own presets: kept, kept 2"),
         (lambda p: p.get("other"), "allowed: Paper, Gentle, Strong, Clean, Fast, kept, kept 2"),
     ],
 )
@@ -223,7 +225,7 @@ def test_bad_entries_hide_no_good_ones_and_are_told(mixed):
     assert mixed.get("mine") == AsagSettings(scale=2.25, blocks="mid")
     assert mixed.name_of(AsagSettings(scale=3.0)) == "Übung 🎨"
     assert mixed.notice.startswith(
-        "These can't be used and stay in presets.json: 'newer' (sharpness: unknown; allowed: "
+        "presets.json keeps presets that can't be used: 'newer' (sharpness: unknown; allowed: "
     )
     assert "'too much' (scale: 999; allowed: a number from 0 to 100), 'a:b' (name: 'a:b'; allowed:" in mixed.notice
     assert mixed.notice.endswith("'Fast' (name: 'Fast' comes with ASAG; allowed: another name) and 4 more.")
@@ -242,10 +244,10 @@ def test_changes_keep_what_cannot_be_used_as_it_stands(mixed):
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda p: p.save("newer", MINE), "'newer' stands in the file for a preset that can't be used"),
-        (lambda p: p.rename("mine", "too much"), "'too much' stands in the file"),
-        (lambda p: p.rename("newer", "older"), "preset: 'newer'; allowed: your own: mine, Übung 🎨"),
-        (lambda p: p.delete("a:b"), "preset: 'a:b'; allowed: your own: mine"),
+        (lambda p: p.save("newer", MINE), "'newer' is a preset in the file that can't be used"),
+        (lambda p: p.rename("mine", "too much"), "'too much' is a preset in the file"),
+        (lambda p: p.rename("newer", "older"), "preset: 'newer'; allowed: your own presets: mine, Übung 🎨"),
+        (lambda p: p.delete("a:b"), "preset: 'a:b'; allowed: your own presets: mine"),
         (lambda p: p.get("no object"), "preset: 'no object'; allowed: Paper"),
         (lambda p: p.save("\ud800", MINE), "allowed: 1 to 60"),
     ],

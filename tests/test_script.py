@@ -184,6 +184,6 @@ def test_the_routes_have_their_names(host: Host) -> None:
     known = app.get("/asag/blocks", blocks="out.0")
     assert (known["checkpoint"], known["chosen_checkpoint"]) == ("one.safetensors", "two.safetensors")
     assert (known["loaded"], known["kind"]) == (True, "UNet")
-    assert known["chosen_problem"].startswith("a .py file shows its blocks only once it is loaded")
+    assert known["chosen_problem"].startswith("ASAG can't read the blocks of a .py file before it is loaded")
     assert [each["address"] for each in known["blocks"]] == ["in.1", "mid", "out.0", "out.1"]
     assert [each["address"] for each in known["blocks"] if each["chosen"]] == ["out.0"]

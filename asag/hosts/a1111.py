@@ -50,7 +50,7 @@ class A1111Run(GuidedRun):
             self.heads.forget(told=True)
         layers = choose_layers(network, FAMILY, blocks, self.heads)
         if remembers(params.denoiser.p):
-            self.reuse.give_up("a unit makes the model remember what it sees (reference)")
+            self.reuse.give_up("one of ControlNet's reference units is on")
         return A1111Step(params.denoiser, scale, *rows, network, layers, FAMILY, self.operator, self.reuse)
 
     def entrance(self, denoiser: Any) -> nn.Module:
@@ -157,8 +157,8 @@ def _weights(step: SeenStep) -> list[list[float]]:
     weights = [[part.weight for part in parts] for parts in step.denoiser.sampler.sampler_extra_args["cond"].batch]
     if sum(map(len, weights)) != step.cond_rows or step.recorded_rows < step.cond_rows:
         raise Refused(
-            f"ASAG: {step.cond_rows} conditional rows of {step.recorded_rows} run, {weights} expected; another "
-            "extension changed what the model is given, and ASAG can't guide that",
+            "ASAG can't guide this picture: another extension changed what the model is given "
+            f"({step.cond_rows} conditional rows of {step.recorded_rows}, weights {weights}); switch it off",
             500,
         )
     return weights

@@ -171,7 +171,7 @@ class A1111Step(SeenStep):
             with forward_replaced(self.network, forward):
                 return self._again(whole_calls=False)
         except _OtherRows:
-            self.reuse.give_up("the UNet was given other rows than before")
+            self.reuse.give_up("the model got other inputs than before")
             return None
 
     def _again(self, whole_calls: bool) -> Tensor:

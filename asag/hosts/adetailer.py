@@ -10,10 +10,7 @@ import sys
 from typing import Any
 
 NAME = "asag"
-NOTE = (
-    "ASAG doesn't guide ADetailer's inpainting: asag is not among the script names in ADetailer's setting "
-    "(Script names to apply to ADetailer)"
-)
+NOTE = "ASAG doesn't guide ADetailer's inpainting: add asag to ADetailer's setting (Script names to apply to ADetailer)"
 
 
 def unguided_inpainting(p: Any) -> str:

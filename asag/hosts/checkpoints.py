@@ -59,9 +59,7 @@ def shapes(path: Path) -> Shapes:
         return _safetensors_shapes(path)
     if kind == ".gguf":
         return _gguf_shapes(path)
-    raise Unreadable(
-        f"a {kind or 'nameless'} file shows its blocks only once it is loaded, unlike .safetensors and .gguf"
-    )
+    raise Unreadable(f"ASAG can't read the blocks of a {kind or 'nameless'} file before it is loaded")
 
 
 def _safetensors_shapes(path: Path) -> Shapes:

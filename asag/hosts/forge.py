@@ -93,7 +93,7 @@ class ForgeRun(GuidedRun):
             self.chosen = network, blocks, choose_layers(network, family, blocks, self.heads)
         self._patch(objects)
         if objects.unet.model_options.get("conditioning_modifiers"):
-            self.reuse.give_up("a unit makes the model remember what it sees (reference)")
+            self.reuse.give_up("one of ControlNet's reference units is on")
         return ForgeStep(network, params.x, scale, self.chosen[2], family, self.operator, self.reuse, cfg_scale)
 
     def entrance(self, denoiser: Any) -> nn.Module:

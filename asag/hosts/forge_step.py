@@ -199,7 +199,7 @@ class ForgeStep(SeenStep):
                 with forward_replaced(self.network, self._taken("branched")):
                     return predict(without_control)
             except Mismatch:
-                self.reuse.give_up("the model is asked for other rows than before")
+                self.reuse.give_up("the model got other inputs than before")
                 return None
 
         def whole() -> Tensor:

@@ -41,6 +41,8 @@ from asag.watched import Watched
 logger = logging.getLogger(__name__)
 
 RUN = "_asag_run"
+# Of a run: what brings another model after its first.
+LATER = "a later model (refiner or hires checkpoint)"
 
 
 class GuidedStep(Protocol):
@@ -149,14 +151,14 @@ class GuidedRun:
         try:
             return self.open_step(params, scale, blocks)
         except BlocksError as error:
-            self.tell(f"ASAG took the blocks auto in the model that came later: {self.blocks_field}: {error}")
+            self.tell(f"ASAG used the blocks auto in {LATER}: {self.blocks_field}: {error}")
             return self.open_step(params, scale, "auto")
         except UnsupportedModel as error:
-            self.tell(f"ASAG didn't guide the model that came later: {error}")
+            self.tell(f"ASAG didn't guide {LATER}: {error}")
         except Refused as error:
             if error.status_code != 422:
                 raise
-            self.tell(f"ASAG didn't guide the model that came later: {error}")
+            self.tell(f"ASAG didn't guide {LATER}: {error}")
         return None
 
     def tell(self, message: str) -> None:
@@ -186,7 +188,7 @@ class GuidedRun:
         return bool(self.conflict)
 
     @contextmanager
-    def errors_kept(self, failed: str = "the perturbed pass failed") -> Iterator[None]:
+    def errors_kept(self, failed: str = "the weakened prediction failed") -> Iterator[None]:
         """Whatever is raised inside becomes a Refused, which says what `failed`, and is kept: the host may swallow it
         on the way."""
         try:

@@ -70,7 +70,7 @@ class Reuse:
         unknown = [each for each in functions if not is_stateless(each)]
         if unknown:
             names = ", ".join(sorted({name_of(each) for each in unknown}))
-            self.give_up(f"what hooks into the model may count its calls ({names})")
+            self.give_up(f"an extension may count the model's calls ({names})")
         return unknown
 
     def give_up(self, reason: str) -> None:
@@ -155,7 +155,7 @@ class Reuse:
         agree = bool(distance <= bound * expected.norm())
         # NaN says nothing of the rows: the next step compares again.
         if not agree and math.isfinite(distance):
-            self.give_up("an extension treats the rows of a batch differently")
+            self.give_up("shared work gave another result, perhaps through another extension")
         return agree
 
     def comment(self, again: int = 0) -> str | None:

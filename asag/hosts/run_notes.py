@@ -41,13 +41,16 @@ def notes_on(run: GuidedRun, family: Family) -> list[str]:
     stopped = how_it_was_stopped()
     if run.missed_calls:
         messages.append(
-            f"ASAG guided {run.guided_calls} steps and left out others: the sampler replaces the "
-            "functions that guide (reForge's CFG++ samplers do); choose another sampler"
+            f"ASAG guided {run.guided_calls} steps and left out others: it can't guide them with this sampler (such "
+            "as reForge's CFG++ samplers); choose another sampler"
         )
     elif stopped:
         messages.append(f"ASAG guided {run.guided_calls} of {run.announced} steps: the image was {stopped}")
     elif not run.guided_calls and not run.conflict:
-        messages.append("ASAG guided no step of this image: none lies between start and end, or hires fix was off")
+        messages.append(
+            "ASAG guided no step of this image: no step lies between start and end, or the setting Hires fix is hires "
+            "and there was no hires pass; change these settings"
+        )
     without_cfg = run.scaling.unit.without_cfg
     if without_cfg:
         messages.append(
@@ -56,14 +59,18 @@ def notes_on(run: GuidedRun, family: Family) -> list[str]:
         )
     if run.operator.changes_nothing:
         messages.append(
-            "ASAG changed nothing: in an image this small the weakened blocks have a single token, so their attention "
-            "can't change; choose others, such as all"
+            "ASAG changed nothing: the image is so small that the weakened blocks see it as one token; choose other "
+            "blocks, such as all"
         )
     elif run.scaling.largest is not None and not bool(run.scaling.largest):
-        messages.append("ASAG changed nothing: the weakened attention gave exactly what the ordinary one gives")
+        messages.append(
+            "ASAG changed nothing: the weakened attention gave the same as the ordinary attention; choose other blocks "
+            "or another method"
+        )
     elif run.scaling.unit.only_faint is not None and bool(run.scaling.unit.only_faint):
         messages.append(
-            "ASAG changed almost nothing: unit cfg follows CFG, and CFG did the same (are both prompts the same?)"
+            "ASAG changed almost nothing: in unit cfg ASAG follows CFG, and CFG changed almost nothing (are both "
+            "prompts the same?)"
         )
     return messages
 

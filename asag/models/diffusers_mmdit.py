@@ -31,7 +31,7 @@ class Sd3Transformer:
 
     name = "diffusers SD3Transformer2DModel"
     kinds: tuple[str, ...] = ()
-    reason = "the middle of the depth, where the middle block of a UNet is: joint.12 of SD3's 24"
+    reason = "the middle of the network, like the middle block of a UNet: joint.12 of SD3's 24"
     experimental = True
     row_methods: tuple[str, ...] = ()
 
@@ -67,7 +67,7 @@ class FluxTransformer:
 
     name = "diffusers FluxTransformer2DModel"
     kinds: tuple[str, ...] = ()
-    reason = "the middle of the depth, both kinds of block counted: single.9 of Flux's 19 + 38"
+    reason = "the middle of the network, with both kinds of block counted: single.9 of Flux's 19 + 38"
     experimental = True
     row_methods: tuple[str, ...] = ()
 

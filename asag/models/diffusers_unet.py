@@ -50,7 +50,7 @@ class DiffusersUnet:
 
     name = "diffusers UNet2DConditionModel (SD1.x, SD2, SDXL)"
     kinds: tuple[str, ...] = ()
-    reason = "the middle block, as PAG and SEG use: the coarsest tokens, where attention decides structure"
+    reason = "the middle block, as in the papers on PAG and SEG"
     experimental = False
     row_methods: tuple[str, ...] = ()
 

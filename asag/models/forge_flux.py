@@ -19,7 +19,7 @@ class ForgeFlux(HostTransformer):
 
     name = "Flux and Chroma (Forge, Neo)"
     kinds: tuple[str, ...] = ("Flux", "Flux.2", "Chroma")
-    reason = "the middle of the depth, double and single blocks counted alike"
+    reason = "the middle of the network, with double and single blocks counted together"
     homes = (("backend.nn.flux", "attention_function"),)
 
     def matches(self, model: HostModel) -> bool:

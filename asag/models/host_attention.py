@@ -57,7 +57,7 @@ class HostTransformer:
     kinds: tuple[str, ...] = ()
     experimental = True
     row_methods: tuple[str, ...] = ()
-    reason = "the middle of the depth, where the middle block of a UNet is"
+    reason = "the middle of the network, like the middle block of a UNet"
     homes: tuple[tuple[str, str], ...] = ()
     hint = ""
 

@@ -26,7 +26,7 @@ class LdmUnet:
 
     name = "SD1.x, SD2 and SDXL UNets"
     kinds: tuple[str, ...] = UNETS
-    reason = "the middle block, as PAG and SEG use: the coarsest tokens, where attention decides structure"
+    reason = "the middle block, as in the papers on PAG and SEG"
     experimental = False
     row_methods: tuple[str, ...] = ()
 

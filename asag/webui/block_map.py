@@ -143,14 +143,12 @@ def _after(
     else:
         count = map_heads.count_of(layers, counts)
         if count is None:
-            raise BlocksError(f"How many heads {block} has is known once the model is loaded.")
+            raise BlocksError(f"ASAG knows the heads of {block} once the model is loaded. Generate a picture first.")
         after = map_heads.toggled(layers, reading.chosen, reading.heads, named, count)
     if not others and not after:
         if named is None:
-            raise BlocksError(
-                f"{block} is the only block that is weakened: choose another one first, or switch ASAG off."
-            )
-        raise BlocksError(f"{toggle} is all that is weakened: choose more first, or switch ASAG off.")
+            raise BlocksError(f"Only {block} is weakened. Choose another block first, or switch ASAG off.")
+        raise BlocksError(f"Only {toggle} is weakened. Choose another head or block first, or switch ASAG off.")
     every = [address for each in by_block.values() for address in each]
     everything = {**others, **after}
     return write_list(every, everything, {each: heads for each, heads in everything.items() if heads})

@@ -128,8 +128,8 @@ def _message(p: Any, picture: Picture, asked: AsagSettings) -> str:
     done, noted = found.get(infotext.KEY), found.get(notes.KEY, "")
     if done is None and not noted:
         message = (
-            f"ASAG didn't guide what the worker {label} made: it isn't installed there, or sd-webui-distributed didn't "
-            "send it the settings (it asks a worker for its extensions only when this WebUI starts: restart)"
+            f"ASAG didn't guide what the worker {label} made: install ASAG there, and restart this WebUI, since "
+            "sd-webui-distributed asks for a worker's extensions only at the start"
         )
     elif done not in (None, infotext.write(asked)):
         message = f"ASAG guided what the worker {label} made with other settings than asked for: {done}"

@@ -92,7 +92,7 @@ def on_infotext_pasted(text: str, parameters: MutableMapping[str, Any]) -> None:
 def pasted_problems(parameters: Mapping[str, Any]) -> str:
     """What the page tells of a pasted text; empty when all of it was read."""
     problems = parameters.get(PROBLEMS_KEY)
-    return f"ASAG: not all of the pasted text can be read; the rest is taken. {problems}" if problems else ""
+    return f"ASAG: some settings in the pasted text can't be read. The others are used. {problems}" if problems else ""
 
 
 def pasted_preset(parameters: Mapping[str, Any], presets: Presets) -> str | None:

@@ -174,7 +174,8 @@ def test_cfg_that_changes_nothing_is_told(host: Host) -> None:
     host.prompts = [Prompts([each.negative], [1.0], each.negative) for each in PLAIN]
     guided(host, Options(batched=False), unit="cfg")
     assert host.comments == [
-        "ASAG changed almost nothing: unit cfg follows CFG, and CFG did the same (are both prompts the same?)"
+        "ASAG changed almost nothing: in unit cfg ASAG follows CFG, and CFG changed almost nothing (are both "
+        "prompts the same?)"
     ]
 
 
@@ -248,7 +249,7 @@ def test_a_reference_units_model_takes_whole_passes_and_the_steps_are_the_same(h
     host.p.scripts = SimpleNamespace(alwayson_scripts=[script])
     assert_steps(host, guided(host, Options()), CONSTANT)
     assert host.comments == [
-        "ASAG took a whole extra pass in 2 of 2 guided steps: a unit makes the model remember what it sees (reference)"
+        "ASAG took a whole extra pass in 2 of 2 guided steps: one of ControlNet's reference units is on"
     ]
 
 
@@ -285,7 +286,9 @@ def test_rows_that_another_extension_took_away_end_the_request(host: Host) -> No
 
     host.callbacks.on_cfg_denoiser(take)
     before = snapshot(host.unet)
-    with pytest.raises(Refused, match=r"^ASAG: 2 conditional rows of 4 run, \[\[1\.0\]\] expected; ") as refused:
+    with pytest.raises(
+        Refused, match=r"^ASAG can't guide this picture: .*\(2 conditional rows of 4, weights \[\[1\.0\]\]\); "
+    ) as refused:
         guided(host, Options())
     assert refused.value.status_code == 500
     assert snapshot(host.unet) == before

@@ -156,7 +156,7 @@ def test_a_unet_that_is_asked_for_other_rows_than_before_takes_a_whole_pass(unet
             expected = InnerModel.forward(model, x[:1] + 0.3, torch.ones(1), {"c_crossattn": [text[:1]]})
     assert_close(found, expected)
     assert (reuse.shared, reuse.whole) == (0, 1)
-    assert "the UNet was given other rows than before" in reuse.comment()
+    assert "the model got other inputs than before" in reuse.comment()
     assert snapshot(unet) == before
 
 

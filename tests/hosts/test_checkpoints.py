@@ -85,7 +85,7 @@ def test_files_that_cannot_be_read(tmp_path):
         contents(tmp_path / "folder.safetensors")
     for name, kind in (("a.ckpt", "a .ckpt file"), ("a.PT", "a .pt file"), ("a", "a nameless file")):
         (tmp_path / name).write_bytes(b"PK\x03\x04" * 100)
-        with pytest.raises(Unreadable, match=f"{kind} shows its blocks only once it is loaded"):
+        with pytest.raises(Unreadable, match=f"{kind} before it is loaded"):
             contents(tmp_path / name)
 
 

@@ -26,7 +26,7 @@ from tests.support import snapshot
 from tests.tiny_diffusers import normal
 
 EXTRA = normal(1, 3, 24, seed=5)
-WHOLE = "may count its calls (tests.hosts.counting_hook)"
+WHOLE = "may count the model's calls (tests.hosts.counting_hook)"
 COND, UNCOND = 0, 1
 
 

@@ -209,8 +209,8 @@ def test_a_sampler_that_replaces_what_guides_is_told(host):
     torch.testing.assert_close(guided(host, scale=2.0), plain(host), rtol=0, atol=0)
     assert host.unguided
     assert host.comments == [
-        "ASAG guided 0 steps and left out others: the sampler replaces the functions that guide (reForge's CFG++ "
-        "samplers do); choose another sampler"
+        "ASAG guided 0 steps and left out others: it can't guide them with this sampler (such as reForge's CFG++ "
+        "samplers); choose another sampler"
     ]
     assert not host.model.diffusion_model._forward_pre_hooks
 
@@ -353,7 +353,7 @@ def test_a_failing_perturbed_pass_ends_the_request_and_leaves_nothing(host, monk
         raise error
 
     monkeypatch.setattr(sampling, "calc_cond_uncond_batch", failing)
-    with pytest.raises(Refused, match=f"perturbed pass failed: {told}$") as refused:
+    with pytest.raises(Refused, match=f"weakened prediction failed: {told}$") as refused:
         guided(host)
     assert refused.value.status_code == 500
     assert snapshot(host.model.diffusion_model) == before

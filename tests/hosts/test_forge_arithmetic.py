@@ -292,7 +292,7 @@ def test_a_reference_units_model_takes_whole_passes_and_the_steps_are_the_same(h
     assert_steps(host, guided(host, Options()), CONSTANT)
     del host.objects.unet.model_options["conditioning_modifiers"]
     assert host.comments == [
-        "ASAG took a whole extra pass in 2 of 2 guided steps: a unit makes the model remember what it sees (reference)"
+        "ASAG took a whole extra pass in 2 of 2 guided steps: one of ControlNet's reference units is on"
     ]
 
 

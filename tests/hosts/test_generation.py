@@ -122,8 +122,8 @@ def test_scale_and_blocks_are_those_of_the_pass(p: Any, settings: Any, given: An
         (Refused("as it is", 418), 418, "as it is"),
         (BlocksError("no such block"), 422, "ASAG settings: hires_blocks: no such block"),
         (UnsupportedModel("an unknown one"), 422, "ASAG settings: model: an unknown one"),
-        (ValueError("first\nsecond"), 500, "ASAG: the perturbed pass failed: ValueError: first"),
-        (ValueError(), 500, "ASAG: the perturbed pass failed: ValueError"),
+        (ValueError("first\nsecond"), 500, "ASAG: the weakened prediction failed: ValueError: first"),
+        (ValueError(), 500, "ASAG: the weakened prediction failed: ValueError"),
     ],
 )
 def test_an_error_ends_the_run_at_the_models_entrance(error: Exception, status: int, message: str) -> None:
@@ -146,11 +146,11 @@ def test_an_error_ends_the_run_at_the_models_entrance(error: Exception, status: 
     [
         (
             BlocksError("lacks it"),
-            "ASAG took the blocks auto in the model that came later: blocks: lacks it",
+            "ASAG used the blocks auto in a later model (refiner or hires checkpoint): blocks: lacks it",
             [(1.5, "mid"), (1.5, "auto")],
         ),
-        (UnsupportedModel("new"), "ASAG didn't guide the model that came later: new", [(1.5, "mid")]),
-        (Refused("new", 422), "ASAG didn't guide the model that came later: new", [(1.5, "mid")]),
+        (UnsupportedModel("new"), "ASAG didn't guide a later model (refiner or hires checkpoint): new", [(1.5, "mid")]),
+        (Refused("new", 422), "ASAG didn't guide a later model (refiner or hires checkpoint): new", [(1.5, "mid")]),
     ],
 )
 def test_a_model_that_comes_later_loses_nothing(error: Exception, told: str, opened: Any) -> None:
@@ -330,7 +330,7 @@ def test_a_kernel_that_broke_the_device_is_named_where_the_perturbed_pass_stumbl
     p, run = Processing(), Run()
     armed(p, run)
     broken_cuda(monkeypatch)
-    run.error = Refused("ASAG: the perturbed pass failed: RuntimeError: CUDA error", 500)
+    run.error = Refused("ASAG: the weakened prediction failed: RuntimeError: CUDA error", 500)
     with pytest.raises(DeviceLost, match="restart with ASAG_IMPL=streaming"):
         p.sample()
 

@@ -99,4 +99,7 @@ def test_a_noise_schedule_that_cannot_be_read_ends_the_request(host: Any, monkey
 
 def test_a_window_that_no_step_meets_is_told(host: Any) -> None:
     guided(host, host.new_options(passes=[FIRST + FIRST], timesteps=TIMESTEPS), start="99%")
-    assert host.comments == ["ASAG guided no step of this image: none lies between start and end, or hires fix was off"]
+    assert host.comments == [
+        "ASAG guided no step of this image: no step lies between start and end, or the setting Hires fix is hires "
+        "and there was no hires pass; change these settings"
+    ]

@@ -51,15 +51,21 @@ def state(monkeypatch: pytest.MonkeyPatch, **what: bool) -> None:
     monkeypatch.setitem(sys.modules, "modules.shared", SimpleNamespace(state=SimpleNamespace(**what)))
 
 
-NO_STEP = "ASAG guided no step of this image: none lies between start and end, or hires fix was off"
-SINGLE = (
-    "ASAG changed nothing: in an image this small the weakened blocks have a single token, so their attention can't "
-    "change; choose others, such as all"
+NO_STEP = (
+    "ASAG guided no step of this image: no step lies between start and end, or the setting Hires fix is hires "
+    "and there was no hires pass; change these settings"
 )
-NOTHING = "ASAG changed nothing: the weakened attention gave exactly what the ordinary one gives"
+SINGLE = (
+    "ASAG changed nothing: the image is so small that the weakened blocks see it as one token; choose other blocks, "
+    "such as all"
+)
+NOTHING = (
+    "ASAG changed nothing: the weakened attention gave the same as the ordinary attention; choose other blocks or "
+    "another method"
+)
 MISSED = (
-    "ASAG guided 3 steps and left out others: the sampler replaces the functions that guide (reForge's CFG++ samplers "
-    "do); choose another sampler"
+    "ASAG guided 3 steps and left out others: it can't guide them with this sampler (such as reForge's CFG++ "
+    "samplers); choose another sampler"
 )
 NOTES: list[tuple[dict[str, Any], list[str]]] = [
     ({}, []),

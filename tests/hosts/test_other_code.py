@@ -168,7 +168,7 @@ def test_beside_unknown_code_nothing_is_tried_and_its_name_is_told():
     assert reuse.on
     assert reuse.distrust([FREEU, SPECTRUM, NEGPIP, NEGPIP]) == [SPECTRUM, NEGPIP, NEGPIP]
     assert not reuse.on
-    assert reuse.first_reason == "what hooks into the model may count its calls (sd-webui-negpip, sd_forge_spectrum)"
+    assert reuse.first_reason == "an extension may count the model's calls (sd-webui-negpip, sd_forge_spectrum)"
 
 
 class State:

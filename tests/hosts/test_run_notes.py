@@ -127,7 +127,9 @@ def test_blocks_that_a_later_model_lacks_lose_no_pass(host):
     host.model.diffusion_model = TwoBlocks()
     switching_to(host, later)
     shift = guided(host, blocks="out.0", scale=2.0)[2:]
-    assert told(host).startswith("ASAG took the blocks auto in the model that came later: blocks: 'out.0'")
+    assert told(host).startswith(
+        "ASAG used the blocks auto in a later model (refiner or hires checkpoint): blocks: 'out.0'"
+    )
     assert len(host.comments) == 1
     host.model.diffusion_model = later
     torch.testing.assert_close(shift, guided(host, blocks="auto", scale=2.0)[2:])
@@ -148,7 +150,10 @@ def test_a_later_model_that_cant_be_guided_loses_no_pass(host):
     torch.testing.assert_close(out[:2], guided(host, scale=2.0)[:2])
     host.model.diffusion_model = Linear()
     torch.testing.assert_close(out[2:], plain(host)[2:])
-    assert "ASAG didn't guide the model that came later: model: tests.hosts.test_run_notes.Linear" in told(host)
+    assert (
+        "ASAG didn't guide a later model (refiner or hires checkpoint): model: tests.hosts.test_run_notes.Linear"
+        in told(host)
+    )
 
 
 def header_of(path: Path, *names: str) -> Path:

@@ -65,7 +65,7 @@ def test_the_chosen_one_by_its_file(unet, tmp_path):
     [
         ([], "two.safetensors", "ASAG doesn't know the model in its file"),
         (["joint_blocks.0.x_block.attn.qkv.weight"], "two.safetensors", "it is SD3, which ASAG doesn't guide in this"),
-        (FLUX, "two.ckpt", "a .ckpt file shows its blocks only once it is loaded"),
+        (FLUX, "two.ckpt", "ASAG can't read the blocks of a .ckpt file before it is loaded"),
     ],
 )
 def test_the_loaded_one_where_the_chosen_files_blocks_are_not_known(unet, tmp_path, names, name, problem):

@@ -273,7 +273,7 @@ def test_the_slider_ends_at_10_and_the_field_takes_more(page: Page) -> None:
     slider.fill("10")
     expect(number(page, "scale")).to_have_value("10")
     page.click("#asag_preset_delete")
-    expect(page.locator("#asag_preset_notice").first).to_contain_text("allowed: your own: ")
+    expect(page.locator("#asag_preset_notice").first).to_contain_text("allowed: your own presets: ")
     choose(page, PRESET, "far")
     page.click("#asag_preset_delete")
     expect(page.locator("#asag_preset_notice").first).to_contain_text("Deleted: far")
@@ -430,7 +430,7 @@ def test_a_click_on_the_only_chosen_block_says_why_nothing_changes(page: Page) -
     blocks(page).fill("mid")
     block(page, "mid").click()
     note = page.locator(".asag-note")
-    expect(note).to_have_text("mid is the only block that is weakened: choose another one first, or switch ASAG off.")
+    expect(note).to_have_text("Only mid is weakened. Choose another block first, or switch ASAG off.")
     expect(blocks(page)).to_have_value("mid")
     block(page, "in.1").click()
     expect(blocks(page)).to_have_value("in.1, mid")
@@ -547,9 +547,7 @@ def test_a_change_that_the_server_takes_up_late_is_seen(open_page: Callable[...,
     page.wait_for_timeout(500)
     answers.append({**answers[0], "checkpoint": "two.safetensors"})
     page.clock.run_for(10_000)
-    expect(page.locator(".asag-whose")).to_have_text(
-        "These are the blocks of two.safetensors, the checkpoint that is loaded."
-    )
+    expect(page.locator(".asag-whose")).to_have_text("These are the blocks of two.safetensors, the loaded checkpoint.")
 
 
 def test_a_ladder_for_transformers_redrawn_when_the_model_changes(open_page: Callable[..., Page]) -> None:
@@ -573,17 +571,17 @@ def test_whose_blocks_the_map_shows(open_page: Callable[..., Page]) -> None:
     answers = [{**flux("single.9"), **loaded("one.safetensors")}]
     page = open_page(lambda: answers[-1], unet=False)
     whose = page.locator(".asag-whose")
-    expect(whose).to_have_text("These are the blocks of one.safetensors, the checkpoint that is loaded.")
+    expect(whose).to_have_text("These are the blocks of one.safetensors, the loaded checkpoint.")
     answers.append({**answers[0], "chosen_checkpoint": "two.ckpt", "chosen_problem": "a .ckpt file doesn't say it"})
     look_elsewhere_and_back(page)
     expect(whose).to_have_text(
-        "These are the blocks of one.safetensors, the checkpoint that is loaded. two.ckpt is chosen: it loads when you "
-        "generate, and its blocks may differ (a .ckpt file doesn't say it)."
+        "These are the blocks of one.safetensors, the loaded checkpoint. You have chosen two.ckpt. It loads when you "
+        "generate. Its blocks may differ (a .ckpt file doesn't say it)."
     )
     answers.append({**answers[0], "checkpoint": "three.safetensors", "loaded": False})
     look_elsewhere_and_back(page)
     expect(whose).to_have_text(
-        "These are the blocks of three.safetensors, the checkpoint that is chosen: it loads when you generate."
+        "These are the blocks of three.safetensors, the chosen checkpoint. It loads when you generate."
     )
 
 
@@ -681,7 +679,7 @@ def test_presets_of_ones_own(playground: Playground, open_page: Callable[..., Pa
     expect(notice).to_contain_text("Deleted: theirs")
     assert json.loads(playground.presets.read_text()) == {"ours": {"scale": 3.3}}
     page.click("#asag_preset_delete")
-    expect(notice).to_contain_text("allowed: your own: ours")
+    expect(notice).to_contain_text("allowed: your own presets: ours")
 
 
 @pytest.fixture

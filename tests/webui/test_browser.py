@@ -140,7 +140,7 @@ def test_a_text_that_cannot_be_read_is_told_and_the_rest_is_taken(page: Page) ->
     expect(page.locator(f"{ACCORDION}-visible-checkbox")).to_be_checked()
     expect(page.locator(BLOCKS)).to_have_value("mid")
     for told in (page.get_by_test_id("toast-body"), page.locator("#script_txt2img_asag_notice .asag-notice")):
-        expect(told.first).to_contain_text("not all of the pasted text can be read; the rest is taken. ")
+        expect(told.first).to_contain_text("some settings in the pasted text can't be read. The others are used. ")
         expect(told.first).to_contain_text("sharpness, <img/src=//stranger.test/a>: unknown")
     assert "ASAG: " in generate(page)[0]
     page.fill("#txt2img_prompt textarea", f"{text}, ASAG: scale 2.5")
@@ -169,14 +169,14 @@ def test_the_map_says_whose_blocks_it_shows(webui: WebUI, page: Page) -> None:
     switch(page)
     unfold(page)
     whose = page.locator("#script_txt2img_asag_map .asag-whose")
-    expect(whose).to_have_text(f"These are the blocks of {webui.sd15}, the checkpoint that is loaded.")
+    expect(whose).to_have_text(f"These are the blocks of {webui.sd15}, the loaded checkpoint.")
     if webui.kind not in ("forge", "neo") or not webui.sdxl:
         return
     # These two load what is chosen when it's needed.
     try:
         choose_of_host(page, CHECKPOINT, webui.sdxl, beginning=True)
         expect(whose).to_have_text(
-            f"These are the blocks of {webui.sdxl}, the checkpoint that is chosen: it loads when you generate."
+            f"These are the blocks of {webui.sdxl}, the chosen checkpoint. It loads when you generate."
         )
     finally:
         choose_of_host(page, CHECKPOINT, webui.sd15, beginning=True)

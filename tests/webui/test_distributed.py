@@ -78,7 +78,7 @@ def test_a_picture_that_a_worker_did_not_guide_says_so(webui: WebUI, plain: Imag
 
 def test_what_a_worker_notes_is_told(webui: WebUI) -> None:
     answer = webui.txt2img(**request(batch_size=2, alwayson_scripts=asag(start=0.9)))
-    assert ["none lies between start and end" in text for text in answer.infotexts] == [True, True]
+    assert ["no step lies between start and end" in text for text in answer.infotexts] == [True, True]
 
 
 def test_a_worker_that_fails_is_named(webui: WebUI, guided: Image) -> None:

@@ -44,7 +44,7 @@ def test_out_of_memory(webui: WebUI, plain: Image, guided: Image, where: str, ki
         assert answer.body["error"] == kind
         assert sentence in (answer.body.get("errors"), answer.body.get("message"))
     else:
-        assert answer.body["detail"] == f"ASAG: the perturbed pass failed: {kind}: {sentence}"
+        assert answer.body["detail"] == f"ASAG: the weakened prediction failed: {kind}: {sentence}"
     assert webui.fingerprint() == clean
     assert_same(webui.txt2img(**request()).image, unguided)
     assert_same(guided(WHOLE), before)

@@ -157,7 +157,7 @@ def test_gguf(webui: WebUI) -> None:
     [
         ("broken-or-small.safetensors", b"\x08\0\0\0\0\0\0\0{", "its file is broken"),
         ("broken-or-small.gguf", b"GGUF\x03\0\0\0\xff\xff", "its file is broken"),
-        ("broken-or-small.ckpt", b"PK\x03\x04", "a .ckpt file shows its blocks only once it is loaded"),
+        ("broken-or-small.ckpt", b"PK\x03\x04", "ASAG can't read the blocks of a .ckpt file before it is loaded"),
     ],
     ids=["safetensors", "gguf", "pickle"],
 )

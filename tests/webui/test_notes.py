@@ -28,7 +28,7 @@ def in_info(answer: Answer) -> str:
 @pytest.mark.parametrize(
     ("settings", "changes", "told"),
     [
-        ({"start": 0.95}, {}, "ASAG guided no step of this image: none lies between start and end"),
+        ({"start": 0.95}, {}, "ASAG guided no step of this image: no step lies between start and end"),
         ({"start": 0.8, "end": 0.2}, {}, "ASAG guided no step of this image: start, 0.8, isn't before end, 0.2"),
         # A UNet of SD1.x has one token in its middle block.
         ({}, {"width": 64, "height": 64}, "ASAG changed nothing"),
