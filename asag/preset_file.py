@@ -89,7 +89,7 @@ class PresetFile:
         if not isinstance(found, dict):
             raise ValueError("not a JSON object")
         if lies_too_deep(found):
-            raise ValueError(f"more than {MOST_LEVELS} lists and objects in one another")
+            raise ValueError(f"more than {MOST_LEVELS} nested lists and objects")
         return found
 
     def _parse_or_put_aside(self) -> dict[str, Any]:

@@ -279,13 +279,13 @@
             return legend;
         }
 
-        whose(answer) {
-            const whose = `These are the blocks of ${answer.checkpoint}, the `;
+        whose({checkpoint, loaded, chosen_checkpoint, chosen_problem}) {
+            const whose = `These are the blocks of ${checkpoint}, the `;
             const loads = "It loads when you generate.";
-            if (!answer.loaded) return element("p", "asag-whose", `${whose}chosen checkpoint. ${loads}`);
-            if (!answer.chosen_checkpoint) return element("p", "asag-whose", `${whose}loaded checkpoint.`);
-            const other = `loaded checkpoint. You have chosen ${answer.chosen_checkpoint}. ${loads} Its blocks may differ`;
-            return element("p", "asag-told asag-whose", `${whose}${other} (${answer.chosen_problem}).`);
+            if (!loaded) return element("p", "asag-whose", `${whose}chosen checkpoint. ${loads}`);
+            if (!chosen_checkpoint) return element("p", "asag-whose", `${whose}loaded checkpoint.`);
+            const other = `You have chosen ${chosen_checkpoint}. ${loads} Its blocks may differ (${chosen_problem}).`;
+            return element("p", "asag-told asag-whose", `${whose}loaded checkpoint. ${other}`);
         }
     }
 

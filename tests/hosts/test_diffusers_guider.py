@@ -327,7 +327,7 @@ def test_contrast_with_a_unet_and_other_code_in_the_model_are_refused_by_name() 
         pipe(**modular_inputs(), output="latents")
     pipe = modular_pipe(AdversarialSinkhornAttentionGuidance(4.0), unet=unet)
     unet.mid_block.register_forward_hook(lambda module, args, output: output)
-    with pytest.raises(UnsupportedModel, match=r"model: mid_block has the hook .*allowed: none of it"):
+    with pytest.raises(UnsupportedModel, match=r"model: mid_block has the hook .*allowed: a model without it"):
         pipe(**modular_inputs(), output="latents")
 
 
