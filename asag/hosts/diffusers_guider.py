@@ -183,8 +183,8 @@ class AdversarialSinkhornAttentionGuidance(BaseGuidance):
         others = other_code(model)
         if others:
             raise UnsupportedModel(
-                f"model: {others[0]}, which may not work with one more pass; allowed: a model without it, or asag_guidance with a "
-                "classic pipeline, which repeats what it does"
+                f"model: {others[0]}, which may not work with one more pass; allowed: a model without it, or "
+                "asag_guidance with a classic pipeline, which repeats what it does"
             )
         self._flow_timesteps = 1 if isinstance(family, FluxTransformer) else 1000
 
