@@ -56,10 +56,10 @@ def test_the_message_counts_the_steps_and_names_the_dtype_and_what_is_finer() ->
     )
 
 
-@pytest.mark.parametrize(("lost", "told"), [(1, False), (2, True), (3, True)])
-def test_it_is_told_from_half_of_the_steps_on(lost: int, told: bool) -> None:
+@pytest.mark.parametrize(("lost", "steps", "told"), [(1, 4, False), (2, 5, False), (2, 4, True), (3, 4, True)])
+def test_it_is_told_from_half_of_the_steps_on(lost: int, steps: int, told: bool) -> None:
     rounding, prediction = Rounding(), spread(1, 4, 8, 8)
-    for step in range(4):
+    for step in range(steps):
         rounding.add((1e-3 if step < lost else 1.0) * prediction, prediction, torch.bfloat16)
     assert bool(rounding.message()) == told
 

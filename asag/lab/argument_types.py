@@ -61,7 +61,7 @@ def existing(text: str) -> Path:
 
 def out_folder(text: str) -> Path:
     """A folder to write to, which need not be there yet."""
-    if any(path.exists() and not path.is_dir() for path in (Path(text), *Path(text).parents)):
+    if any(path.is_file() for path in (Path(text), *Path(text).parents)):
         raise ArgumentTypeError(f"{text} is a file, or in one; allowed: a folder")
     return Path(text)
 

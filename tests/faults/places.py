@@ -146,6 +146,10 @@ class A1111(WebUI):
             "beside": self.beside_another(self.way(SHARED)),
         }
 
+    def let_go(self) -> None:
+        super().let_go()
+        self.host.previews.clear()
+
 
 class Forge(WebUI):
     name = "forge"

@@ -331,7 +331,7 @@ def test_map_and_list_are_in_step(page: Page) -> None:
     expect(block(page, "mid")).to_have_attribute("aria-pressed", "false")
     # The last one stays: a list can't be empty.
     block(page, "in.1").click()
-    expect(page.locator(".asag-note")).to_contain_text("in.1 is the only block")
+    expect(page.locator(".asag-note")).to_contain_text("Only in.1 is weakened.")
     expect(blocks(page)).to_have_value("in.1")
     blocks(page).fill("out.0-1")
     expect(block(page, "out.1")).to_have_attribute("aria-pressed", "true")
@@ -798,7 +798,7 @@ def test_texts_of_strangers_are_shown_as_text(playground: Playground, open_page:
         page = open_page(watched=True)
         # The file is read when the page is built, and again whenever the accordion's switch changes.
         page.get_by_label("ASAG", exact=True).uncheck()
-        expect(page.locator("#asag_preset")).to_contain_text("stay in asag-presets.json")
+        expect(page.locator("#asag_preset")).to_contain_text("asag-presets.json keeps presets that can't be used")
         page.click("#asag_presets > .label-wrap")
         choose(page, PRESET, short)
         expect(number(page, "scale")).to_have_value("2.75")

@@ -55,12 +55,12 @@ SENTENCES = {
         "On the small UNet both take {along-unet: mean costs/similarity/needed/0.01 0} to "
         "{along-unet: mean costs/adversarial/needed/0.01 0} for a mean change below 0.01 and "
         "{along-unet: mean costs/adversarial/needed/0.0001 0} below 0.0001",
-        "With *Fast* FD in the UNet is {every-unet cfg: fd} without ASAG, {every-unet Fast every=none: fd} at 1, "
-        "{every-unet Fast every=2: fd} at 2, {every-unet Fast every=3: fd} at 3 and {every-unet Fast every=4: fd} at "
-        "4. ASAG's gain is {every-unet Fast every=none: fd change} ± {every-unet Fast every=none: fd error} at 1 and "
-        "{every-unet Fast every=2: fd change} ± {every-unet Fast every=2: fd error} at 2.",
-        "FD is {every-mmdit cfg: fd}, {every-mmdit Fast every=none: fd}, {every-mmdit Fast every=2: fd}, "
-        "{every-mmdit Fast every=3: fd} and {every-mmdit Fast every=4: fd}",
+        "| FD, UNet (500 pictures) | {every-unet cfg: fd} | {every-unet Fast every=none: fd} | "
+        "{every-unet Fast every=2: fd} | {every-unet Fast every=3: fd} | {every-unet Fast every=4: fd} |",
+        "In the UNet ASAG lowers FD by {every-unet Fast every=none: fd change} ± {every-unet Fast every=none: fd error} at "
+        "1 and by {every-unet Fast every=2: fd change} ± {every-unet Fast every=2: fd error} at 2.",
+        "| FD, MMDiT (500 pictures) | {every-mmdit cfg: fd} | {every-mmdit Fast every=none: fd} | "
+        "{every-mmdit Fast every=2: fd} | {every-mmdit Fast every=3: fd} | {every-mmdit Fast every=4: fd} |",
     ],
 }
 # A number that looks measured; and what a text may have by itself: what was set, and what the papers have.

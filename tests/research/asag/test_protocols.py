@@ -24,7 +24,8 @@ def commands(page):
 
 
 @pytest.mark.parametrize(("page", "count"), [("protocol-30k.md", 7), ("protocol-cell.md", 2)])
-def test_the_commands_of_a_protocol_are_read(page, count):
+def test_the_commands_of_a_protocol_are_read(page, count, monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda self: True)  # the folders that a page names are its reader's
     found = list(commands(page))
     assert len(found) == count
     for room, (command, *argv) in found:
