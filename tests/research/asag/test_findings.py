@@ -57,8 +57,9 @@ SENTENCES = {
         "{along-unet: mean costs/adversarial/needed/0.0001 0} below 0.0001",
         "| FD, UNet (500 pictures) | {every-unet cfg: fd} | {every-unet Fast every=none: fd} | "
         "{every-unet Fast every=2: fd} | {every-unet Fast every=3: fd} | {every-unet Fast every=4: fd} |",
-        "In the UNet ASAG lowers FD by {every-unet Fast every=none: fd change} ± {every-unet Fast every=none: fd error} at "
-        "1 and by {every-unet Fast every=2: fd change} ± {every-unet Fast every=2: fd error} at 2.",
+        "In the UNet ASAG lowers FD by {every-unet Fast every=none: fd change} ± "
+        "{every-unet Fast every=none: fd error} at 1 and by {every-unet Fast every=2: fd change} ± "
+        "{every-unet Fast every=2: fd error} at 2.",
         "| FD, MMDiT (500 pictures) | {every-mmdit cfg: fd} | {every-mmdit Fast every=none: fd} | "
         "{every-mmdit Fast every=2: fd} | {every-mmdit Fast every=3: fd} | {every-mmdit Fast every=4: fd} |",
     ],
