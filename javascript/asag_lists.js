@@ -23,7 +23,7 @@
         observer.disconnect();
         field = event.composedPath()[0]; // a host may have the page in a shadow
         typed = null;
-        const component = field.matches(".wrap-inner input") && field.closest('[id*="asag_"].block');
+        const component = field.matches?.(".wrap-inner input") && field.closest('[id*="asag_"].block');
         if (component) observer.observe(component, {childList: true, subtree: true});
     });
 
