@@ -51,13 +51,16 @@ def check_picture(p: Any, args: Sequence[Any]) -> None:
     """Before the host writes the infotext of the picture `p.batch_index`: if a worker made it, have the infotext say
     what that worker did, and note what wasn't done as asked. `args`: the script's arguments."""
     try:
+        asked = api.read_args(args)
+        if not asked.active:
+            return
         jobs = _jobs(p)
         pictures = _pictures(jobs)
         number = p.batch_index - (p.batch_size - len(pictures))
         if 0 <= number < len(pictures):
             _say_what_was_done(p, pictures[number])
-            _note(p, [pictures[number]], args)
-        for message in _missing(jobs) if api.read_args(args).active else []:
+            _note(p, [pictures[number]], asked)
+        for message in _missing(jobs):
             notes.note(p, message)
     except Exception as error:
         notes.note(p, _unknown(error))
@@ -66,7 +69,10 @@ def check_picture(p: Any, args: Sequence[Any]) -> None:
 def check_rest(p: Any, processed: Any, args: Sequence[Any]) -> None:
     """The same for the pictures of a result that the host wrote no infotext for."""
     try:
-        said = _note(p, _pictures(_jobs(p)), args)
+        asked = api.read_args(args)
+        if not asked.active:
+            return
+        said = _note(p, _pictures(_jobs(p)), asked)
     except Exception as error:
         said = [_unknown(error)]
     # The host has joined the comments already.
@@ -108,11 +114,11 @@ def _say_what_was_done(p: Any, picture: Picture) -> None:
         p.extra_generation_params[infotext.KEY] = each
 
 
-def _note(p: Any, pictures: Sequence[Picture], args: Sequence[Any]) -> list[str]:
+def _note(p: Any, pictures: Sequence[Picture], asked: AsagSettings) -> list[str]:
     """Note on `p` what is to be said of the pictures, and return it."""
     said = []
     for picture in pictures:
-        message = _message(p, picture, api.read_args(args))
+        message = _message(p, picture, asked)
         if message:
             notes.note(p, message)
             said.append(message)
@@ -120,9 +126,8 @@ def _note(p: Any, pictures: Sequence[Picture], args: Sequence[Any]) -> list[str]
 
 
 def _message(p: Any, picture: Picture, asked: AsagSettings) -> str:
-    """What the user is to know of a picture and hasn't been told; nothing when it was guided as asked, or wasn't to be
-    guided."""
-    if not asked.active or not picture.infotext:
+    """What the user is to know of a picture and hasn't been told; nothing when it was guided as asked."""
+    if not picture.infotext:
         return ""
     label, found = picture.worker.label, _parameters(picture.infotext)
     done, noted = found.get(infotext.KEY), found.get(notes.KEY, "")
