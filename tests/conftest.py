@@ -1,6 +1,7 @@
 """What holds for every test."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from hypothesis import settings
 
 from tests.core import is_core
+from tests.installed import importers
 from tests.on_device import VARIABLE, OnDevice
 
 # A busy machine is no fault of what is tested; pytest's own time limit ends what hangs.
@@ -52,6 +54,13 @@ def double() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def no_double_left() -> Iterator[None]:
+    """A module of ASAG that a test imported with a host's doubles would be the next test's: see tests/installed.py."""
+    yield
+    assert "modules" in sys.modules or not importers("modules") & sys.modules.keys()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

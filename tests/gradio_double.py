@@ -3,13 +3,12 @@ with. `Page` does what the browser and gradio's server do at an event."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, ClassVar
 
-import pytest
+from tests.installed import installed
 
 KINDS = ("Accordion", "Row", "HTML", "Dropdown", "Checkbox", "Textbox", "Slider", "Button")
 
@@ -79,20 +78,15 @@ class Page:
 
 
 @contextmanager
-def gradio(monkeypatch: pytest.MonkeyPatch, *reloaded: str) -> Iterator[list[Component]]:
-    """While open, `import gradio` gives the double, and the modules `reloaded` are imported with it. Gives the list of
-    the components that are made."""
+def gradio() -> Iterator[list[Component]]:
+    """While open, `import gradio` gives the double, to ASAG's modules too. Gives the list of the components that are
+    made."""
     module = ModuleType("gradio")
     module.__version__ = "4.40.0"
     for kind in KINDS:
         setattr(module, kind, type(kind, (Component,), {}))
     module.update = lambda **given: given
     module.Warning = lambda text: None
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "gradio", module)
-        for name in reloaded:
-            patch.delitem(sys.modules, name, raising=False)
+    with installed({"gradio": module}):
         Component.open, Component.made = [], []
         yield Component.made
-        for name in reloaded:
-            sys.modules.pop(name, None)

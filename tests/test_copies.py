@@ -4,7 +4,6 @@ import importlib
 import io
 import json
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +12,7 @@ from unittest.mock import MagicMock, Mock
 import pytest
 
 from tests.gradios import GRADIOS, python_of
+from tests.installed import installed
 
 REPOSITORY = Path(__file__).parents[1]
 # The host is a double: what scripts/asag.py imports of it, its loader (modules/scripts.py: load_scripts) and its rule
@@ -142,14 +142,13 @@ def test_an_older_copy_beside_a_newer_one(tmp_path, is_first):
 
 def test_a_copy_is_known_by_its_folder(monkeypatch):
     """In this process, with doubles of gradio and the host."""
-    for name in ("gradio", "modules", "modules.scripts", "modules.ui_components"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    scripts = sys.modules["modules"].scripts = sys.modules["modules.scripts"]
+    doubles = {name: ModuleType(name) for name in ("gradio", "modules", "modules.scripts", "modules.ui_components")}
+    scripts = doubles["modules"].scripts = doubles["modules.scripts"]
     scripts.Script, scripts.AlwaysVisible = type("Script", (), {"elem_id": lambda self, name: name}), object()
-    written = sys.modules["gradio"].HTML = Mock()
-    accordion = sys.modules["modules.ui_components"].InputAccordion = MagicMock()
-    monkeypatch.delitem(sys.modules, "asag.webui.copies", raising=False)
-    copies = importlib.import_module("asag.webui.copies")
+    written = doubles["gradio"].HTML = Mock()
+    accordion = doubles["modules.ui_components"].InputAccordion = MagicMock()
+    with installed(doubles):
+        copies = importlib.import_module("asag.webui.copies")
     assert copies.first_copy(str(REPOSITORY / "scripts" / "asag.py")) is None
     assert copies.first_copy("/other <b>/scripts/asag.py") == REPOSITORY
     script = copies.second_copy(REPOSITORY, "/other <b>/scripts/asag.py")()
@@ -164,4 +163,3 @@ def test_a_copy_is_known_by_its_folder(monkeypatch):
     for switch in (True, {"enabled": True}):
         script.process_batch("p", switch)
     assert refused == [("p", 422)] * 2
-    del sys.modules["asag.webui.copies"]

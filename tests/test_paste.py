@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from asag.presets import Presets
 from asag.settings import options
 from asag.webui import infotext
+from tests.installed import installed
 
 
 @pytest.fixture(params=["3.41.2", "4.40.0"])
@@ -18,12 +18,8 @@ def toasts(request, monkeypatch):
     gradio = ModuleType("gradio")
     gradio.__version__, shown = request.param, []
     gradio.Warning = shown.append
-    monkeypatch.setitem(sys.modules, "gradio", gradio)
-    for name in ("asag.webui.plain", "asag.webui.paste"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield request.param, shown
-    for name in ("asag.webui.plain", "asag.webui.paste"):
-        sys.modules.pop(name, None)
+    with installed({"gradio": gradio}):
+        yield request.param, shown
 
 
 def accordion(tab):

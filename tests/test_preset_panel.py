@@ -57,8 +57,8 @@ class Panel:
 
 
 @pytest.fixture
-def panel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Panel]:
-    with gradio(monkeypatch, "asag.webui.plain", "asag.webui.preset_panel"):
+def panel(tmp_path: Path) -> Iterator[Panel]:
+    with gradio():
         yield Panel(Presets(tmp_path / "presets.json"), AsagSettings(scale=0.1, unit="cfg"))
 
 

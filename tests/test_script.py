@@ -18,6 +18,7 @@ from asag.hosts.refused import Refused
 from tests.hosts.a1111_double import Host, Options
 from tests.hosts.guided import FIRST, PLAIN, assert_steps
 from tests.hosts.reference import identity_map, real_unet
+from tests.installed import installed
 from tests.test_distributed import World
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "asag.py"
@@ -76,18 +77,14 @@ def host(unet: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
     found["gradio"].__version__ = "4.40.0"
     found["fastapi"].FastAPI, found["fastapi.responses"].JSONResponse = App, dict
     found["asag.webui.ui"] = ModuleType("asag.webui.ui")  # the page has tests of its own
-    before = {name for name in sys.modules if name.startswith("asag.")}
-    for name, module in found.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    specification = spec_from_file_location("asag_script", SCRIPT)
-    host.script, host.grid = module_from_spec(specification), grid
-    specification.loader.exec_module(host.script)
-    host.asag = host.script.AsagScript()
-    host.asag.args_from, host.asag.args_to = 1, 3
-    host.p.scripts = SimpleNamespace(alwayson_scripts=[host.asag], scripts=[host.asag])
-    yield host
-    for name in {name for name in sys.modules if name.startswith("asag.")} - before:
-        del sys.modules[name]
+    with installed(found):
+        specification = spec_from_file_location("asag_script", SCRIPT)
+        host.script, host.grid = module_from_spec(specification), grid
+        specification.loader.exec_module(host.script)
+        host.asag = host.script.AsagScript()
+        host.asag.args_from, host.asag.args_to = 1, 3
+        host.p.scripts = SimpleNamespace(alwayson_scripts=[host.asag], scripts=[host.asag])
+        yield host
 
 
 @torch.no_grad()

@@ -15,8 +15,6 @@ from asag.presets import Presets
 from asag.settings import AsagSettings, options
 from tests.gradio_double import Component, gradio
 
-MODULES = ("asag.webui.plain", "asag.webui.preset_panel", "asag.webui.ui")
-
 
 class InputAccordion(Component):
     """The double of the hosts' accordion with a switch."""
@@ -27,8 +25,8 @@ def elem_id(name: str) -> str:
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Component]]:
-    with gradio(monkeypatch, *MODULES) as components:
+def made() -> Iterator[list[Component]]:
+    with gradio() as components:
         yield components
 
 

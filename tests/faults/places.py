@@ -6,7 +6,6 @@ what must be as before after a failure.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from tests.hosts import a1111_double, forge_double
 from tests.hosts.guided import AND, FIRST, HIRES, PLAIN
 from tests.hosts.reference import real_unet
 from tests.hosts.test_diffusers_guider import drive
+from tests.installed import installed
 from tests.support import snapshot
 from tests.tiny_diffusers import inputs, latents, sd3_transformer, sd15_pipe, sd15_unet
 
@@ -225,24 +225,16 @@ class Guider(Place):
         return [snapshot(self.model), threads()]
 
 
-OWN = ("asag.hosts.a1111", "asag.hosts.a1111_control", "asag.hosts.a1111_model", "asag.hosts.loaded")
-OWN += ("asag.hosts.forge", "asag.hosts.forge_step")
-
-
 @contextmanager
 def place(name: str) -> Iterator[Place]:
     """The adapter of that name, in its host."""
     if name in ("diffusers", "guider"):
         yield Diffusers() if name == "diffusers" else Guider()
         return
-    with pytest.MonkeyPatch.context() as patch:
+    double = a1111_double if name == "a1111" else forge_double
+    host = double.Host(real_unet(), PLAIN)
+    with pytest.MonkeyPatch.context() as patch, installed(host.modules()):
         patch.setattr(attention, "_ATTN_PRECISION", "that of its input")
-        double = a1111_double if name == "a1111" else forge_double
-        host = double.Host(real_unet(), PLAIN)
-        for module_name, module in host.modules().items():
-            patch.setitem(sys.modules, module_name, module)
-        for own in OWN:
-            patch.delitem(sys.modules, own, raising=False)
         if name == "a1111":
             from asag.hosts.a1111 import A1111 as Adapter
 

@@ -32,9 +32,8 @@ from tests.hosts.reference import (
     real_unet,
     sinkhorn_map,
 )
+from tests.installed import installed
 from tests.support import needs_fake_cuda, snapshot
-
-OWN = ("asag.hosts.a1111", "asag.hosts.a1111_model", "asag.hosts.loaded")
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +45,11 @@ def unet() -> nn.Module:
 def host(unet: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     monkeypatch.setattr(attention, "_ATTN_PRECISION", "that of its input")
     host = Host(unet, PLAIN)
-    for name, module in host.modules().items():
-        monkeypatch.setitem(sys.modules, name, module)
-    for name in OWN:
-        sys.modules.pop(name, None)
-    from asag.hosts.a1111 import A1111
+    with installed(host.modules()):
+        from asag.hosts.a1111 import A1111
 
-    host.adapter = A1111()
-    yield host
-    for name in OWN:
-        sys.modules.pop(name, None)
+        host.adapter = A1111()
+        yield host
 
 
 CONSTANT = [[2.0] * 2]

@@ -9,6 +9,7 @@ from torch import nn
 
 from asag.hosts.generation import RUN, Refused, arm, disarm
 from asag.settings import AsagSettings
+from tests.installed import installed
 from tests.support import snapshot
 
 
@@ -125,7 +126,7 @@ class Host:
 
 
 @pytest.fixture
-def host(monkeypatch):
+def host():
     host = Host()
     callbacks = ModuleType("modules.script_callbacks")
     callbacks.on_cfg_denoiser = lambda callback: setattr(host, "callback", callback)
@@ -133,16 +134,11 @@ def host(monkeypatch):
     modules.script_callbacks, modules.sd_models = callbacks, host.sd_models
     sampling = ModuleType("backend.sampling.sampling_function")
     sampling.calc_cond_uncond_batch = calc_cond_uncond_batch
-    for module in (modules, callbacks, sampling):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    for name in ("asag.hosts.forge", "asag.hosts.loaded"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    from asag.hosts.forge import Forge
+    with installed({module.__name__: module for module in (modules, callbacks, sampling)}):
+        from asag.hosts.forge import Forge
 
-    host.adapter = Forge()
-    yield host
-    for name in ("asag.hosts.forge", "asag.hosts.loaded"):
-        sys.modules.pop(name, None)
+        host.adapter = Forge()
+        yield host
 
 
 @torch.no_grad()

@@ -18,9 +18,9 @@ from asag.settings import AsagSettings
 from tests.hosts.forge_double import Host, KModel, Options, Patcher, calc_cond_uncond_batch
 from tests.hosts.guided import AND, FIRST, HIRES, LATER, PLAIN, ConvolvedRows, assert_steps, expected, guided
 from tests.hosts.reference import ALPHAS, Prompts, blurred_map, identity_map, real_unet
+from tests.installed import installed
 from tests.support import snapshot
 
-OWN = ("asag.hosts.forge", "asag.hosts.loaded")
 CONSTANT = [[2.0] * 2]
 
 
@@ -33,19 +33,14 @@ def unet() -> nn.Module:
 def host(unet: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     monkeypatch.setattr(attention, "_ATTN_PRECISION", "that of its input")
     host = Host(unet, PLAIN)
-    for name, module in host.modules().items():
-        monkeypatch.setitem(sys.modules, name, module)
-    for name in OWN:
-        sys.modules.pop(name, None)
-    from asag.hosts.forge import Forge
+    with installed(host.modules()):
+        from asag.hosts.forge import Forge
 
-    host.adapter = Forge()
-    patcher = host.objects.unet
-    yield host
-    assert host.objects.unet is patcher
-    assert "sampler_post_cfg_function" not in patcher.model_options
-    for name in OWN:
-        sys.modules.pop(name, None)
+        host.adapter = Forge()
+        patcher = host.objects.unet
+        yield host
+        assert host.objects.unet is patcher
+        assert "sampler_post_cfg_function" not in patcher.model_options
 
 
 @pytest.mark.parametrize("reuse", [True, False], ids=["shared", "whole"])
