@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from tests.installed import installed
 
-KINDS = ("Accordion", "Row", "HTML", "Dropdown", "Checkbox", "Textbox", "Slider", "Button")
+KINDS = ("Accordion", "Row", "HTML", "Dropdown", "Checkbox", "Textbox", "Slider", "Button", "State")
 
 
 class Component:
@@ -70,6 +70,9 @@ class Page:
         found = function(*(self.values[each] for each in inputs))
         updates = [found] if len(outputs) == 1 else list(found)
         for output, update in zip(outputs, updates, strict=True):
+            if output.kind == "State" and isinstance(update, list):
+                self.values[output] = update
+                continue
             for name, held in (("value", self.values), ("choices", self.choices), ("info", self.info)):
                 if name in update:
                     held[output] = update[name]

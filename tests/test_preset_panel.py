@@ -32,7 +32,7 @@ class Panel:
         self.panel.connect(self.switch, self.settings)
         values = {component: getattr(start, name) for name, component in self.settings.items()}
         own = {self.panel.list: self.panel.list.given["value"], self.panel.notice: "as before"}
-        own |= {self.panel.use: self.panel.use.given["value"]}
+        own |= {self.panel.use: self.panel.use.given["value"], self.panel.order: self.panel.order.args[0]}
         self.page = Page(values | own | {self.panel.name: "", self.panel.shared: ""})
 
     def set(self, **settings: Any) -> None:
@@ -209,17 +209,38 @@ def test_the_switch_looks_for_presets_that_another_tab_saved(panel: Panel) -> No
 
 
 @pytest.mark.parametrize("event", ["switch", "look"])
-def test_the_list_is_at_custom_for_a_moment_where_a_page_may_show_another_order(panel: Panel, event: str) -> None:
+def test_the_list_is_at_custom_for_a_moment_where_the_page_shows_another_order(panel: Panel, event: str) -> None:
     component, name = (panel.switch, "change") if event == "switch" else (panel.panel.look, "click")
-    look, inputs, *_ = component.events[name]
-    values = [panel.page.values[each] for each in inputs]
-    assert look(*values)[0]["value"] == "Gentle"
-    panel.presets.save("another", AsagSettings(scale=4.5))
-    assert look(*values)[0]["value"] == "Custom"
-    panel.presets.delete("another")
-    assert look(*values)[0]["value"] == "Custom"
-    panel.page.fire(component, name)
-    assert panel.chosen == "Gentle"
+
+    def first_answer() -> str:
+        look, inputs, *_ = component.events[name]
+        return look(*(panel.page.values[each] for each in inputs))[0]["value"]
+
+    assert first_answer() == "Gentle"
+    for change in (
+        lambda: panel.presets.save("another", AsagSettings(scale=4.5)),
+        lambda: panel.presets.keep_for("another", "SDXL"),
+        lambda: setattr(panel, "model", Model("Flux", "two.gguf")),
+        lambda: panel.presets.delete("another"),
+    ):
+        change()
+        assert first_answer() == "Custom"
+        panel.page.fire(component, name)
+        assert panel.chosen == first_answer() == "Gentle"
+
+
+@pytest.mark.parametrize("button", ["Save", "Rename", "Delete", "Import"])
+def test_the_list_of_a_page_that_changed_the_presets_itself_stays_where_it_is(panel: Panel, button: str) -> None:
+    panel.set(scale=4.5)
+    panel.page.values |= {panel.panel.name: "mine", panel.panel.shared: "theirs: scale 4.25"}
+    panel.press("Save")
+    panel.page.values[panel.panel.name] = "ours"
+    panel.set(scale=4.5 if button == "Rename" else 4.75)
+    panel.press(button)
+    look, inputs, *_ = panel.panel.look.events["click"]
+    shown = look(*(panel.page.values[each] for each in inputs))[0]
+    assert shown["value"] == panel.chosen
+    assert shown["choices"] == panel.page.choices[panel.panel.list]
 
 
 def test_a_file_that_cant_be_read_leaves_the_built_in_presets_and_is_told(panel: Panel) -> None:
@@ -265,7 +286,8 @@ def test_the_list_follows_the_model_and_nothing_else_changes(panel: Panel) -> No
     panel.page.fire(panel.panel.look, "click")
     assert panel.page.choices[panel.panel.list][:2] == ["★ Fast (Flux)", "Paper"]
     # What the chosen preset is kept for, although that model isn't chosen now.
-    assert panel.page.values == before | {panel.panel.use: "SDXL"}
+    names = panel.page.choices[panel.panel.list]
+    assert panel.page.values == before | {panel.panel.use: "SDXL", panel.panel.order: names}
     assert panel.page.choices[panel.panel.use] == ["any model", "SDXL", "two.gguf", "Flux"]
     panel.page.values[panel.panel.list] = "★ Gentle (SDXL)"  # of before
     panel.press("Export")
@@ -296,6 +318,7 @@ def test_a_preset_of_ones_own_by_its_mark(panel: Panel) -> None:
 )
 def test_what_a_preset_cannot_be_kept_for(panel: Panel, chosen: str, value: str, told: str) -> None:
     panel.page.values[panel.panel.list] = chosen
+    panel.set(scale=0.77)
     use(panel, value)
     assert told in panel.notice
     assert panel.presets.uses() == {}
@@ -309,3 +332,20 @@ def test_a_setting_that_is_touched_shows_what_its_preset_is_kept_for(panel: Pane
     panel.set(scale=4.5)
     panel.page.fire(panel.settings["scale"], "input")
     assert (panel.chosen, panel.page.values[panel.panel.use]) == ("Custom", "any model")
+
+
+def test_while_the_list_is_at_custom_for_a_moment_the_settings_name_the_preset(panel: Panel) -> None:
+    """A look at the presets puts it there, and a click may come before that look's second answer."""
+    panel.set(scale=3.25)
+    panel.page.values[panel.panel.list] = "Custom"
+    panel.press("Export")
+    assert panel.page.values[panel.panel.shared] == "Custom: scale 3.25; unit cfg"
+    panel.presets.save("ours", panel.given)
+    panel.press("Export")
+    assert panel.page.values[panel.panel.shared] == "ours: scale 3.25; unit cfg"
+    use(panel, "SDXL")
+    assert panel.presets.uses() == {"ours": "SDXL"}
+    panel.page.values[panel.panel.list] = "Custom"
+    panel.press("Delete")
+    assert "preset: &#x27;Custom&#x27;; allowed: your own presets: ours" in panel.notice
+    assert "ours" in panel.presets.names(), "another preset may have these settings too"

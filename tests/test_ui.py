@@ -157,8 +157,9 @@ def test_presets_hold_what_changes_the_picture(made: list[Component], tmp_path: 
     accordion = build(tmp_path)
     _, inputs, outputs, _ = accordion.settings["enabled"].events["change"]
     held = [accordion.settings[name] for name, (_, option) in options().items() if option.changes_picture]
-    assert inputs == held[1:]
-    assert [each.given["elem_id"] for each in outputs] == ["id_preset", "id_preset_use"]
+    assert inputs[1:] == held[1:]
+    assert (inputs[0].kind, outputs[-1]) == ("State", inputs[0])
+    assert [each.given["elem_id"] for each in outputs[:-1]] == ["id_preset", "id_preset_use"]
     assert outputs[0] is accordion.preset
     assert [accordion.settings[name] for name in ("reuse", "figures")] == [
         each for each in accordion.settings.values() if not each.events

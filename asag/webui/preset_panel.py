@@ -28,6 +28,7 @@ class PresetPanel:
     def __init__(self, presets: Presets, elem_id: Callable[[str], str], model: Callable[[], Model] = Model) -> None:
         self.presets, self.elem_id, self.model = presets, elem_id, model
         self.list: Any = None
+        self.order: Any = None  # what the list of a page offers
         self.look: Any = None
         self.use: Any = None
         self.name: Any = None
@@ -35,12 +36,12 @@ class PresetPanel:
         self.notice: Any = None
         self.buttons: dict[str, Any] = {}
         self.held: list[str] = []  # the names of the settings that presets hold, as `connect` gets them
-        self.orders: set[tuple[str, ...]] = set()  # all that the list has offered since the page was built
 
     def build_list(self, settings: AsagSettings) -> None:
         """The list, at the preset with these settings; and the button that the page's script presses when another
         checkpoint is chosen."""
         names, told = self._names()
+        self.order = _not_kept(gr.State(names))
         self.look = _not_kept(
             gr.Button("Presets of this model", elem_id=self.elem_id("preset_look"), elem_classes=["asag-look"])
         )
@@ -96,15 +97,16 @@ class PresetPanel:
         """Connect with the accordion's switch and the components of the settings that presets hold, by name."""
         components = list(settings.values())
         self.held = list(settings)
-        chosen, outputs = [self.list, self.use], [self.list, self.use, self.notice, *components]
+        chosen = [self.list, self.use]
+        outputs = [*chosen, self.order, self.notice, *components]
         self.list.input(self._choose, [self.list], outputs, **QUIET)
         # Another tab may have saved presets since. Not on focus: the order would change under the user's hand.
         for looks in (switch.change, self.look.click):
-            looked = looks(self._look_again, components, chosen, **QUIET)
+            looked = looks(self._look_again, [self.order, *components], [*chosen, self.order], **QUIET)
             looked.then(self._touched, components, chosen, **QUIET)
         for component in components:
             component.input(self._touched, components, chosen, **QUIET)
-        kept = self.use.input(self._keep_for, chosen, outputs, **QUIET)
+        kept = self.use.input(self._keep_for, [*chosen, *components], outputs, **QUIET)
         kept.then(self._shown_list, components, [self.list], **QUIET)
         self.buttons["Save"].click(self._save, [self.name, *components], outputs, **QUIET)
         self.buttons["Rename"].click(self._rename, [self.list, self.name], outputs, **QUIET)
@@ -116,7 +118,7 @@ class PresetPanel:
 
     def _choose(self, chosen: str) -> list[Any]:
         if chosen == CUSTOM:
-            return [gr.update(), self._use_of(CUSTOM), gr.update(), *self._unchanged()]
+            return [gr.update(), self._use_of(CUSTOM), gr.update(), gr.update(), *self._unchanged()]
 
         def act() -> tuple[str, str, list[Any]]:
             name = self._plain(chosen)
@@ -131,21 +133,21 @@ class PresetPanel:
     def _shown_list(self, *values: Any) -> Any:
         return gr.update(value=self._shown(values))
 
-    def _look_again(self, *values: Any) -> tuple[Any, Any]:
-        """Where a page may show another order, the list is at Custom for a moment: see _keep_for."""
+    def _look_again(self, order: list[str], *values: Any) -> tuple[Any, Any, list[str]]:
+        """Where the page shows another order, the list is at Custom for a moment: see _keep_for."""
         names, told = self._names()
         name = self._shown(values)
-        listed = gr.update(value=CUSTOM if len(self.orders) > 1 else name, choices=names, info=_info(told))
-        return listed, self._use_of(name)
+        listed = gr.update(value=name if names == order else CUSTOM, choices=names, info=_info(told))
+        return listed, self._use_of(name), names
 
-    def _keep_for(self, chosen: str, use: str) -> list[Any]:
+    def _keep_for(self, chosen: str, use: str, *values: Any) -> list[Any]:
         """Changes the order of the list. gradio 4 then goes on counting by the old one until the list's value changes,
         and a click on what stands in the chosen one's old place does nothing: so it's at Custom for a moment.
 
         "Use for" isn't updated: its list is still open in gradio 3, which would then show only what was chosen."""
 
         def act() -> tuple[str, str, list[Any]]:
-            name, known = self._plain(chosen), [ANY, *KIND_NAMES, *self.model().names]
+            name, known = self._meant(chosen, values), [ANY, *KIND_NAMES, *self.model().names]
             if use not in known and use != self.presets.uses().get(name):
                 raise PresetError(f"use for: {shown(use)}; allowed: {shown_names(known)}")
             self.presets.keep_for(name, use)
@@ -180,7 +182,7 @@ class PresetPanel:
 
     def _export(self, chosen: str, *values: Any) -> tuple[Any, Any]:
         try:
-            return gr.update(value=write_shared(self._plain(chosen), self._given(values))), gr.update(value="")
+            return gr.update(value=write_shared(self._meant(chosen, values), self._given(values))), gr.update(value="")
         except (PresetError, SettingsError) as error:
             return gr.update(), gr.update(value=as_html(str(error)))
 
@@ -200,9 +202,12 @@ class PresetPanel:
         try:
             chosen, notice, rest = act()
         except (PresetError, SettingsError) as error:
-            return [gr.update(), gr.update(), gr.update(value=as_html(str(error))), *self._unchanged()]
-        listed = gr.update(choices=self._names()[0], value=chosen) if fill else gr.update(value=chosen)
-        return [listed, self._use_of(chosen), gr.update(value=as_html(notice)), *rest]
+            return [gr.update(), gr.update(), gr.update(), gr.update(value=as_html(str(error))), *self._unchanged()]
+        listed, order = gr.update(value=chosen), gr.update()
+        if fill:
+            order = self._names()[0]
+            listed = gr.update(choices=order, value=chosen)
+        return [listed, self._use_of(chosen), order, gr.update(value=as_html(notice)), *rest]
 
     def _given(self, values: tuple[Any, ...]) -> AsagSettings:
         return AsagSettings.from_mapping(dict(zip(self.held, values, strict=True)))
@@ -226,14 +231,16 @@ class PresetPanel:
         except SettingsError:
             return CUSTOM  # a value half typed
 
+    def _meant(self, chosen: str, values: tuple[Any, ...]) -> str:
+        """The name of the chosen preset. The list may be at Custom for a moment only, see _look_again: then the name
+        of the preset that has these values, if there is one. Not for Delete and Rename: two may have them."""
+        return self._shown(values) if chosen == CUSTOM else self._plain(chosen)
+
     def _names(self) -> tuple[list[str], str]:
         try:
-            names = offered(self.presets.names(), self.presets.uses(), self.model())
-            told = self.presets.notice
+            return offered(self.presets.names(), self.presets.uses(), self.model()), self.presets.notice
         except PresetError as error:
-            names, told = list(PRESETS), str(error)
-        self.orders.add(tuple(names))
-        return names, told
+            return list(PRESETS), str(error)
 
     def _plain(self, chosen: str) -> str:
         """The name of the preset that the list calls so; raises PresetError when the file can't be read."""
