@@ -13,7 +13,7 @@ from tests.installed import installed
 
 
 @pytest.fixture(params=["3.41.2", "4.40.0"])
-def toasts(request, monkeypatch):
+def toasts(request):
     """The version of gradio, and the toasts that it is asked to show."""
     gradio = ModuleType("gradio")
     gradio.__version__, shown = request.param, []
